@@ -1,0 +1,20 @@
+"""Network slimming for JAX: train with L1 on BatchNorm scales, remove channels, fine-tune.
+
+    scales = slim_jax.batch_norm_scales(variables)
+    dead = slim_jax.select_global(variables, fraction=0.7)
+    plan = slim_jax.plan(apply_fn, variables, x, dead=dead)
+    thin_variables = plan.slice(variables)
+    thin_apply = slim_jax.thin(apply_fn, plan)
+    logits = thin_apply(thin_variables, x)
+"""
+
+from slim_jax.batch_norms import scales as batch_norm_scales
+from slim_jax.channels import Plan, mask, plan, thin
+from slim_jax.cost import Cost, count
+from slim_jax.select import select_global
+from slim_jax.sparsity import add_l1
+
+__version__ = '0.1.0'
+
+__all__ = ['Cost', 'Plan', 'add_l1', 'batch_norm_scales', 'count', 'mask', 'plan',
+           'select_global', 'thin']

@@ -1,0 +1,186 @@
+"""The two passes over a program and its thin evaluation.
+
+    forward   facts: where each value may be non-zero (zeros flow down)
+    backward  live:  what of each value somebody reads and is not zero (need flows up)
+    run       the equations on the live parts alone
+
+Each is one loop over the equations with the table of `rule`. They keep this invariant:
+the thin array of a value is exactly the `live` block of the full value, and every
+element that some equation reads outside the live block is zero.
+
+Zeros are structural: they hold for every finite value of the other variables, as
+`0 * x == 0` does. A network that multiplies a removed channel by infinity is not covered.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from slim_jax import jaxprs
+from slim_jax.channels import blocks
+from slim_jax.channels.blocks import Block
+from slim_jax.channels.rule import FULL_WIDTH, RULES, Fact
+from slim_jax.jaxprs import Equation, Program
+
+
+class Analysis(NamedTuple):
+  """What the backward pass found.
+
+  Attributes:
+    live: per value number, the block to compute (for an input: the block that is read).
+    reads: per equation, the block read of each operand; None when it does not run.
+    facts: of every value, from `forward`.
+  """
+  live: list[Block]
+  reads: list[list[Block] | None]
+  facts: list[Fact]
+
+
+def forward(program: Program, inputs: list[Fact]) -> list[Fact]:
+  """Facts of every value of the program, given those of its inputs."""
+  facts: list[Any] = [None] * len(program.avals)
+  for number, fact in zip(program.inputs, inputs, strict=True):
+    facts[number] = fact
+  for number, value in program.constants.items():
+    facts[number] = constant(value, program.avals[number])
+  for eqn in program.equations:
+    operands = [facts[i] for i in eqn.inputs]
+    results = _fold(eqn, operands)
+    if results is None:
+      supports = RULES.get(eqn.primitive, FULL_WIDTH).support(eqn, operands)
+      results = [Fact(support, _uniform(eqn, operands)) for support in supports]
+    for number, fact in zip(eqn.outputs, results, strict=True):
+      facts[number] = fact
+  return facts
+
+
+def backward(program: Program, facts: list[Fact], demands: list[Block]) -> Analysis:
+  """What must be computed so that the outputs can be read at `demands`."""
+  need = [blocks.nothing()] * len(program.avals)
+  reads: list[list[Block] | None] = [None] * len(program.equations)
+
+  def want(number: int, demand: Block) -> None:
+    need[number] = blocks.union(need[number], demand)
+
+  for number, demand in zip(program.outputs, demands, strict=True):
+    want(number, demand)
+  for k in reversed(range(len(program.equations))):
+    eqn = program.equations[k]
+    live = [blocks.intersect(need[i], facts[i].support) for i in eqn.outputs]
+    for number, l in zip(eqn.outputs, live, strict=True):
+      need[number] = l
+    if eqn.effects or not all(l.empty for l in live):
+      rule = RULES.get(eqn.primitive, FULL_WIDTH)
+      reads[k] = rule.reads(eqn, [facts[i] for i in eqn.inputs], live)
+      for number, read in zip(eqn.inputs, reads[k], strict=True):
+        want(number, read)
+  for number in [*program.inputs, *program.constants]:
+    need[number] = blocks.intersect(need[number], facts[number].support)
+  return Analysis(need, reads, facts)
+
+
+def run(program: Program, analysis: Analysis, arrays: list[Any], have: list[Block],
+        demands: list[Block]) -> list[Any]:
+  """Evaluates the program thin.
+
+  Args:
+    program: what to evaluate.
+    analysis: of `backward`, for the same demands.
+    arrays: thin arrays of the inputs.
+    have: which block of each input its array holds.
+    demands: which block of each output to return.
+
+  Returns:
+    The demanded block of each output; None where the demand is empty.
+  """
+  held: dict[int, tuple[Any, Block]] = {}
+  for number, array, block in zip(program.inputs, arrays, have, strict=True):
+    held[number] = array, block
+  for number, value in program.constants.items():
+    held[number] = value, blocks.whole(np.ndim(value))
+
+  def read(number: int, want: Block) -> Any:
+    if want.empty:
+      return None
+    aval = program.avals[number]
+    array, block = held.get(number) or (jax.ShapeDtypeStruct((), aval.dtype), blocks.nothing())
+    return blocks.take(array, block, want, aval.shape)
+
+  last = _last_reads(program)
+  for k, (eqn, reads) in enumerate(zip(program.equations, analysis.reads, strict=True)):
+    if reads is not None:
+      live = [analysis.live[i] for i in eqn.outputs]
+      operands = [read(i, r) for i, r in zip(eqn.inputs, reads, strict=True)]
+      evaluate = RULES.get(eqn.primitive, FULL_WIDTH).evaluate
+      with jax.named_scope(eqn.module or str(eqn.primitive)):
+        results = evaluate(eqn, [analysis.facts[i] for i in eqn.inputs], reads, live, *operands)
+      for number, array, block in zip(eqn.outputs, results, live, strict=True):
+        if not block.empty:
+          held[number] = array, block
+    for number in last.get(k, ()):
+      held.pop(number, None)
+  return [read(number, want) for number, want in zip(program.outputs, demands, strict=True)]
+
+
+def without_rule(program: Program, analysis: Analysis) -> list[Equation]:
+  """The equations that run at full width because no rule knows their primitive."""
+  return [eqn for eqn, reads in zip(program.equations, analysis.reads, strict=True)
+          if reads is not None and eqn.primitive not in RULES]
+
+
+def constant(value: Any, aval: Any) -> Fact:
+  """The fact of a concrete array (or of a captured tracer, of which nothing is known)."""
+  if isinstance(value, jax.core.Tracer) or jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):
+    return Fact(blocks.whole(len(aval.shape)))
+  array = np.asarray(value, aval.dtype)
+  return Fact(blocks.support_of(array), array if _is_small(aval) else None)
+
+
+def _is_small(aval: Any) -> bool:
+  """Whether a constant is worth knowing: scalars, and index arithmetic (integers)."""
+  if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):
+    return False
+  size = int(np.prod(aval.shape))
+  return size == 1 or (aval.dtype.kind in 'iub' and size <= 1 << 16)
+
+
+def _fold(eqn: Equation, operands: list[Fact]) -> list[Fact] | None:
+  """Computes index arithmetic at once, so that gathers see constant indices."""
+  if eqn.effects or any(fact.known is None for fact in operands):
+    return None
+  if not all(map(_is_small, eqn.out_avals)) or (jaxprs.bodies(eqn) and not _is_light(eqn)):
+    return None
+  if any(fact.known.shape != aval.shape
+         for fact, aval in zip(operands, eqn.in_avals, strict=True)):
+    return None
+  with jax.ensure_compile_time_eval():
+    results = jaxprs.bind(eqn, *[fact.known for fact in operands])
+    return [constant(np.asarray(r), a) for r, a in zip(results, eqn.out_avals, strict=True)]
+
+
+def _uniform(eqn: Equation, operands: list[Fact]) -> np.ndarray | None:
+  """The one scalar a result is made of, for operations that only repeat or rearrange."""
+  if eqn.primitive in _REPEATS and operands[0].known is not None and operands[0].known.size == 1:
+    return operands[0].known.reshape(())
+  return None
+
+
+_REPEATS = {jaxprs.primitives.broadcast_in_dim_p, jaxprs.primitives.reshape_p,
+            jaxprs.primitives.copy_p}
+
+
+def _is_light(eqn: Equation) -> bool:
+  """Whether the bodies inside an equation are straight-line code (no loop to run)."""
+  return eqn.primitive is jaxprs.primitives.custom_jvp_call_p
+
+
+def _last_reads(program: Program) -> dict[int, list[int]]:
+  """Values that nobody reads after equation k, so that eager runs free their memory."""
+  last = {i: k for k, eqn in enumerate(program.equations) for i in (*eqn.inputs, *eqn.outputs)}
+  for number in [*program.outputs]:
+    last.pop(number, None)
+  done: dict[int, list[int]] = {}
+  for number, k in last.items():
+    done.setdefault(k, []).append(number)
+  return done

@@ -1,0 +1,197 @@
+"""Blocks: which indices of an array one speaks of, one set of indices per axis.
+
+A block is a product of index sets. It says where an array may be non-zero (its
+support), which part of it somebody needs, which part is held in a thin array.
+An axis is `None` when every index is in, else a bool vector [n] with at least one
+True and one False; a block without any element is `empty` whatever its axes.
+This one form makes 'whole' cheap: most axes of most arrays are None.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+Axis = np.ndarray | None
+
+
+class Block(NamedTuple):
+  """A product of index sets; see the module docstring. Make it with `block`."""
+  axes: tuple[Axis, ...]
+  empty: bool = False
+
+  @property
+  def is_whole(self) -> bool:
+    return not self.empty and all(axis is None for axis in self.axes)
+
+
+def block(axes: Iterable[Axis]) -> Block:
+  """The block of these axes in normal form."""
+  normal = []
+  for axis in axes:
+    if axis is None or axis.all():
+      normal.append(None)
+    elif axis.any():
+      normal.append(axis)
+    else:
+      return nothing()
+  return Block(tuple(normal))
+
+
+def whole(rank: int) -> Block:
+  """Every index of every axis."""
+  return Block((None,) * rank)
+
+
+def nothing() -> Block:
+  """No element at all."""
+  return Block((), True)
+
+
+def support_of(array: np.ndarray) -> Block:
+  """Where a concrete array is not zero, axis by axis; a large one counts as whole."""
+  if array.size > 1 << 20:
+    return whole(array.ndim)
+  nonzero = array != 0
+  if not nonzero.any():
+    return nothing()
+  axes = range(array.ndim)
+  return block(nonzero.any(axis=tuple(a for a in axes if a != axis)) for axis in axes)
+
+
+def both(a: Axis, b: Axis) -> Axis:
+  """Intersection of two index sets of one axis (may be all False: not in normal form)."""
+  if a is None:
+    return b
+  return a if b is None else a & b
+
+
+def either(a: Axis, b: Axis) -> Axis:
+  """Union of two index sets of one axis."""
+  return None if a is None or b is None else a | b
+
+
+def intersect(a: Block, b: Block) -> Block:
+  """Elements in both blocks."""
+  if a.empty or b.empty:
+    return nothing()
+  return block(map(both, a.axes, b.axes))
+
+
+def union(a: Block, b: Block) -> Block:
+  """The smallest block that holds both blocks."""
+  if a.empty:
+    return b
+  if b.empty:
+    return a
+  return block(map(either, a.axes, b.axes))
+
+
+def contains(a: Block, b: Block) -> bool:
+  """Whether every element of `b` is in `a`."""
+  return same(union(a, b), a)
+
+
+def same(a: Block, b: Block) -> bool:
+  """Whether two blocks hold the same elements."""
+  if a.empty or b.empty:
+    return a.empty == b.empty
+  return all(same_axis(x, y) for x, y in zip(a.axes, b.axes, strict=True))
+
+
+def same_axis(a: Axis, b: Axis) -> bool:
+  """Whether two index sets of one axis are equal."""
+  if a is None or b is None:
+    return a is b
+  return a is b or np.array_equal(a, b)
+
+
+def width(axis: Axis, size: int) -> int:
+  """How many indices of an axis of `size` are in."""
+  return size if axis is None else int(axis.sum())
+
+
+def shape_of(held: Block, shape: Sequence[int]) -> tuple[int, ...]:
+  """Shape of an array that holds this block of an array of `shape`."""
+  if held.empty:
+    return (0,) * len(shape)
+  return tuple(width(axis, size) for axis, size in zip(held.axes, shape, strict=True))
+
+
+def vector(axis: Axis, size: int) -> np.ndarray:
+  """The index set as a bool vector [size]."""
+  return np.ones(size, bool) if axis is None else axis
+
+
+def take(array: Any, have: Block, want: Block, shape: Sequence[int]) -> Any:
+  """Reads the block `want` of a value of which `array` holds the block `have`.
+
+  Indices that are not held read as zero: nobody asks for an index that is neither
+  held nor zero.
+
+  Args:
+    array: the held part, of shape `shape_of(have, shape)`.
+    have: what `array` holds.
+    want: what to read; not empty.
+    shape: shape of the full value.
+
+  Returns:
+    An array of shape `shape_of(want, shape)`, dtype unchanged.
+  """
+  if have.empty:
+    return jnp.zeros(shape_of(want, shape), array.dtype)
+  for axis, (h, w) in enumerate(zip(have.axes, want.axes, strict=True)):
+    if not same_axis(h, w):
+      held, wanted = vector(h, shape[axis]), vector(w, shape[axis])
+      position = np.cumsum(held) - 1
+      present = held[wanted]
+      array = _pick(array, axis, position[wanted & held])
+      array = _place(array, axis, present)
+  return array
+
+
+def _pick(array: Any, axis: int, index: np.ndarray) -> Any:
+  """Elements at the increasing `index` along `axis`: a slice where that will do."""
+  if len(index) == array.shape[axis]:
+    return array
+  if isinstance(array, np.ndarray):
+    return array.take(index, axis)
+  if len(index) == 0:
+    return lax.slice_in_dim(array, 0, 0, axis=axis)
+  step = _even_step(index)
+  if step:
+    return lax.slice_in_dim(array, int(index[0]), int(index[-1]) + 1, step, axis)
+  at = (slice(None),) * axis + (index.astype(np.int32),)
+  return array.at[at].get(mode='promise_in_bounds', unique_indices=True, indices_are_sorted=True)
+
+
+def _place(array: Any, axis: int, present: np.ndarray) -> Any:
+  """Spreads `array` along `axis` to where `present` is True, zeros between."""
+  if present.all():
+    return array
+  index = np.flatnonzero(present)
+  if isinstance(array, np.ndarray):
+    spread = np.zeros(array.shape[:axis] + (len(present),) + array.shape[axis + 1:], array.dtype)
+    spread[(slice(None),) * axis + (index,)] = array
+    return spread
+  if len(index) == 0:
+    return jnp.zeros(array.shape[:axis] + (len(present),) + array.shape[axis + 1:], array.dtype)
+  step = _even_step(index)
+  if step:
+    config = [(0, 0, 0)] * array.ndim
+    config[axis] = (int(index[0]), len(present) - 1 - int(index[-1]), step - 1)
+    return lax.pad(array, jnp.zeros((), array.dtype), config)
+  # An index out of bounds reads as the fill value.
+  source = np.where(present, np.cumsum(present) - 1, array.shape[axis]).astype(np.int32)
+  at = (slice(None),) * axis + (source,)
+  return array.at[at].get(mode='fill', fill_value=0)
+
+
+def _even_step(index: np.ndarray) -> int:
+  """The common difference of an increasing sequence; 0 if there is none."""
+  if len(index) == 1:
+    return 1
+  steps = np.diff(index)
+  return int(steps[0]) if (steps == steps[0]).all() else 0

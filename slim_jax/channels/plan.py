@@ -1,0 +1,352 @@
+"""Plans: which indices of which variables are left."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import json
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from slim_jax import batch_norms, tree
+from slim_jax.channels import analysis, blocks, interface
+from slim_jax.channels.blocks import Block
+from slim_jax.channels.rule import Fact
+from slim_jax.tree import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+  """What is left of one leaf.
+
+  Attributes:
+    shape: shape of the leaf in the original network.
+    live: the block that is left.
+  """
+  shape: tuple[int, ...]
+  live: Block
+
+  @property
+  def thin_shape(self) -> tuple[int, ...]:
+    return blocks.shape_of(self.live, self.shape)
+
+  @property
+  def indices(self) -> tuple[np.ndarray, ...]:
+    """Live indices of every axis, increasing."""
+    if self.live.empty:
+      return tuple(np.arange(0) for _ in self.shape)
+    return tuple(np.flatnonzero(blocks.vector(axis, size))
+                 for axis, size in zip(self.live.axes, self.shape, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Live indices of every axis of every variable, by path; see `plan`.
+
+  A plan speaks of the original network: with the thin arrays and the function it is a
+  complete model. `plan['params']` is the plan of a part of the tree. Printing it shows the
+  shapes before and after.
+
+  Attributes:
+    cuts: what is left of each leaf, by path.
+    unknown: operations that run at full width because slim_jax has no rule for their
+      primitive: each 'primitive(operands) -> results at module path'.
+  """
+  cuts: Mapping[Path, Cut]
+  unknown: tuple[str, ...] = ()
+
+  def __getitem__(self, path: str) -> 'Plan':
+    """The plan of the part of the tree at `path` ('params/Conv_0')."""
+    root = tree.parse(path)
+    cuts = {p[len(root):]: cut for p, cut in self.cuts.items() if p[:len(root)] == root}
+    if not cuts:
+      raise KeyError(f'the plan has no {path!r}; it has '
+                     + ', '.join(sorted({p[0] for p in self.cuts if p})))
+    return Plan(cuts, self.unknown)
+
+  def slice(self, variables: Any) -> Any:
+    """The thin variables: same tree, smaller arrays (NumPy in, NumPy out; else JAX arrays).
+
+    Args:
+      variables: a tree of arrays (or `jax.ShapeDtypeStruct`s) of the original shapes.
+
+    Raises:
+      ValueError: listing missing, unexpected and misshapen leaves.
+    """
+    self._check(variables, lambda cut: cut.shape, 'slice')
+    return tree.map_with_path(lambda path, leaf: _cut(leaf, self.cuts[path]), variables)
+
+  def expand(self, thin: Any) -> Any:
+    """The thin variables at their original shapes, zeros where channels were removed."""
+    self._check(thin, lambda cut: cut.thin_shape, 'expand')
+    return tree.map_with_path(lambda path, leaf: _expand(leaf, self.cuts[path]), thin)
+
+  def slice_opt_state(self, tx: optax.GradientTransformation, opt_state: Any, params: Any) -> Any:
+    """The optimizer state of the thin parameters: what mirrors a parameter is cut like it.
+
+    Args:
+      tx: the transformation that `opt_state` belongs to.
+      opt_state: its state over parameters of the original shapes.
+      params: those parameters (arrays or shapes): the tree this plan is of.
+    """
+    self._check(params, lambda cut: cut.shape, 'slice')
+    cuts = tree.map_with_path(lambda path, _: self.cuts[path], params)
+    return optax.tree_map_params(tx, _cut, opt_state, cuts)
+
+  def then(self, other: 'Plan') -> 'Plan':
+    """The plan that cuts like this one and then, what is left, like `other`."""
+    found = {path: cut.thin_shape for path, cut in self.cuts.items()}
+    if wrong := [path for path in {**found, **other.cuts} if path not in found
+                 or path not in other.cuts or other.cuts[path].shape != found[path]]:
+      raise ValueError('the second plan does not continue the first: they differ at '
+                       + ', '.join(map(tree.show, wrong)))
+    cuts = {}
+    for path, cut in self.cuts.items():
+      inner = other.cuts[path]
+      kept = [i[j] for i, j in zip(cut.indices, inner.indices, strict=True)]
+      cuts[path] = _cut_at(cut.shape, kept)
+    return Plan(cuts, other.unknown)
+
+  def relative_to(self, earlier: 'Plan') -> 'Plan':
+    """The plan that cuts what `earlier` left down to what this plan leaves.
+
+    Raises:
+      ValueError: when this plan keeps something that `earlier` removed.
+    """
+    cuts = {}
+    for path, cut in self.cuts.items():
+      before = earlier.cuts[path]
+      if not blocks.contains(before.live, cut.live):
+        raise ValueError(f'{tree.show(path)}: the plan keeps what the earlier plan removed')
+      kept = [np.searchsorted(i, j) for i, j in zip(before.indices, cut.indices, strict=True)]
+      cuts[path] = _cut_at(before.thin_shape, kept)
+    return Plan(cuts, self.unknown)
+
+  def lift(self, dead: Any) -> Any:
+    """`dead` of the thin variables in the index space of the original network.
+
+    Everything that this plan removed from a named leaf is dead too, so the result describes
+    all passes so far: `plan(f, original_shapes, x, dead=earlier.lift(dead))`.
+    """
+    def lifted(key_path: Any, vector: Any) -> Any:
+      cut = self.cuts[tree.path_of(key_path)]
+      axis = batch_norms.channel_axis(jax.ShapeDtypeStruct(cut.shape, bool))
+      all_dead = np.ones(cut.shape[axis], bool)
+      all_dead[cut.indices[axis]] = np.asarray(vector)
+      return all_dead
+
+    return jax.tree_util.tree_map_with_path(lifted, dead)
+
+  def save(self, path: str | os.PathLike[str]) -> None:
+    """Writes the plan to one .npz file (NumPy's format; no pickles)."""
+    arrays, leaves = {}, []
+    for n, (leaf, cut) in enumerate(self.cuts.items()):
+      leaves.append({'path': leaf, 'shape': cut.shape, 'empty': cut.live.empty})
+      for i, axis in enumerate(cut.live.axes):
+        if axis is not None:
+          arrays[f'{n}.{i}'] = axis
+    head = {'version': 1, 'leaves': leaves, 'unknown': self.unknown}
+    with open(path, 'wb') as file:
+      np.savez_compressed(file, head=np.array(json.dumps(head)), **arrays)
+
+  @staticmethod
+  def load(path: str | os.PathLike[str]) -> 'Plan':
+    """Reads a plan that `save` wrote.
+
+    Raises:
+      FileNotFoundError: when there is no such file.
+      ValueError: when it is no plan.
+    """
+    try:
+      with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+      head = json.loads(str(arrays['head']))
+    except (KeyError, ValueError, EOFError, OSError) as error:
+      if isinstance(error, FileNotFoundError):
+        raise
+      raise ValueError(f'{os.fspath(path)} is not a plan, or is damaged: {error}') from error
+    cuts = {}
+    for n, leaf in enumerate(head['leaves']):
+      axes = tuple(arrays.get(f'{n}.{i}') for i in range(len(leaf['shape'])))
+      live = blocks.nothing() if leaf['empty'] else Block(axes)
+      cuts[tuple(leaf['path'])] = Cut(tuple(leaf['shape']), live)
+    return Plan(cuts, tuple(head['unknown']))
+
+  def _check(self, variables: Any, shape: Callable[[Cut], tuple[int, ...]], verb: str) -> None:
+    leaves = tree.flatten(variables)
+    wrong = tree.differences(self.cuts, leaves)
+    for path, leaf in leaves.items():
+      if path in self.cuts and tuple(leaf.shape) != shape(self.cuts[path]):
+        wrong += (f'\n{tree.show(path)} has shape {tuple(leaf.shape)}, '
+                  f'the plan expects {shape(self.cuts[path])}')
+    if wrong:
+      raise ValueError(f'cannot {verb} this tree with this plan:\n{wrong.strip()}')
+
+  def __str__(self) -> str:
+    rows = [(tree.show(path), str(list(cut.shape)),
+             'unchanged' if cut.live.is_whole else str(list(cut.thin_shape)))
+            for path, cut in self.cuts.items()]
+    left, middle = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
+    lines = [f'{a:<{left}}  {b:<{middle}}  {c}' for a, b, c in rows]
+    lines += [f'full width, no rule: {text}' for text in self.unknown]
+    return '\n'.join(lines)
+
+
+def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any = None) -> Plan:
+  """Finds what is left of the variables when dead channels go.
+
+  Zeros of the dead scales and biases are followed forward through the jaxpr of `f`, need is
+  followed back from its results; what is needed and not zero is live. An index leaves only
+  because of what is dead: with nothing dead the plan is the identity.
+
+  Args:
+    f: `f(variables, *args)`, a pure function, any pytree of results. Plan with the function
+      whose results must stay: usually inference.
+    variables: the tree that is sliced, arrays or `jax.ShapeDtypeStruct`s.
+    *args: further arguments (arrays or shapes); the batch size does not matter.
+    dead: tree like `variables`: a bool vector [channels] at each scale leaf, True = goes, None
+      elsewhere, as `select_global` gives.
+    outs: prefix tree over the results of `f`: None where a result is wanted whole (default), a
+      path string ('batch_stats', '' for all) where it is the new state of that part of the
+      variables. Statistics of removed channels are then not wanted.
+
+  Returns:
+    The `Plan`.
+
+  Raises:
+    ValueError: when `dead` does not fit the variables, or when the results would not depend
+      on `args` any more.
+  """
+  zero = batch_norms.zeroed(variables, dead)
+  leaves = tree.flatten(variables)
+  shapes = jax.tree.map(interface.struct, (variables, *args))
+  program, results = interface.trace(f, shapes, {})
+  ranks = [len(program.avals[i].shape) for i in program.inputs]
+  supports = [blocks.whole(rank) for rank in ranks]
+  before = analysis.forward(program, [Fact(s) for s in supports])
+  for n, (path, leaf) in enumerate(leaves.items()):
+    if path in zero:
+      axes = list(supports[n].axes)
+      axes[batch_norms.channel_axis(leaf)] = ~zero[path]
+      supports[n] = blocks.block(axes)
+  after = analysis.forward(program, [Fact(s) for s in supports])
+
+  norms = batch_norms.find(variables)
+  states = interface.states(outs, results)
+
+  def live(facts: list[Fact], keep: Callable[[Path], Block | None]) -> analysis.Analysis:
+    demands = []
+    for number, path in zip(program.outputs, states, strict=True):
+      block = blocks.whole(len(program.avals[number].shape))
+      if path is not None:
+        if path not in leaves:
+          raise ValueError(f'outs: the variables have no leaf {tree.show(path)}')
+        kept = keep(path)
+        block = block if kept is None else kept
+      demands.append(block)
+    return analysis.backward(program, facts, demands)
+
+  def cuts(found: analysis.Analysis, base: analysis.Analysis) -> dict[Path, Cut]:
+    return {path: Cut(tuple(leaf.shape),
+                      _left(found.live[i], base.live[i], supports[n], tuple(leaf.shape)))
+            for n, (i, (path, leaf)) in enumerate(zip(program.inputs, leaves.items()))}
+
+  # A state result is wanted where its BatchNorm's scale stays, which the other results decide.
+  statistics = {path: norm.scale for norm in norms for path in norm.statistics}
+  first = cuts(live(after, lambda path: blocks.nothing()),
+               live(before, lambda path: blocks.nothing()))
+
+  def keep(path: Path) -> Block | None:
+    if path not in statistics:
+      return None
+    return _along_channels(first[statistics[path]], tuple(leaves[path].shape))
+
+  base = live(before, lambda path: None)
+  found = live(after, keep)
+  final = cuts(found, base)
+  for path in statistics:  # statistics that `f` does not read go with their scale
+    if base.live[program.inputs[list(leaves).index(path)]].empty and keep(path) is not None:
+      final[path] = Cut(final[path].shape, keep(path))
+  _check_alive(program, base, found, len(leaves), zero)
+  unknown = tuple(map(str, analysis.without_rule(program, found)))
+  return Plan(final, unknown)
+
+
+def _left(found: Block, base: Block, support: Block, shape: tuple[int, ...]) -> Block:
+  """What is left of a leaf: all but what went because of dead channels, axis by axis.
+
+  An index that nobody reads even with nothing dead stays, unless it was zeroed itself.
+  """
+  if base.empty:  # not read at all by this function: only its own zeros go
+    return support
+  if found.empty:
+    return found
+  axes = []
+  for f, b, size in zip(found.axes, base.axes, shape, strict=True):
+    axes.append(blocks.vector(f, size) | ~blocks.vector(b, size))
+  return blocks.intersect(blocks.block(axes), support)
+
+
+def _along_channels(scale: Cut, shape: tuple[int, ...]) -> Block | None:
+  """The live channels of a scale as a block of another leaf of its module; None: no such axis."""
+  axis = batch_norms.channel_axis(jax.ShapeDtypeStruct(scale.shape, bool))
+  other = batch_norms.channel_axis(jax.ShapeDtypeStruct(shape, bool))
+  if not shape or shape[other] != scale.shape[axis]:
+    return None
+  if scale.live.empty:
+    return blocks.nothing()
+  axes: list[Any] = [None] * len(shape)
+  axes[other] = scale.live.axes[axis]
+  return blocks.block(axes)
+
+
+def _check_alive(program: Any, base: analysis.Analysis, found: analysis.Analysis, first: int,
+                 zero: Mapping[Path, np.ndarray]) -> None:
+  """Raises when no argument is read any more that was read before."""
+  numbers = program.inputs[first:]
+  read = [i for i in numbers if not base.live[i].empty]
+  if read and all(found.live[i].empty for i in read):
+    gone = [tree.show(path) for path in zero if zero[path].all()]
+    raise ValueError(
+        'the network is cut through: its results no longer depend on its inputs. '
+        f'Layers that lose every channel: {", ".join(gone) or "none"}. '
+        'Remove a smaller fraction, or keep some channels of every layer (min_channels=, '
+        'max_fraction=).')
+
+
+def _cut(leaf: Any, cut: Cut) -> Any:
+  """The live part of one array."""
+  if isinstance(leaf, jax.ShapeDtypeStruct):
+    return jax.ShapeDtypeStruct(cut.thin_shape, leaf.dtype)
+  if cut.live.is_whole:
+    return leaf
+  if isinstance(leaf, jax.core.Tracer):
+    return leaf[jnp.ix_(*cut.indices)]
+  # On the host: NumPy raises on a bad index, JAX would clamp it.
+  thin = np.asarray(leaf)[np.ix_(*cut.indices)]
+  return thin if isinstance(leaf, np.ndarray) else jnp.asarray(thin)
+
+
+def _expand(leaf: Any, cut: Cut) -> Any:
+  """One thin array at its original shape."""
+  if isinstance(leaf, jax.ShapeDtypeStruct):
+    return jax.ShapeDtypeStruct(cut.shape, leaf.dtype)
+  if cut.live.is_whole:
+    return leaf
+  if isinstance(leaf, jax.core.Tracer):
+    return jnp.zeros(cut.shape, leaf.dtype).at[jnp.ix_(*cut.indices)].set(leaf)
+  full = np.zeros(cut.shape, leaf.dtype)
+  full[np.ix_(*cut.indices)] = np.asarray(leaf)
+  return full if isinstance(leaf, np.ndarray) else jnp.asarray(full)
+
+
+def _cut_at(shape: tuple[int, ...], indices: list[np.ndarray]) -> Cut:
+  axes = []
+  for size, index in zip(shape, indices, strict=True):
+    axis = np.zeros(size, bool)
+    axis[index] = True
+    axes.append(axis)
+  return Cut(shape, blocks.block(axes))

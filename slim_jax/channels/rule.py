@@ -1,0 +1,83 @@
+"""The type of a rule, the table of rules, and the sound default.
+
+A rule says three things of one primitive:
+
+    support(eqn, facts) -> [Block]              where each result may be non-zero
+    reads(eqn, facts, live) -> [Block]          what it reads of each operand to make `live` of
+                                                each result
+    evaluate(eqn, facts, reads, live, *arrays) -> [Array]
+                                                `live` of each result from `reads` of each operand
+
+`facts` are what the forward pass knows of each operand. An operand whose `reads`
+is empty arrives as None; a result whose `live` is empty may be returned as None.
+A primitive that is not in the table gets `FULL_WIDTH`: everything is read whole,
+with zeros where channels were removed, and the results are cut. It costs speed,
+never correctness.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from slim_jax import jaxprs
+from slim_jax.channels import blocks
+from slim_jax.channels.blocks import Block
+from slim_jax.jaxprs import Equation
+
+
+class Fact(NamedTuple):
+  """What is known of a value before the network runs.
+
+  Attributes:
+    support: outside this block the value is zero.
+    known: the value itself where it is a small constant (indices, literals); an array
+      of the value's shape, or a scalar when every element is that scalar. None: not known.
+  """
+  support: Block
+  known: np.ndarray | None = None
+
+
+class Rule(NamedTuple):
+  """How one primitive treats channels; see the module docstring."""
+  support: Callable[[Equation, list[Fact]], list[Block]]
+  reads: Callable[[Equation, list[Fact], list[Block]], list[Block]]
+  evaluate: Callable[..., list[Any]]
+
+
+def full_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+  """Nothing is known to be zero."""
+  del facts
+  return [blocks.whole(len(a.shape)) for a in eqn.out_avals]
+
+
+def read_whole(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+  """Every operand is read whole."""
+  del facts, live
+  return [blocks.whole(len(a.shape)) for a in eqn.in_avals]
+
+
+def run_whole(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
+              *arrays: Any) -> list[Any]:
+  """Runs at full width and cuts the results."""
+  del facts, reads
+  return cut(jaxprs.bind(eqn, *arrays), eqn, [blocks.whole(len(a.shape)) for a in eqn.out_avals], live)
+
+
+def cut(results: list[Any], eqn: Equation, have: list[Block], live: list[Block]) -> list[Any]:
+  """The `live` part of results that were computed at `have`."""
+  return [None if l.empty else blocks.take(r, h, l, a.shape)
+          for r, h, l, a in zip(results, have, live, eqn.out_avals, strict=True)]
+
+
+FULL_WIDTH = Rule(full_support, read_whole, run_whole)
+
+RULES: dict[Any, Rule] = {}
+
+
+def register(primitives: Iterable[Any], rule: Rule) -> None:
+  """Enters one rule for a family of primitives."""
+  for primitive in primitives:
+    if primitive in RULES:
+      raise ValueError(f'{primitive} has a rule already')
+    RULES[primitive] = rule

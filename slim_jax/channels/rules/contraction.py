@@ -1,0 +1,148 @@
+"""Sums of products: dot_general and every form of conv_general_dilated.
+
+A term is zero where either factor is, so a contraction reads only the indices at
+which both may be non-zero. This is where channels are saved.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from slim_jax import jaxprs
+from slim_jax.channels import blocks
+from slim_jax.channels.blocks import Axis, Block
+from slim_jax.channels.rule import Fact, Rule, cut, register
+from slim_jax.jaxprs import Equation, primitives as p
+
+
+# dot_general: result axes are batch, then free of the left, then free of the right.
+
+
+class _Dot(NamedTuple):
+  contract: tuple[tuple[int, int], ...]
+  batch: tuple[tuple[int, int], ...]
+  free: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _dot(eqn: Equation) -> _Dot:
+  (lhs_c, rhs_c), (lhs_b, rhs_b) = eqn.params['dimension_numbers']
+  ranks = [len(a.shape) for a in eqn.in_avals]
+  free = tuple(tuple(i for i in range(rank) if i not in set(c) | set(b))
+               for rank, c, b in ((ranks[0], lhs_c, lhs_b), (ranks[1], rhs_c, rhs_b)))
+  return _Dot(tuple(zip(lhs_c, rhs_c)), tuple(zip(lhs_b, rhs_b)), free)
+
+
+def _dot_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+  lhs, rhs = (fact.support for fact in facts)
+  if lhs.empty or rhs.empty:
+    return [blocks.nothing()]
+  dims = _dot(eqn)
+  for i, j in dims.contract:
+    terms = blocks.both(lhs.axes[i], rhs.axes[j])
+    if terms is not None and not terms.any():
+      return [blocks.nothing()]
+  return [blocks.block([blocks.both(lhs.axes[i], rhs.axes[j]) for i, j in dims.batch]
+                       + [lhs.axes[i] for i in dims.free[0]]
+                       + [rhs.axes[j] for j in dims.free[1]])]
+
+
+def _dot_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+  lhs, rhs = (fact.support for fact in facts)
+  dims = _dot(eqn)
+  read: tuple[dict[int, Axis], dict[int, Axis]] = ({}, {})
+  for i, j in dims.contract:
+    read[0][i] = read[1][j] = blocks.both(lhs.axes[i], rhs.axes[j])
+  axes = iter(live[0].axes)
+  for i, j in dims.batch:
+    read[0][i] = read[1][j] = next(axes)
+  for side in (0, 1):
+    for i in dims.free[side]:
+      read[side][i] = next(axes)
+  return [blocks.block(r[i] for i in range(len(r))) for r in read]
+
+
+def _dot_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
+                  *arrays: Any) -> list[Any]:
+  del facts, reads, live
+  return jaxprs.bind(eqn, *arrays)
+
+
+register([p.dot_general_p], Rule(_dot_support, _dot_reads, _dot_evaluate))
+
+
+# Convolution with G groups (plain: G = 1, depthwise: G = channels). Input channels and kernel
+# output channels are grids [group, position]; a thin convolution keeps groups of one size, so
+# it keeps some groups, and in all of them the same positions.
+
+
+class _Conv(NamedTuple):
+  groups: int
+  lhs: tuple[int, ...]  # batch, feature, spatial...
+  rhs: tuple[int, ...]  # out feature, in feature, spatial...
+  out: tuple[int, ...]  # batch, feature, spatial...
+  features: tuple[int, int]  # input, output
+
+
+def _conv(eqn: Equation) -> _Conv:
+  dims = eqn.params['dimension_numbers']
+  x, kernel = eqn.in_avals
+  return _Conv(eqn.params['feature_group_count'], dims.lhs_spec, dims.rhs_spec, dims.out_spec,
+               (x.shape[dims.lhs_spec[1]], kernel.shape[dims.rhs_spec[0]]))
+
+
+def _grid(axis: Axis, groups: int, size: int) -> np.ndarray:
+  """A channel axis as a bool grid [group, position]."""
+  return blocks.vector(axis, size).reshape(groups, -1)
+
+
+def _terms(conv: _Conv, lhs: Block, rhs: Block) -> np.ndarray:
+  """Input channels [group, position] that meet a kernel which may be non-zero."""
+  x = _grid(lhs.axes[conv.lhs[1]], conv.groups, conv.features[0])
+  return x & blocks.vector(rhs.axes[conv.rhs[1]], x.shape[1])
+
+
+def _conv_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+  lhs, rhs = (fact.support for fact in facts)
+  rank = len(eqn.out_avals[0].shape)
+  if lhs.empty or rhs.empty:
+    return [blocks.nothing()]
+  if eqn.params['batch_group_count'] != 1:
+    return [blocks.whole(rank)]
+  conv = _conv(eqn)
+  kernel = _grid(rhs.axes[conv.rhs[0]], conv.groups, conv.features[1])
+  axes: list[Axis] = [None] * rank
+  axes[conv.out[0]] = lhs.axes[conv.lhs[0]]
+  axes[conv.out[1]] = (kernel & _terms(conv, lhs, rhs).any(1, keepdims=True)).ravel()
+  return [blocks.block(axes)]
+
+
+def _conv_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+  if eqn.params['batch_group_count'] != 1:
+    return [blocks.whole(len(a.shape)) for a in eqn.in_avals]
+  conv = _conv(eqn)
+  lhs, rhs = (fact.support for fact in facts)
+  wanted = _grid(live[0].axes[conv.out[1]], conv.groups, conv.features[1])
+  groups = wanted.any(1)
+  terms = _terms(conv, lhs, rhs)[groups].any(0)
+  x: list[Axis] = [None] * len(eqn.in_avals[0].shape)
+  kernel: list[Axis] = [None] * len(eqn.in_avals[1].shape)
+  x[conv.lhs[0]] = live[0].axes[conv.out[0]]
+  x[conv.lhs[1]] = np.outer(groups, terms).ravel()
+  kernel[conv.rhs[0]] = np.outer(groups, wanted.any(0)).ravel()
+  kernel[conv.rhs[1]] = terms
+  return [blocks.block(x), blocks.block(kernel)]
+
+
+def _conv_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
+                   *arrays: Any) -> list[Any]:
+  if eqn.params['batch_group_count'] != 1:
+    return cut(jaxprs.bind(eqn, *arrays), eqn, [blocks.whole(len(eqn.out_avals[0].shape))], live)
+  conv = _conv(eqn)
+  made = reads[1].axes[conv.rhs[0]]
+  groups = int(_grid(made, conv.groups, conv.features[1]).any(1).sum())
+  axes: list[Axis] = [None] * len(eqn.out_avals[0].shape)
+  axes[conv.out[0]], axes[conv.out[1]] = live[0].axes[conv.out[0]], made
+  return cut(jaxprs.bind(eqn, *arrays, feature_group_count=groups), eqn, [Block(tuple(axes))], live)
+
+
+register([p.conv_general_dilated_p], Rule(_conv_support, _conv_reads, _conv_evaluate))

@@ -1,0 +1,210 @@
+"""Operations that move axes about without arithmetic: transpose, broadcast, reshape...
+
+Reads are chosen so that the operand arrives as exactly the elements the result is
+made of; evaluation then only rewrites the parameters that name a shape.
+"""
+
+from collections.abc import Sequence
+import math
+from typing import Any
+
+from jax import lax
+import numpy as np
+
+from slim_jax import jaxprs
+from slim_jax.channels import blocks
+from slim_jax.channels.blocks import Axis, Block
+from slim_jax.channels.rule import Fact, Rule, register
+from slim_jax.jaxprs import Equation, primitives as p
+
+
+# transpose: result axis i is operand axis permutation[i].
+
+
+def _transpose_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+  support = facts[0].support
+  if support.empty:
+    return [support]
+  return [Block(tuple(support.axes[i] for i in eqn.params['permutation']))]
+
+
+def _transpose_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+  del facts
+  return [Block(tuple(live[0].axes[i] for i in np.argsort(eqn.params['permutation'])))]
+
+
+def _rebind(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
+            *arrays: Any) -> list[Any]:
+  del facts, reads, live
+  return jaxprs.bind(eqn, *arrays)
+
+
+register([p.transpose_p], Rule(_transpose_support, _transpose_reads, _rebind))
+
+
+# rev: indices of the named axes run backwards.
+
+
+def _reversed(block: Block, dimensions: Sequence[int]) -> Block:
+  if block.empty:
+    return block
+  return Block(tuple(axis[::-1] if i in dimensions and axis is not None else axis
+                     for i, axis in enumerate(block.axes)))
+
+
+register([p.rev_p], Rule(
+    lambda eqn, facts: [_reversed(facts[0].support, eqn.params['dimensions'])],
+    lambda eqn, facts, live: [_reversed(live[0], eqn.params['dimensions'])],
+    _rebind))
+
+
+# squeeze: axes of size 1 go.
+
+
+def _squeeze_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+  support = facts[0].support
+  if support.empty:
+    return [support]
+  gone = eqn.params['dimensions']
+  return [Block(tuple(axis for i, axis in enumerate(support.axes) if i not in gone))]
+
+
+def _squeeze_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+  del facts
+  gone, axes = eqn.params['dimensions'], iter(live[0].axes)
+  rank = len(eqn.in_avals[0].shape)
+  return [Block(tuple(None if i in gone else next(axes) for i in range(rank)))]
+
+
+register([p.squeeze_p], Rule(_squeeze_support, _squeeze_reads, _rebind))
+
+
+# broadcast_in_dim: operand axis i is result axis broadcast_dimensions[i], or stretches from 1.
+
+
+def _kept_axes(eqn: Equation) -> list[tuple[int, int]]:
+  """Pairs of operand axis and result axis whose indices are tied."""
+  shape, out = eqn.in_avals[0].shape, eqn.params['shape']
+  return [(i, o) for i, o in enumerate(eqn.params['broadcast_dimensions']) if shape[i] == out[o]]
+
+
+def _broadcast_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+  support = facts[0].support
+  if support.empty:
+    return [support]
+  axes: list[Axis] = [None] * len(eqn.params['shape'])
+  for i, o in _kept_axes(eqn):
+    axes[o] = support.axes[i]
+  return [Block(tuple(axes))]
+
+
+def _broadcast_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+  axes: list[Axis] = [None] * len(eqn.in_avals[0].shape)
+  for i, o in _kept_axes(eqn):
+    axes[i] = live[0].axes[o]
+  return [Block(tuple(axes))] + [blocks.whole(0) for _ in facts[1:]]
+
+
+def _broadcast_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
+                        *arrays: Any) -> list[Any]:
+  del facts, reads
+  return jaxprs.bind(eqn, *arrays, shape=blocks.shape_of(live[0], eqn.params['shape']))
+
+
+register([p.broadcast_in_dim_p],
+         Rule(_broadcast_support, _broadcast_reads, _broadcast_evaluate))
+
+
+# reshape: both shapes fall into groups of axes with equal products; a group of more than one
+# axis on either side is merged to one flat axis and split again.
+
+
+def groups(shape: Sequence[int], out: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+  """Smallest runs of axes of `shape` and of `out` that hold the same elements."""
+  result: list[tuple[list[int], list[int]]] = []
+  i = j = 0
+  while i < len(shape) or j < len(out):
+    left, right = [], []
+    n = m = 1
+    if i < len(shape):
+      left, n, i = [i], shape[i], i + 1
+    if j < len(out):
+      right, m, j = [j], out[j], j + 1
+    while n != m:
+      if n < m and i < len(shape):
+        left, n, i = left + [i], n * shape[i], i + 1
+      elif j < len(out):
+        right, m, j = right + [j], m * out[j], j + 1
+      else:
+        left, n, i = left + [i], n * shape[i], i + 1
+    result.append((left, right))
+  return result
+
+
+def _flat(axes: list[Axis], sizes: list[int]) -> Axis:
+  """The index set of the merged axis."""
+  if all(axis is None for axis in axes):
+    return None
+  merged = np.ones((1,), bool)
+  for axis, size in zip(axes, sizes, strict=True):
+    merged = np.outer(merged, blocks.vector(axis, size)).ravel()
+  return merged
+
+
+def _split(flat: Axis, sizes: list[int]) -> list[Axis]:
+  """The smallest index sets whose product holds `flat`, split to axes of `sizes`."""
+  if flat is None:
+    return [None] * len(sizes)
+  grid = flat.reshape(sizes)
+  dims = range(len(sizes))
+  return [grid.any(axis=tuple(d for d in dims if d != i)) for i in dims]
+
+
+def _through(block: Block, shape: Sequence[int], out: Sequence[int]) -> Block:
+  """The smallest block of `out` that holds a block of `shape`."""
+  if block.empty or block.is_whole:
+    return block if block.empty else blocks.whole(len(out))
+  axes: list[Axis] = [None] * len(out)
+  for left, right in groups(shape, out):
+    flat = _flat([block.axes[i] for i in left], [shape[i] for i in left])
+    for j, axis in zip(right, _split(flat, [out[j] for j in right]), strict=True):
+      axes[j] = axis
+  return blocks.block(axes)
+
+
+def _is_plain(eqn: Equation) -> bool:
+  return eqn.params['dimensions'] is None and math.prod(eqn.in_avals[0].shape) > 0
+
+
+def _reshape_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+  shape, out = eqn.in_avals[0].shape, eqn.out_avals[0].shape
+  if facts[0].support.empty:
+    return [blocks.nothing()]
+  return [_through(facts[0].support, shape, out) if _is_plain(eqn) else blocks.whole(len(out))]
+
+
+def _reshape_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+  shape, out = eqn.in_avals[0].shape, eqn.out_avals[0].shape
+  read = _through(live[0], out, shape) if _is_plain(eqn) else blocks.whole(len(shape))
+  return [read] + [blocks.whole(0) for _ in facts[1:]]
+
+
+def _reshape_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
+                      *arrays: Any) -> list[Any]:
+  shape, out = eqn.in_avals[0].shape, eqn.out_avals[0].shape
+  if not _is_plain(eqn):
+    return [blocks.take(r, blocks.whole(len(out)), live[0], out)
+            for r in jaxprs.bind(eqn, *arrays)]
+  have, want, sizes = [], [], []
+  for left, right in groups(shape, out):
+    have.append(_flat([reads[0].axes[i] for i in left], [shape[i] for i in left]))
+    want.append(_flat([live[0].axes[j] for j in right], [out[j] for j in right]))
+    sizes.append(math.prod(shape[i] for i in left))
+  (array,) = arrays
+  if not all(map(blocks.same_axis, have, want)):
+    merged = lax.reshape(array, [blocks.width(h, n) for h, n in zip(have, sizes, strict=True)])
+    array = blocks.take(merged, Block(tuple(have)), Block(tuple(want)), sizes)
+  return [lax.reshape(array, blocks.shape_of(live[0], out))]
+
+
+register([p.reshape_p], Rule(_reshape_support, _reshape_reads, _reshape_evaluate))

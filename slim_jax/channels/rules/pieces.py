@@ -1,0 +1,209 @@
+"""Operations that cut arrays apart and put them together: concatenate, split, slice, pad."""
+
+from typing import Any
+
+import numpy as np
+
+from slim_jax import jaxprs
+from slim_jax.channels import blocks
+from slim_jax.channels.blocks import Axis, Block
+from slim_jax.channels.rule import Fact, Rule, cut, register
+from slim_jax.jaxprs import Equation, primitives as p
+
+
+def along(block: Block, axis: int, index_set: Axis) -> Block:
+  """`block` with the index set of one axis replaced."""
+  return blocks.block(index_set if i == axis else a for i, a in enumerate(block.axes))
+
+
+# concatenate: the result's axis is the operands' axes one after the other.
+
+
+def _concatenate_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+  axis = eqn.params['dimension']
+  parts, rest = [], blocks.nothing()
+  for fact, aval in zip(facts, eqn.in_avals, strict=True):
+    size = aval.shape[axis]
+    if fact.support.empty:
+      parts.append(np.zeros(size, bool))
+    else:
+      parts.append(blocks.vector(fact.support.axes[axis], size))
+      rest = blocks.union(rest, along(fact.support, axis, None))
+  if rest.empty:
+    return [rest]
+  return [along(rest, axis, np.concatenate(parts))]
+
+
+def _concatenate_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+  del facts
+  axis = eqn.params['dimension']
+  wanted = blocks.vector(live[0].axes[axis], eqn.out_avals[0].shape[axis])
+  ends = np.cumsum([a.shape[axis] for a in eqn.in_avals])
+  return [along(live[0], axis, part) for part in np.split(wanted, ends[:-1])]
+
+
+def _concatenate_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
+                          *arrays: Any) -> list[Any]:
+  del facts, reads, live
+  pieces = [a for a in arrays if a is not None]
+  return pieces if len(pieces) == 1 else jaxprs.bind(eqn, *pieces)
+
+
+register([p.concatenate_p], Rule(_concatenate_support, _concatenate_reads, _concatenate_evaluate))
+
+
+# split: the other way round.
+
+
+def _split_parts(eqn: Equation, axis: Axis) -> list[Axis]:
+  sizes = eqn.params['sizes']
+  if axis is None:
+    return [None] * len(sizes)
+  return np.split(axis, np.cumsum(sizes)[:-1])
+
+
+def _split_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+  support, axis = facts[0].support, eqn.params['axis']
+  if support.empty:
+    return [support] * len(eqn.out_avals)
+  return [along(support, axis, part) for part in _split_parts(eqn, support.axes[axis])]
+
+
+def _split_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+  del facts
+  axis, rest, parts = eqn.params['axis'], blocks.nothing(), []
+  for block, size in zip(live, eqn.params['sizes'], strict=True):
+    if block.empty:
+      parts.append(np.zeros(size, bool))
+    else:
+      parts.append(blocks.vector(block.axes[axis], size))
+      rest = blocks.union(rest, along(block, axis, None))
+  return [along(rest, axis, np.concatenate(parts))]
+
+
+def _split_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
+                    *arrays: Any) -> list[Any]:
+  (array,), (read,) = arrays, reads
+  axis, shape = eqn.params['axis'], eqn.in_avals[0].shape
+  size, start, results = shape[axis], 0, []
+  for block, length in zip(live, eqn.params['sizes'], strict=True):
+    if block.empty:
+      results.append(None)
+    else:
+      wanted = np.zeros(size, bool)
+      wanted[start:start + length] = blocks.vector(block.axes[axis], length)
+      results.append(blocks.take(array, read, along(block, axis, wanted), shape))
+    start += length
+  return results
+
+
+register([jaxprs.split_p], Rule(_split_support, _split_reads, _split_evaluate))
+
+
+# slice: result index j is operand index start + stride * j. Reading just those indices is the
+# whole of it.
+
+
+def _slice_indices(eqn: Equation) -> list[np.ndarray]:
+  start, limit = eqn.params['start_indices'], eqn.params['limit_indices']
+  strides = eqn.params['strides'] or (1,) * len(start)
+  return [np.arange(*bounds) for bounds in zip(start, limit, strides, strict=True)]
+
+
+def _slice_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+  if facts[0].support.empty:
+    return [facts[0].support]
+  return [blocks.block(None if axis is None else axis[index] for axis, index
+                       in zip(facts[0].support.axes, _slice_indices(eqn), strict=True))]
+
+
+def _slice_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+  del facts
+  axes = []
+  for axis, index, size in zip(live[0].axes, _slice_indices(eqn), eqn.in_avals[0].shape,
+                               strict=True):
+    read = np.zeros(size, bool)
+    read[index if axis is None else index[axis]] = True
+    axes.append(read)
+  return [blocks.block(axes)]
+
+
+register([p.slice_p], Rule(_slice_support, _slice_reads,
+                           lambda eqn, facts, reads, live, array: [array]))
+
+
+# pad: operand index i is result index low + i * (interior + 1); elsewhere the padding value.
+
+
+def _pad_sources(eqn: Equation) -> list[np.ndarray | None]:
+  """Per axis: the operand index of every result index, -1 for padding; None: not padded."""
+  sources: list[np.ndarray | None] = []
+  for size, out, (low, high, interior) in zip(
+      eqn.in_avals[0].shape, eqn.out_avals[0].shape, eqn.params['padding_config'], strict=True):
+    if low == high == interior == 0:
+      sources.append(None)
+      continue
+    position = low + np.arange(size) * (interior + 1)
+    inside = (position >= 0) & (position < out)
+    source = np.full(out, -1)
+    source[position[inside]] = np.arange(size)[inside]
+    sources.append(source)
+  return sources
+
+
+def _pad_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+  x, value = (fact.support for fact in facts)
+  sources = _pad_sources(eqn)
+  rank = len(sources)
+  if not value.empty:
+    # Zero slices survive only across the one axis that is padded.
+    padded = [i for i, source in enumerate(sources) if source is not None]
+    if x.empty or len(padded) != 1 or x.axes[padded[0]] is None:
+      return [blocks.whole(rank)]
+    (axis,) = padded
+    source = sources[axis]
+    kept = (source < 0) | x.axes[axis][source]
+    return [along(blocks.whole(rank), axis, kept)]
+  if x.empty:
+    return [x]
+  axes = []
+  for axis, source in zip(x.axes, sources, strict=True):
+    if source is not None:
+      axis = (source >= 0) if axis is None else (source >= 0) & axis[source]
+    axes.append(axis)
+  return [blocks.block(axes)]
+
+
+def _is_direct(source: np.ndarray | None, wanted: Axis) -> bool:
+  """Whether all that is live along a padded axis comes from the operand."""
+  return source is not None and wanted is not None and not (wanted & (source < 0)).any()
+
+
+def _pad_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+  del facts
+  axes: list[Axis] = []
+  for wanted, source, size in zip(live[0].axes, _pad_sources(eqn), eqn.in_avals[0].shape,
+                                  strict=True):
+    if source is None:
+      axes.append(wanted)
+    elif _is_direct(source, wanted):
+      axes.append(np.isin(np.arange(size), source[wanted]))
+    else:
+      axes.append(None)
+  return [blocks.block(axes), blocks.whole(0)]
+
+
+def _pad_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
+                  *arrays: Any) -> list[Any]:
+  del facts, reads
+  config, have = [], []
+  for wanted, source, padding in zip(live[0].axes, _pad_sources(eqn),
+                                     eqn.params['padding_config'], strict=True):
+    padded = source is not None and not _is_direct(source, wanted)
+    config.append(padding if padded else (0, 0, 0))
+    have.append(None if padded else wanted)
+  return cut(jaxprs.bind(eqn, *arrays, padding_config=tuple(config)), eqn,
+             [Block(tuple(have))], live)
+
+
+register([p.pad_p], Rule(_pad_support, _pad_reads, _pad_evaluate))

@@ -1,0 +1,136 @@
+"""Operations along some axes that treat every slice across them alike.
+
+Sums skip the zeros of what they sum. Everything else reads the axes it works along
+whole, zeros put back: a maximum must see the zeros, and its gradient the ties.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from slim_jax import jaxprs
+from slim_jax.channels import blocks
+from slim_jax.channels.blocks import Axis, Block
+from slim_jax.channels.rule import Fact, Rule, cut, register
+from slim_jax.jaxprs import Equation, primitives as p
+
+
+def drop(block: Block, axes: Sequence[int]) -> Block:
+  """The block without some axes."""
+  if block.empty:
+    return block
+  return Block(tuple(a for i, a in enumerate(block.axes) if i not in axes))
+
+
+def insert(block: Block, axes: Sequence[int], index_sets: Sequence[Axis]) -> Block:
+  """The block with `index_sets` put in as new axes at the positions `axes`."""
+  given, rest = dict(zip(axes, index_sets, strict=True)), iter(block.axes)
+  rank = len(block.axes) + len(axes)
+  return blocks.block(given[i] if i in given else next(rest) for i in range(rank))
+
+
+def _rebind(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
+            *arrays: Any) -> list[Any]:
+  del facts, reads, live
+  return jaxprs.bind(eqn, *arrays)
+
+
+# Reductions: the axes are gone from the result.
+
+
+def _kept_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+  return [drop(facts[0].support, eqn.params['axes'])]
+
+
+def _sum_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+  axes = sorted(eqn.params['axes'])
+  return [insert(live[0], axes, [facts[0].support.axes[i] for i in axes])]
+
+
+def _whole_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+  del facts
+  axes = sorted(eqn.params['axes'])
+  return [insert(live[0], axes, [None] * len(axes))]
+
+
+def _full(eqn: Equation, facts: list[Fact]) -> list[Block]:
+  del facts
+  return [blocks.whole(len(a.shape)) for a in eqn.out_avals]
+
+
+register([p.reduce_sum_p, p.reduce_or_p, p.reduce_xor_p],
+         Rule(_kept_support, _sum_reads, _rebind))
+register([p.reduce_max_p, p.reduce_min_p, p.reduce_prod_p, p.reduce_and_p],
+         Rule(lambda eqn, facts: _kept_support(eqn, facts) if _has_terms(eqn) else _full(eqn, facts),
+              _whole_reads, _rebind))
+register([p.argmax_p, p.argmin_p], Rule(_full, _whole_reads, _rebind))
+
+
+def _has_terms(eqn: Equation) -> bool:
+  """An empty maximum is -inf and an empty product 1: not zero."""
+  return all(eqn.in_avals[0].shape[i] for i in eqn.params['axes'])
+
+
+# Cumulative sums and sorting: the axis stays, in the order of the operation.
+
+
+def _free_axis(block: Block, axis: int) -> Block:
+  if block.empty:
+    return block
+  return Block(tuple(None if i == axis else a for i, a in enumerate(block.axes)))
+
+
+def _along(eqn: Equation) -> int:
+  """The axis that the operation works along."""
+  for name in ('axis', 'dimension'):
+    if name in eqn.params:
+      return eqn.params[name] % len(eqn.in_avals[0].shape)
+  return len(eqn.in_avals[0].shape) - 1  # top_k before it had an axis
+
+
+def _slicewise_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+  """A zero slice stays zero (results may permute their own operand, or sum it)."""
+  return [_free_axis(fact.support, _along(eqn)) for fact in facts]
+
+
+def _slicewise_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+  wanted = blocks.nothing()
+  for block in live:
+    wanted = blocks.union(wanted, _free_axis(block, _along(eqn)))
+  return [wanted] * len(facts)
+
+
+def _slicewise_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
+                        *arrays: Any) -> list[Any]:
+  return cut(jaxprs.bind(eqn, *arrays), eqn, [reads[0]] * len(live), live)
+
+
+register([p.cumsum_p, p.cummax_p, p.cummin_p, p.cumprod_p, p.sort_p],
+         Rule(_slicewise_support, _slicewise_reads, _slicewise_evaluate))
+register([p.cumlogsumexp_p, p.top_k_p], Rule(_full, _slicewise_reads, _slicewise_evaluate))
+
+
+# Collectives over named axes (`lax.psum(x, 'batch')`) leave the array's own axes alone.
+
+
+def _is_named(eqn: Equation) -> bool:
+  return all(isinstance(axis, str) for axis in eqn.params['axes'])
+
+
+def _collective_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+  return [f.support for f in facts] if _is_named(eqn) else _full(eqn, facts)
+
+
+def _collective_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+  del facts
+  return live if _is_named(eqn) else [blocks.whole(len(a.shape)) for a in eqn.in_avals]
+
+
+def _collective_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
+                         *arrays: Any) -> list[Any]:
+  running = iter(jaxprs.bind(eqn, *[a for a in arrays if a is not None]))
+  results = [None if a is None else next(running) for a in arrays]
+  return cut(results, eqn, reads, live)
+
+
+register([p.psum_p, p.pmax_p, p.pmin_p, jaxprs.optimization_barrier_p],
+         Rule(_collective_support, _collective_reads, _collective_evaluate))

@@ -1,0 +1,181 @@
+"""The only door to jaxprs: everything that touches `jax.extend` is in this file.
+
+A function is traced to a `Program`: a flat list of equations over integer
+value numbers. Calls that mean nothing but their body (`jit` and its kin) are
+inlined, each visit with fresh numbers, because JAX shares the jaxpr of an inner
+function between its call sites and two visits must not be confused.
+
+Calls whose meaning is more than their body keep being one equation:
+`custom_jvp_call` and `custom_vjp_call` carry a derivative, `remat` a memory
+policy, `scan`, `while` and `cond` control flow. `bodies` hands out what is inside.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend import core
+from jax.extend.core import primitives
+import numpy as np
+
+
+class Equation(NamedTuple):
+  """One operation of a `Program`.
+
+  Attributes:
+    primitive: the JAX primitive (an object: tables are keyed by it).
+    params: its parameters, as in the jaxpr.
+    inputs: value numbers of the operands.
+    outputs: value numbers of the results.
+    in_avals: abstract values (shape, dtype) of the operands.
+    out_avals: abstract values of the results.
+    module: module path, from the name stack ('VGG/Conv_0').
+    effects: whether running it is observable beyond its results.
+  """
+  primitive: Any
+  params: dict[str, Any]
+  inputs: tuple[int, ...]
+  outputs: tuple[int, ...]
+  in_avals: tuple[Any, ...]
+  out_avals: tuple[Any, ...]
+  module: str
+  effects: bool
+
+  def __str__(self) -> str:
+    operands = ', '.join(short(a) for a in self.in_avals)
+    results = ', '.join(short(a) for a in self.out_avals)
+    at = f' at {self.module}' if self.module else ''
+    return f'{self.primitive}({operands}) -> {results}{at}'
+
+
+class Program(NamedTuple):
+  """A straight line of equations; values are numbered from 0.
+
+  Attributes:
+    equations: in order of execution.
+    inputs: value numbers of the arguments.
+    outputs: value numbers of the results (may repeat, may be inputs).
+    constants: value number -> array, for literals and captured arrays.
+    avals: abstract value of every value number.
+  """
+  equations: list[Equation]
+  inputs: list[int]
+  outputs: list[int]
+  constants: dict[int, Any]
+  avals: list[Any]
+
+
+def short(aval: Any) -> str:
+  """'float32[3,3,64]' for an abstract value."""
+  return f'{aval.dtype}[{",".join(map(str, aval.shape))}]'
+
+
+def trace(f: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Program, Any]:
+  """Traces `f` at the shapes of its arguments; no array is made.
+
+  Args:
+    f: a function of pytrees of arrays.
+    *args: arrays or `jax.ShapeDtypeStruct`s.
+    **kwargs: likewise.
+
+  Returns:
+    The program, whose inputs are the leaves of `(args, kwargs)` and whose outputs are the
+    leaves of the result; and the result's tree of `jax.ShapeDtypeStruct`s.
+  """
+  closed, shape = jax.make_jaxpr(f, return_shape=True)(*args, **kwargs)
+  return flatten(closed), shape
+
+
+def flatten(jaxpr: Any) -> Program:
+  """The `Program` of a jaxpr, open or closed; a closed jaxpr's constants become constants."""
+  program = Program([], [], [], {}, [])
+  body, consts = _open(jaxpr)
+
+  def new(aval: Any) -> int:
+    program.avals.append(aval)
+    return len(program.avals) - 1
+
+  def constant(aval: Any, value: Any) -> int:
+    number = new(aval)
+    program.constants[number] = value
+    return number
+
+  def inline(body: Any, consts: Any, args: list[int], module: str) -> list[int]:
+    env = dict(zip(body.invars, args, strict=True))
+    for var, value in zip(body.constvars, consts, strict=True):
+      env[var] = constant(var.aval, value)
+
+    def read(atom: Any) -> int:
+      if isinstance(atom, core.Literal):
+        return constant(atom.aval, atom.val)
+      return env[atom]
+
+    for eqn in body.eqns:
+      operands = [read(a) for a in eqn.invars]
+      where = '/'.join(s for s in (module, str(eqn.source_info.name_stack)) if s)
+      if eqn.primitive in _INLINED:
+        inner, inner_consts = _open(eqn.params[_INLINED[eqn.primitive]])
+        results = inline(inner, inner_consts, operands, where)
+      else:
+        results = [new(v.aval) for v in eqn.outvars]
+        program.equations.append(Equation(
+            eqn.primitive, eqn.params, tuple(operands), tuple(results),
+            tuple(a.aval for a in eqn.invars), tuple(v.aval for v in eqn.outvars),
+            where, bool(eqn.effects)))
+      env.update(zip(eqn.outvars, results, strict=True))
+    return [read(a) for a in body.outvars]
+
+  program.inputs.extend(new(v.aval) for v in body.invars)
+  program.outputs.extend(inline(body, consts, program.inputs, ''))
+  return program
+
+
+def bodies(eqn: Equation) -> list[Program]:
+  """The programs inside an equation (branches, loop bodies, custom rules), if any."""
+  found = []
+  for value in eqn.params.values():
+    for item in value if isinstance(value, (tuple, list)) else (value,):
+      if isinstance(item, (core.Jaxpr, core.ClosedJaxpr)):
+        found.append(flatten(item))
+  return found
+
+
+def bind(eqn: Equation, *arrays: Any, **changed: Any) -> list[Any]:
+  """Runs the equation's primitive on `arrays`, some parameters changed; always a list."""
+  params = eqn.primitive.get_bind_params({**eqn.params, **changed})
+  results = eqn.primitive.bind(*arrays, **params)
+  return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def primitive_of(f: Callable[..., Any], *args: Any) -> Any:
+  """The primitive of a one-operation function, for those `jax.extend` does not list."""
+  (eqn,) = jax.make_jaxpr(f)(*args).eqns
+  return eqn.primitive
+
+
+def newer(*names: str) -> list[Any]:
+  """Those of the named primitives that this version of JAX has."""
+  return [vars(primitives)[name] for name in names if name in vars(primitives)]
+
+
+def _open(jaxpr: Any) -> tuple[Any, Any]:
+  # JAX 0.10 wraps constants in ClosedJaxpr; since 0.12 the two classes are one.
+  if hasattr(jaxpr, 'jaxpr') and hasattr(jaxpr, 'consts'):
+    return jaxpr.jaxpr, jaxpr.consts
+  return jaxpr, getattr(jaxpr, 'consts', ())
+
+
+# Primitives that mean their body and nothing else, with the parameter that holds it.
+_INLINED = {
+    primitives.jit_p: 'jaxpr',
+    primitives.closed_call_p: 'call_jaxpr',
+    primitives.call_p: 'call_jaxpr',
+}
+
+_vector = jax.ShapeDtypeStruct((2,), np.float32)
+split_p = primitive_of(lambda x: jax.lax.split(x, (1, 1)), _vector)
+optimization_barrier_p = primitive_of(jax.lax.optimization_barrier, _vector)
+random_wrap_p = primitive_of(
+    lambda x: jax.random.wrap_key_data(x, impl='threefry2x32'),
+    jax.ShapeDtypeStruct((2,), np.uint32))
+random_unwrap_p = primitive_of(jax.random.key_data, jax.eval_shape(lambda: jax.random.key(0)))

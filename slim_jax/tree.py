@@ -1,0 +1,79 @@
+"""Pytrees by path: what JAX key paths are to us is a tuple of plain strings."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+Path = tuple[str, ...]
+
+
+def path_of(key_path: Any) -> Path:
+  """('params', 'Conv_0', 'kernel') for a JAX key path."""
+  return tuple(_name(key) for key in key_path)
+
+
+def _name(key: Any) -> str:
+  for attribute in ('key', 'name', 'idx'):
+    if hasattr(key, attribute):
+      return str(getattr(key, attribute))
+  return str(key)
+
+
+def parse(path: str) -> Path:
+  """('params', 'Conv_0') for 'params/Conv_0'; () for ''."""
+  return tuple(path.split('/')) if path else ()
+
+
+def show(path: Path) -> str:
+  """'params/Conv_0/kernel'; a tree that is one leaf is '(root)'."""
+  return '/'.join(path) or '(root)'
+
+
+def flatten(tree: Any, *, is_leaf: Callable[[Any], bool] | None = None) -> dict[Path, Any]:
+  """Leaves of `tree` by path, in the order of `jax.tree.leaves`."""
+  pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+  return {path_of(key_path): leaf for key_path, leaf in pairs}
+
+
+def map_with_path(f: Callable[[Path, Any], Any], tree: Any) -> Any:
+  """`tree` with every leaf replaced by `f(path, leaf)`."""
+  return jax.tree_util.tree_map_with_path(lambda k, leaf: f(path_of(k), leaf), tree)
+
+
+def spread(prefix: Any, tree: Any, *, name: str) -> list[Any]:
+  """The leaf of a prefix tree that stands over each leaf of `tree`, as `vmap` reads `in_axes`.
+
+  Args:
+    prefix: a tree that `tree` extends; None is a leaf.
+    tree: any tree.
+    name: what to call `prefix` in errors.
+
+  Returns:
+    One entry for each leaf of `tree`: (prefix leaf, path of the leaf below the prefix leaf).
+
+  Raises:
+    ValueError: when `prefix` is no prefix of `tree`.
+  """
+  entries: list[Any] = []
+
+  def below(leaf: Any, subtree: Any) -> None:
+    entries.extend((leaf, path) for path in flatten(subtree))
+
+  try:
+    jax.tree.map(below, prefix, tree, is_leaf=lambda x: x is None)
+  except ValueError as error:
+    raise ValueError(f'{name} must be a prefix tree of what it describes: {error}') from error
+  return entries
+
+
+def differences(expected: Mapping[Path, Any], found: Mapping[Path, Any]) -> str:
+  """Two lists of differences between the paths of two trees; '' when there are none."""
+  missing = [show(p) for p in expected if p not in found]
+  unexpected = [show(p) for p in found if p not in expected]
+  lines = []
+  if missing:
+    lines.append('missing: ' + ', '.join(missing))
+  if unexpected:
+    lines.append('unexpected: ' + ', '.join(unexpected))
+  return '\n'.join(lines)
