@@ -1,0 +1,61 @@
+"""The multilayer perceptron of the network slimming paper (ICCV 2017)."""
+
+from collections.abc import Sequence
+import math
+import numbers
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+_he_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+class MLP(nn.Module):
+  """Dense, BatchNorm, ReLU for each hidden layer, then a linear layer.
+
+  Attributes:
+    num_classes: length of the logits.
+    widths: units of each hidden layer; the default with 28x28 images is the
+      784-500-300-10 network of the paper.
+    dtype: of the computation; parameters and batch statistics are float32.
+    axis_name: mapped axis over which BatchNorm averages its statistics, or None
+      for statistics of the local batch.
+  """
+
+  num_classes: int
+  widths: Sequence[int] = (500, 300)
+  dtype: Any = jnp.float32
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    """Returns logits.
+
+    Args:
+      x: normalised images or features, float [batch, ...]; flattened.
+      train: whether BatchNorm uses, and with `mutable=['batch_stats']` updates
+        from, the statistics of this batch.
+
+    Returns:
+      Logits [batch, num_classes] in `dtype`, but at least float32.
+
+    Raises:
+      ValueError: `widths` is not made of positive integers.
+    """
+    for width in self.widths:
+      if not (isinstance(width, numbers.Integral) and width > 0):
+        raise ValueError(f'MLP: widths must be positive integers, got {width!r} '
+                         f'in {tuple(self.widths)}')
+    x = jnp.asarray(x, self.dtype)
+    x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
+    for width in self.widths:
+      x = nn.Dense(width, dtype=self.dtype, kernel_init=_he_fan_out)(x)
+      x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5,
+                       dtype=self.dtype, axis_name=self.axis_name,
+                       scale_init=nn.initializers.constant(0.5))(x)
+      x = nn.relu(x)
+    x = nn.Dense(self.num_classes, dtype=self.dtype,
+                 kernel_init=nn.initializers.normal(0.01))(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
