@@ -52,7 +52,7 @@ def find(variables: Any) -> list[BatchNorm]:
 
   found = []
   for path, part in parts.items():
-    if part[-1] not in SCALES or not _is_vector(leaves[path]):
+    if not part or part[-1] not in SCALES or not _is_vector(leaves[path]):
       continue
     module = part[:-1]
     stats = statistics.get(module) or (elsewhere.get(module[1:]) if module else None)

@@ -45,7 +45,8 @@ def add_l1(strength: float | optax.Schedule, mask: Any = batch_norms.scales,
     raise ValueError(f'add_l1: strength must be a number >= 0 or a schedule, got {strength!r}')
 
   def init(params: Any) -> optax.ScaleByScheduleState:
-    batch_norms.chosen(params, mask)
+    if jax.tree.leaves(params):  # optax maps states by initialising with an empty placeholder
+      batch_norms.chosen(params, mask)
     return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
 
   def update(updates: Any, state: optax.ScaleByScheduleState, params: Any = None) -> Any:

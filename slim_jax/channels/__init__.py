@@ -2,11 +2,12 @@
 
 `blocks` (which indices), `rule` (what a primitive does to them, the table), `rules/` (the
 table's entries, a family a file), `analysis` (zeros forward, need backward, thin evaluation),
-`plan` and `thin` (the transformation on functions of pytrees).
+`plan`, `planning` and `thin` (the transformation on functions of pytrees).
 """
 
 import slim_jax.channels.rules  # noqa: F401  fills the table
-from slim_jax.channels.plan import Plan, plan
+from slim_jax.channels.plan import Plan
+from slim_jax.channels.planning import plan
 from slim_jax.channels.thin import mask, thin
 
 __all__ = ['Plan', 'mask', 'plan', 'thin']

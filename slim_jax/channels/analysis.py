@@ -87,7 +87,7 @@ def run(program: Program, analysis: Analysis, arrays: list[Any], have: list[Bloc
   Args:
     program: what to evaluate.
     analysis: of `backward`, for the same demands.
-    arrays: thin arrays of the inputs.
+    arrays: thin arrays of the inputs (anything where `have` is empty).
     have: which block of each input its array holds.
     demands: which block of each output to return.
 
@@ -96,7 +96,8 @@ def run(program: Program, analysis: Analysis, arrays: list[Any], have: list[Bloc
   """
   held: dict[int, tuple[Any, Block]] = {}
   for number, array, block in zip(program.inputs, arrays, have, strict=True):
-    held[number] = array, block
+    if not block.empty:
+      held[number] = array, block
   for number, value in program.constants.items():
     held[number] = value, blocks.whole(np.ndim(value))
 

@@ -1,4 +1,4 @@
-"""Plans: which indices of which variables are left."""
+"""`Plan`: which indices of which variables are left."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -12,9 +12,8 @@ import numpy as np
 import optax
 
 from slim_jax import batch_norms, tree
-from slim_jax.channels import analysis, blocks, interface
+from slim_jax.channels import blocks
 from slim_jax.channels.blocks import Block
-from slim_jax.channels.rule import Fact
 from slim_jax.tree import Path
 
 
@@ -193,128 +192,6 @@ class Plan:
     lines = [f'{a:<{left}}  {b:<{middle}}  {c}' for a, b, c in rows]
     lines += [f'full width, no rule: {text}' for text in self.unknown]
     return '\n'.join(lines)
-
-
-def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any = None) -> Plan:
-  """Finds what is left of the variables when dead channels go.
-
-  Zeros of the dead scales and biases are followed forward through the jaxpr of `f`, need is
-  followed back from its results; what is needed and not zero is live. An index leaves only
-  because of what is dead: with nothing dead the plan is the identity.
-
-  Args:
-    f: `f(variables, *args)`, a pure function, any pytree of results. Plan with the function
-      whose results must stay: usually inference.
-    variables: the tree that is sliced, arrays or `jax.ShapeDtypeStruct`s.
-    *args: further arguments (arrays or shapes); the batch size does not matter.
-    dead: tree like `variables`: a bool vector [channels] at each scale leaf, True = goes, None
-      elsewhere, as `select_global` gives.
-    outs: prefix tree over the results of `f`: None where a result is wanted whole (default), a
-      path string ('batch_stats', '' for all) where it is the new state of that part of the
-      variables. Statistics of removed channels are then not wanted.
-
-  Returns:
-    The `Plan`.
-
-  Raises:
-    ValueError: when `dead` does not fit the variables, or when the results would not depend
-      on `args` any more.
-  """
-  zero = batch_norms.zeroed(variables, dead)
-  leaves = tree.flatten(variables)
-  shapes = jax.tree.map(interface.struct, (variables, *args))
-  program, results = interface.trace(f, shapes, {})
-  ranks = [len(program.avals[i].shape) for i in program.inputs]
-  supports = [blocks.whole(rank) for rank in ranks]
-  before = analysis.forward(program, [Fact(s) for s in supports])
-  for n, (path, leaf) in enumerate(leaves.items()):
-    if path in zero:
-      axes = list(supports[n].axes)
-      axes[batch_norms.channel_axis(leaf)] = ~zero[path]
-      supports[n] = blocks.block(axes)
-  after = analysis.forward(program, [Fact(s) for s in supports])
-
-  norms = batch_norms.find(variables)
-  states = interface.states(outs, results)
-
-  def live(facts: list[Fact], keep: Callable[[Path], Block | None]) -> analysis.Analysis:
-    demands = []
-    for number, path in zip(program.outputs, states, strict=True):
-      block = blocks.whole(len(program.avals[number].shape))
-      if path is not None:
-        if path not in leaves:
-          raise ValueError(f'outs: the variables have no leaf {tree.show(path)}')
-        kept = keep(path)
-        block = block if kept is None else kept
-      demands.append(block)
-    return analysis.backward(program, facts, demands)
-
-  def cuts(found: analysis.Analysis, base: analysis.Analysis) -> dict[Path, Cut]:
-    return {path: Cut(tuple(leaf.shape),
-                      _left(found.live[i], base.live[i], supports[n], tuple(leaf.shape)))
-            for n, (i, (path, leaf)) in enumerate(zip(program.inputs, leaves.items()))}
-
-  # A state result is wanted where its BatchNorm's scale stays, which the other results decide.
-  statistics = {path: norm.scale for norm in norms for path in norm.statistics}
-  first = cuts(live(after, lambda path: blocks.nothing()),
-               live(before, lambda path: blocks.nothing()))
-
-  def keep(path: Path) -> Block | None:
-    if path not in statistics:
-      return None
-    return _along_channels(first[statistics[path]], tuple(leaves[path].shape))
-
-  base = live(before, lambda path: None)
-  found = live(after, keep)
-  final = cuts(found, base)
-  for path in statistics:  # statistics that `f` does not read go with their scale
-    if base.live[program.inputs[list(leaves).index(path)]].empty and keep(path) is not None:
-      final[path] = Cut(final[path].shape, keep(path))
-  _check_alive(program, base, found, len(leaves), zero)
-  unknown = tuple(map(str, analysis.without_rule(program, found)))
-  return Plan(final, unknown)
-
-
-def _left(found: Block, base: Block, support: Block, shape: tuple[int, ...]) -> Block:
-  """What is left of a leaf: all but what went because of dead channels, axis by axis.
-
-  An index that nobody reads even with nothing dead stays, unless it was zeroed itself.
-  """
-  if base.empty:  # not read at all by this function: only its own zeros go
-    return support
-  if found.empty:
-    return found
-  axes = []
-  for f, b, size in zip(found.axes, base.axes, shape, strict=True):
-    axes.append(blocks.vector(f, size) | ~blocks.vector(b, size))
-  return blocks.intersect(blocks.block(axes), support)
-
-
-def _along_channels(scale: Cut, shape: tuple[int, ...]) -> Block | None:
-  """The live channels of a scale as a block of another leaf of its module; None: no such axis."""
-  axis = batch_norms.channel_axis(jax.ShapeDtypeStruct(scale.shape, bool))
-  other = batch_norms.channel_axis(jax.ShapeDtypeStruct(shape, bool))
-  if not shape or shape[other] != scale.shape[axis]:
-    return None
-  if scale.live.empty:
-    return blocks.nothing()
-  axes: list[Any] = [None] * len(shape)
-  axes[other] = scale.live.axes[axis]
-  return blocks.block(axes)
-
-
-def _check_alive(program: Any, base: analysis.Analysis, found: analysis.Analysis, first: int,
-                 zero: Mapping[Path, np.ndarray]) -> None:
-  """Raises when no argument is read any more that was read before."""
-  numbers = program.inputs[first:]
-  read = [i for i in numbers if not base.live[i].empty]
-  if read and all(found.live[i].empty for i in read):
-    gone = [tree.show(path) for path in zero if zero[path].all()]
-    raise ValueError(
-        'the network is cut through: its results no longer depend on its inputs. '
-        f'Layers that lose every channel: {", ".join(gone) or "none"}. '
-        'Remove a smaller fraction, or keep some channels of every layer (min_channels=, '
-        'max_fraction=).')
 
 
 def _cut(leaf: Any, cut: Cut) -> Any:

@@ -4,6 +4,7 @@ The body is analysed as a program of its own; the thin call keeps the derivative
 or the memory policy of the full one.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -45,21 +46,20 @@ def _thin(body: Program, facts: list[Fact], have: list[Block], live: list[Block]
   return lambda *arrays: analysis.run(body, inner, list(arrays), have, live)
 
 
-def _fill(facts: list[Fact], arrays: tuple[Any, ...], avals: tuple[Any, ...]) -> list[Any]:
-  """Operands that are not read become empty arrays, which transformations can carry."""
-  del facts
-  return [np.zeros((0,), aval.dtype) if a is None else a
-          for a, aval in zip(arrays, avals, strict=True)]
+def _is_smooth(aval: Any) -> bool:
+  """Whether values of this kind have tangents."""
+  return jax.numpy.issubdtype(aval.dtype, np.inexact)
 
 
-def _call(f: Any, live: list[Block], arrays: list[Any]) -> list[Any]:
-  """Calls `f` with the results that nobody wants left out."""
-  wanted = iter(f(*arrays))
-  return [None if block.empty else next(wanted) for block in live]
+def _present(items: Sequence[Any], by: Sequence[Any]) -> list[Any]:
+  """The items at whose place `by` is not None: what can pass through a transformation."""
+  return [item for item, flag in zip(items, by, strict=True) if flag is not None]
 
 
-def _only(results: list[Any]) -> list[Any]:
-  return [r for r in results if r is not None]
+def _restore(items: Sequence[Any], by: Sequence[Any]) -> list[Any]:
+  """Undoes `_present`, None in the gaps."""
+  present = iter(items)
+  return [None if flag is None else next(present) for flag in by]
 
 
 # custom_jvp: the thin derivative is the full rule, traced and made thin in turn.
@@ -70,37 +70,36 @@ def _custom_jvp_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], l
   if all(block.is_whole for block in [*reads, *live]):
     return jaxprs.bind(eqn, *arrays)
   body = _thin(_body(eqn), facts, reads, live)
-  thin = jax.custom_jvp(lambda *operands: _only(body(*operands)))
+  wanted = [None if block.empty else block for block in live]
+
+  @jax.custom_jvp
+  def thin(*operands):
+    return _present(body(*_restore(operands, arrays)), wanted)
 
   @thin.defjvp
   def rule(primals, tangents):  # pylint: disable=unused-variable
-    def full(*operands):
-      return jaxprs.bind(eqn, *operands)
-
-    moving = [jax.numpy.issubdtype(a.dtype, np.inexact) for a in eqn.in_avals]
+    operands = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in eqn.in_avals]
+    moving = [True if _is_smooth(a) else None for a in eqn.in_avals]
+    turning = [True if _is_smooth(a) else None for a in eqn.out_avals]
 
     def derivative(operands, directions):
-      given = iter(directions)
-      return jax.jvp(full, operands, tuple(
-          next(given) if m else np.zeros(a.shape, jax.dtypes.float0)
-          for m, a in zip(moving, eqn.in_avals, strict=True)))
+      given = [np.zeros(a.shape, jax.dtypes.float0) if d is None else d
+               for a, d in zip(eqn.in_avals, _restore(directions, moving), strict=True)]
+      outs, slopes = jax.jvp(lambda *xs: jaxprs.bind(eqn, *xs), operands, given)
+      return outs, _present(slopes, turning)
 
-    operands = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in eqn.in_avals)
-    directions = tuple(o for o, m in zip(operands, moving, strict=True) if m)
-    program, (_, slopes) = jaxprs.trace(derivative, operands, directions)
-    turning = [s.dtype != jax.dtypes.float0 for s in slopes]
+    program, _ = jaxprs.trace(derivative, operands, _present(operands, moving))
     # A tangent is zero where its value is zero whatever the variables are.
-    known = facts + [Fact(f.support) for f, m in zip(facts, moving, strict=True) if m]
-    have = reads + [r for r, m in zip(reads, moving, strict=True) if m]
-    want = live + [l if t else blocks.nothing() for l, t in zip(live, turning, strict=True)]
-    results = _thin(program, known, have, want)(
-        *primals, *[t for t, m in zip(tangents, moving, strict=True) if m])
-    outs, slopes = results[:len(live)], results[len(live):]
-    zeros = [np.zeros(o.shape, jax.dtypes.float0) if o is not None and not t else s
-             for o, s, t in zip(outs, slopes, turning, strict=True)]
-    return _only(outs), _only(zeros)
+    inner = _thin(program, facts + [Fact(f.support) for f in _present(facts, moving)],
+                  reads + _present(reads, moving), live + _present(live, turning))
+    slopes = _present(_restore(tangents, arrays), moving)
+    results = inner(*_restore(primals, arrays), *slopes)
+    outs = _present(results[:len(live)], wanted)
+    slopes = _present(_restore(results[len(live):], turning), wanted)
+    return outs, [np.zeros(o.shape, jax.dtypes.float0) if s is None else s
+                  for o, s in zip(outs, slopes, strict=True)]
 
-  return _call(thin, live, _fill(facts, arrays, eqn.in_avals))
+  return _restore(thin(*_present(arrays, arrays)), wanted)
 
 
 register([p.custom_jvp_call_p], Rule(_support, _reads, _custom_jvp_evaluate))
@@ -123,16 +122,12 @@ def _pullback(eqn: Equation) -> tuple[Program, int]:
   return jaxprs.trace(pull, structs, slopes)[0], len(structs)
 
 
-def _is_smooth(avals: tuple[Any, ...]) -> bool:
-  return all(jax.numpy.issubdtype(a.dtype, np.inexact) for a in avals)
-
-
 def _is_local(eqn: Equation, facts: list[Fact], support: list[Block]) -> bool:
   """Whether cotangents of elements that are zero never reach those of elements that are not.
 
   The masked network may send any cotangent to a removed channel; the thin one sends none.
   """
-  if not _is_smooth(eqn.in_avals) or not _is_smooth(eqn.out_avals):
+  if not all(map(_is_smooth, (*eqn.in_avals, *eqn.out_avals))):
     return False
   program, operands = _pullback(eqn)
   known = [Fact(f.support) for f in facts] + [
@@ -165,9 +160,13 @@ register([p.custom_vjp_call_p], Rule(_custom_vjp_support, read_whole, _custom_vj
 def _remat_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
                     *arrays: Any) -> list[Any]:
   body = _thin(_body(eqn), facts, reads, live)
-  thin = jax.checkpoint(lambda *operands: _only(body(*operands)), policy=eqn.params['policy'],
-                        prevent_cse=eqn.params['prevent_cse'])
-  return _call(thin, live, _fill(facts, arrays, eqn.in_avals))
+  wanted = [None if block.empty else block for block in live]
+
+  def thin(*operands):
+    return _present(body(*_restore(operands, arrays)), wanted)
+
+  thin = jax.checkpoint(thin, policy=eqn.params['policy'], prevent_cse=eqn.params['prevent_cse'])
+  return _restore(thin(*_present(arrays, arrays)), wanted)
 
 
 register([p.remat_p], Rule(_support, _reads, _remat_evaluate))

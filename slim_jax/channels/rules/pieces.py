@@ -83,6 +83,9 @@ def _split_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Bl
 
 def _split_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
                     *arrays: Any) -> list[Any]:
+  del facts
+  if reads[0].is_whole and all(block.is_whole for block in live):
+    return jaxprs.bind(eqn, *arrays)
   (array,), (read,) = arrays, reads
   axis, shape = eqn.params['axis'], eqn.in_avals[0].shape
   size, start, results = shape[axis], 0, []

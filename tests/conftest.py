@@ -1,0 +1,35 @@
+"""Eight CPU devices, no silent rank promotion, and `slow` tests only on request."""
+
+import os
+
+os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
+                           + ' --xla_force_host_platform_device_count=8')
+
+import jax  # noqa: E402  (after the flags)
+import pytest  # noqa: E402
+
+jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def pytest_addoption(parser):
+  parser.addoption('--slow', action='store_true', help='run the long tests too')
+
+
+def pytest_configure(config):
+  config.addinivalue_line('markers', 'slow: takes minutes; run with --slow')
+
+
+def pytest_collection_modifyitems(config, items):
+  if not config.getoption('--slow'):
+    for item in items:
+      if 'slow' in item.keywords:
+        item.add_marker(pytest.mark.skip(reason='long: run with --slow'))
+
+
+@pytest.fixture
+def x64():
+  """Double precision within one test."""
+  jax.config.update('jax_enable_x64', True)
+  yield
+  jax.config.update('jax_enable_x64', False)
