@@ -14,7 +14,28 @@ from slim_jax.cost import Cost, count
 from slim_jax.select import select_global
 from slim_jax.sparsity import add_l1
 
+
+
+def load(workdir):
+  """The network that a finished run of `slim_jax.main` left, thin if it was pruned.
+
+  Args:
+    workdir: directory of the run, wherever it has been moved.
+
+  Returns:
+    (apply, variables): `apply(variables, image)` gives logits float32 [n, classes] for images
+    uint8 [n, height, width, channels] as the data set has them; normalisation is inside.
+
+  Raises:
+    WorkdirError: the directory holds no run with a complete stage.
+    CheckpointError: no checkpoint of the stage can be read.
+  """
+  # Here, not above: the transformation alone needs neither data sets nor checkpoints.
+  from slim_jax import pipeline  # pylint: disable=g-import-not-at-top
+  return pipeline.load(workdir)
+
+
 __version__ = '0.1.0'
 
-__all__ = ['Cost', 'Plan', 'add_l1', 'batch_norm_scales', 'count', 'mask', 'plan',
+__all__ = ['Cost', 'Plan', 'add_l1', 'batch_norm_scales', 'count', 'load', 'mask', 'plan',
            'select_global', 'thin']

@@ -6,7 +6,7 @@ a scale beside a mean is BatchNorm's, one without is LayerNorm's. In a tree of p
 alone the module's name decides.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import re
 from typing import Any, NamedTuple
 
@@ -20,7 +20,8 @@ BIASES = ('bias', 'beta', 'offset')
 STATISTICS = ('mean', 'var', 'moving_mean', 'moving_variance', 'running_mean', 'running_var')
 HAIKU_AVERAGES = ('mean_ema', 'var_ema')
 
-_OTHER_NORM = re.compile(r'(layer|group|instance|rms|spectral|weight)_?norm|(^|_)(ln|gn)(_|\d|$)', re.I)
+_OTHER_NORM = re.compile(
+    r'(layer|group|instance|rms|spectral|weight)_?norm|(^|_)(ln|gn)(_|\d|$)', re.I)
 
 
 class BatchNorm(NamedTuple):
@@ -46,20 +47,36 @@ def find(variables: Any) -> list[BatchNorm]:
     module = _statistics_module(part)
     if module is not None:
       statistics.setdefault(module, []).append(path)
-  # Collections ('params', 'batch_stats') or members of a tuple hold one module each their way.
-  elsewhere = {module[1:]: paths for module, paths in statistics.items()}
+  with_scales = _prefixes(part for part in parts.values() if part and part[-1] in SCALES)
+  with_statistics = _prefixes(statistics)
+  # In another collection ('batch_stats' beside 'params', or a member of a tuple) the module's path
+  # differs in one name, under which there are statistics alone.
+  elsewhere = {(i, module[:i] + module[i + 1:]): paths for module, paths in statistics.items()
+               for i in range(len(module)) if module[:i + 1] not in with_scales}
   inside = _equinox_modules(variables)
+
+  def beside(module: Path) -> list[Path] | None:
+    for i in range(len(module)):
+      if module[:i + 1] not in with_statistics and (i, module[:i] + module[i + 1:]) in elsewhere:
+        return elsewhere[i, module[:i] + module[i + 1:]]
+    return None
 
   found = []
   for path, part in parts.items():
     if not part or part[-1] not in SCALES or not _is_vector(leaves[path]):
       continue
     module = part[:-1]
-    stats = statistics.get(module) or (elsewhere.get(module[1:]) if module else None)
+    stats = statistics.get(module) or beside(module)
     if path[:-1] in inside or stats or (not statistics and not inside and _is_named(part)):
-      bias = next((by_parts[module + (name,)] for name in BIASES if module + (name,) in by_parts), None)
+      bias = next((by_parts[module + (name,)] for name in BIASES if module + (name,) in by_parts),
+                  None)
       found.append(BatchNorm(path, bias, tuple(stats or ())))
   return found
+
+
+def _prefixes(paths: Iterable[Path]) -> set[Path]:
+  """Every beginning of every path."""
+  return {path[:n] for path in paths for n in range(1, len(path) + 1)}
 
 
 def scales(variables: Any) -> Any:

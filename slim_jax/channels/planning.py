@@ -1,7 +1,7 @@
 """`plan`: from dead channels to what is left of every variable."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -44,71 +44,82 @@ def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any
   leaves = tree.flatten(variables)
   shapes = jax.tree.map(interface.struct, (variables, *args))
   program, results = interface.trace(f, shapes, {})
-  ranks = [len(program.avals[i].shape) for i in program.inputs]
-  supports = [blocks.whole(rank) for rank in ranks]
-  before = analysis.forward(program, [Fact(s) for s in supports])
+  states = interface.states(outs, results)
+  if lost := [tree.show(path) for path in states if path is not None and path not in leaves]:
+    raise ValueError(f'outs: the variables have no leaf {", ".join(lost)}')
+
+  supports = [blocks.whole(len(program.avals[i].shape)) for i in program.inputs]
+  before = analysis.forward(program, [Fact(support) for support in supports])
   for n, (path, leaf) in enumerate(leaves.items()):
     if path in zero:
       axes = list(supports[n].axes)
       axes[batch_norms.channel_axis(leaf)] = ~zero[path]
       supports[n] = blocks.block(axes)
-  after = analysis.forward(program, [Fact(s) for s in supports])
+  after = analysis.forward(program, [Fact(support) for support in supports])
 
   norms = batch_norms.find(variables)
-  states = interface.states(outs, results)
-  if lost := [tree.show(path) for path in states if path is not None and path not in leaves]:
-    raise ValueError(f'outs: the variables have no leaf {", ".join(lost)}')
-
-  def needed(facts: list[Fact], wanted: Callable[[Path], Block]) -> analysis.Analysis:
-    """The backward pass; `wanted` says what is read of the new value of a variable."""
-    demands = [blocks.whole(len(program.avals[number].shape)) if path is None else wanted(path)
-               for number, path in zip(program.outputs, states, strict=True)]
-    return analysis.backward(program, facts, demands)
-
-  def cuts(facts: list[Fact], wanted: Callable[[Path], Block]) -> dict[Path, Cut]:
-    found, base = needed(facts, wanted), needed(before, lambda path: blocks.whole(len(leaves[path].shape)))
-    left = {path: Cut(tuple(leaf.shape),
-                      _left(found.live[i], base.live[i], support, tuple(leaf.shape)))
-            for i, support, (path, leaf) in zip(program.inputs, supports, leaves.items())}
-    for norm in norms:
-      left.update(_together(norm, left))
-    return left
-
-  # The new statistics of a removed channel are not wanted; which are removed, the other results
-  # decide.
-  first = cuts(after, lambda path: blocks.nothing())
   statistics = {path for norm in norms for path in norm.statistics}
 
-  def wanted(path: Path) -> Block:
-    return first[path].live if path in statistics else blocks.whole(len(leaves[path].shape))
+  def needed(facts: list[Fact], kept: Mapping[Path, Block]) -> analysis.Analysis:
+    """The backward pass, where the new statistics of `kept` channels are wanted."""
+    demands = []
+    for number, path in zip(program.outputs, states, strict=True):
+      whole = blocks.whole(len(program.avals[number].shape))
+      demands.append(whole if path is None or path not in statistics
+                     else kept.get(path, blocks.nothing()))
+    return analysis.backward(program, facts, demands)
 
-  base, found = needed(before, wanted), needed(after, wanted)
+  base = needed(before, {})
+  reads = {path: _Reads(tuple(leaf.shape), support, base.live[i])
+           for path, leaf, support, i in zip(leaves, leaves.values(), supports, program.inputs)}
+  kept: dict[Path, Block] = {}
+  while True:  # until the statistics that are wanted are those of the channels that are kept
+    found = needed(after, kept)
+    live = {path: found.live[i] for path, i in zip(leaves, program.inputs)}
+    together = {path: block for norm in norms for path, block in _together(norm, reads, live)}
+    if kept and all(blocks.same(kept[path], block) for path, block in together.items()):
+      break
+    kept = together
+    if not kept:
+      break
+
   _check_alive(program, base, found, len(leaves), zero)
-  unknown = tuple(map(str, analysis.without_rule(program, found)))
-  return Plan(cuts(after, wanted), unknown)
+  cuts = {path: Cut(tuple(leaf.shape), kept[path] if path in kept else _left(reads[path], live[path]))
+          for path, leaf in leaves.items()}
+  return Plan(cuts, tuple(map(str, analysis.without_rule(program, found))))
 
 
-def _together(norm: batch_norms.BatchNorm, cuts: Mapping[Path, Cut]) -> dict[Path, Cut]:
+class _Reads(NamedTuple):
+  """Of one leaf: its shape, where it is not zeroed, and what is read with nothing dead."""
+  shape: tuple[int, ...]
+  support: Block
+  base: Block
+
+
+def _together(norm: batch_norms.BatchNorm, reads: Mapping[Path, _Reads],
+              live: Mapping[Path, Block]) -> list[tuple[Path, Block]]:
   """The leaves of one BatchNorm cut alike: where any function may need its scale or its bias.
 
   Inference and training read them differently: with a zero input, training needs the bias of a
-  channel alone, inference its running mean and scale too.
+  channel alone, inference its running mean and scale too. A channel that nobody reads even with
+  nothing dead goes too: what feeds it may be gone, so its statistics could not be kept up.
   """
   def channels(path: Path) -> np.ndarray:
-    shape, live = cuts[path].shape, cuts[path].live
+    shape, support, base = reads[path]
+    left = support if base.empty else live[path]
     axis = _channel_axis(shape)
-    return np.zeros(shape[axis], bool) if live.empty else blocks.vector(live.axes[axis], shape[axis])
+    return np.zeros(shape[axis], bool) if left.empty else blocks.vector(left.axes[axis], shape[axis])
 
-  kept = channels(norm.scale)
-  if norm.bias is not None:
-    kept = kept | channels(norm.bias)
-  alike = {}
-  for path in (norm.scale, norm.bias, *norm.statistics):
-    shape = cuts[path].shape if path is not None else ()
+  own = [norm.scale] if norm.bias is None else [norm.scale, norm.bias]
+  read = [path for path in own if not reads[path].base.empty] or own
+  kept = np.logical_or.reduce([channels(path) for path in read])
+  alike = []
+  for path in (*own, *norm.statistics):
+    shape = reads[path].shape
     if shape and shape[_channel_axis(shape)] == kept.size:
       axes: list[Any] = [None] * len(shape)
       axes[_channel_axis(shape)] = kept
-      alike[path] = Cut(shape, blocks.block(axes))
+      alike.append((path, blocks.block(axes)))
   return alike
 
 
@@ -116,18 +127,19 @@ def _channel_axis(shape: tuple[int, ...]) -> int:
   return batch_norms.channel_axis(jax.ShapeDtypeStruct(shape, bool))
 
 
-def _left(found: Block, base: Block, support: Block, shape: tuple[int, ...]) -> Block:
+def _left(reads: _Reads, live: Block) -> Block:
   """What is left of a leaf: all but what went because of dead channels, axis by axis.
 
   An index that nobody reads even with nothing dead stays, unless it was zeroed itself.
   """
+  shape, support, base = reads
   if base.empty:  # not read at all by this function: only its own zeros go
     return support
-  if found.empty:
-    return found
+  if live.empty:
+    return live
   axes = []
-  for f, b, size in zip(found.axes, base.axes, shape, strict=True):
-    axes.append(blocks.vector(f, size) | ~blocks.vector(b, size))
+  for now, always, size in zip(live.axes, base.axes, shape, strict=True):
+    axes.append(blocks.vector(now, size) | ~blocks.vector(always, size))
   return blocks.intersect(blocks.block(axes), support)
 
 

@@ -1,0 +1,126 @@
+"""BatchNorm scales are found in the variables of every library, and no other norm's."""
+
+import os
+
+os.environ.setdefault('KERAS_BACKEND', 'jax')
+
+import flax.linen as nn  # noqa: E402  (Keras reads its backend when it is imported)
+from flax import nnx  # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import pytest  # noqa: E402
+
+import slim_jax  # noqa: E402
+from slim_jax import batch_norms, tree  # noqa: E402
+
+IMAGE = jnp.ones((2, 8, 8, 3))
+
+
+def scales(variables):
+  named = tree.flatten(slim_jax.batch_norm_scales(variables))
+  assert jax.tree.structure(variables) == jax.tree.structure(slim_jax.batch_norm_scales(variables))
+  return ['/'.join(path) for path, is_scale in named.items() if is_scale]
+
+
+def statistics(variables):
+  return ['/'.join(p) for norm in batch_norms.find(variables) for p in norm.statistics]
+
+
+class Linen(nn.Module):
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.BatchNorm(True)(nn.Conv(4, (3, 3))(x))
+    x = nn.GroupNorm(2)(nn.LayerNorm()(x))
+    x = nn.BatchNorm(True, use_scale=False)(x)
+    return nn.BatchNorm(True, use_bias=False, name='last')(x)
+
+
+def test_linen():
+  variables = Linen().init(jax.random.key(0), IMAGE)
+  assert scales(variables) == ['params/BatchNorm_0/scale', 'params/last/scale']
+  assert scales({'model': variables}) == ['model/params/BatchNorm_0/scale', 'model/params/last/scale']
+  assert scales((variables['params'], variables['batch_stats'])) == [
+      '0/BatchNorm_0/scale', '0/last/scale']
+  # Parameters alone: other norms are told by their names.
+  assert scales(variables['params']) == ['BatchNorm_0/scale', 'last/scale']
+  first, last = batch_norms.find(variables)
+  assert first.bias == ('params', 'BatchNorm_0', 'bias') and last.bias is None
+  assert statistics(variables)[:2] == ['batch_stats/BatchNorm_0/mean', 'batch_stats/BatchNorm_0/var']
+
+
+def test_a_batch_norm_by_itself():
+  assert scales(nn.BatchNorm(True).init(jax.random.key(0), IMAGE)) == ['params/scale']
+
+
+def test_nnx():
+  class Net(nnx.Module):
+
+    def __init__(self, rngs):
+      self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+      self.norm1 = nnx.BatchNorm(4, rngs=rngs)
+      self.norm2 = nnx.LayerNorm(4, rngs=rngs)
+      self.block = nnx.List([nnx.BatchNorm(4, rngs=rngs)])
+
+  _, state = nnx.split(Net(nnx.Rngs(0)))
+  found = [path for path in scales(state)]
+  assert [path.removesuffix('/value') for path in found] == ['block/0/scale', 'norm1/scale']
+  assert len(statistics(state)) == 4
+
+
+def test_haiku():
+  hk = pytest.importorskip('haiku')
+
+  def net(x):
+    x = hk.BatchNorm(True, True, 0.9)(hk.Conv2D(4, 3)(x), is_training=True)
+    return hk.LayerNorm(-1, True, True)(x)
+
+  params, state = hk.transform_with_state(net).init(jax.random.key(0), IMAGE)
+  assert scales((params, state)) == ['0/batch_norm/scale']
+  assert scales(params) == ['batch_norm/scale']
+  assert sorted(name.split('/')[-1] for name in statistics((params, state))) == [
+      'average', 'average', 'counter', 'counter', 'hidden', 'hidden']
+  # Scales are [1, 1, 1, channels]: a dead vector lies along the long axis.
+  dead = jax.tree.map(lambda _: None, (params, state))
+  dead[0]['batch_norm']['scale'] = jnp.array([True, False, False, True])
+  masked = slim_jax.mask((params, state), dead)
+  assert masked[0]['batch_norm']['scale'].ravel().tolist() == [0, 1, 1, 0]
+
+
+def test_equinox():
+  eqx = pytest.importorskip('equinox')
+  model, state = eqx.nn.make_with_state(lambda key: eqx.nn.Sequential([
+      eqx.nn.Conv2d(3, 4, 3, key=key), eqx.nn.BatchNorm(4, 'batch', mode='batch'),
+      eqx.nn.LayerNorm(4)]))(jax.random.key(0))
+  params, _ = eqx.partition(model, eqx.is_inexact_array)
+  assert scales(params) == ['layers/1/weight']
+  assert scales((params, state)) == ['0/layers/1/weight']
+
+
+def test_keras():
+  keras = pytest.importorskip('keras')
+  model = keras.Sequential([
+      keras.layers.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization(),
+      keras.layers.LayerNormalization()])
+  assert scales((model.trainable_variables, model.non_trainable_variables)) == ['0/2']
+  arrays = {v.path: v.value for v in model.variables}
+  assert scales(arrays) == ['sequential/batch_normalization/gamma']
+  assert len(statistics(arrays)) == 2
+
+
+def test_pytorch_names():
+  state_dict = {'features.0': {'weight': jnp.ones((4, 3, 3, 3))},
+                'features.1': {'weight': jnp.ones(4), 'bias': jnp.ones(4),
+                               'running_mean': jnp.ones(4), 'running_var': jnp.ones(4)},
+                'ln': {'weight': jnp.ones(4), 'bias': jnp.ones(4)}}
+  assert scales(state_dict) == ['features.1/weight']
+
+
+def test_mask_zeroes_scale_and_bias_and_keeps_dtypes():
+  variables = Linen().init(jax.random.key(0), IMAGE)
+  variables['params']['BatchNorm_0']['bias'] = jnp.arange(1, 5, dtype=jnp.bfloat16)
+  dead = jax.tree.map(lambda _: None, variables)
+  dead['params']['BatchNorm_0']['scale'] = jnp.array([False, True, False, True])
+  masked = slim_jax.mask(variables, dead)['params']['BatchNorm_0']
+  assert masked['scale'].tolist() == [1, 0, 1, 0]
+  assert masked['bias'].tolist() == [1, 0, 3, 0] and masked['bias'].dtype == jnp.bfloat16
