@@ -203,8 +203,11 @@ def _cut(leaf: Any, cut: Cut) -> Any:
   if isinstance(leaf, jax.core.Tracer):
     return leaf[jnp.ix_(*cut.indices)]
   # On the host: NumPy raises on a bad index, JAX would clamp it.
-  thin = np.asarray(leaf)[np.ix_(*cut.indices)]
-  return thin if isinstance(leaf, np.ndarray) else jnp.asarray(thin)
+  thin = np.asarray(leaf)
+  for i, index in enumerate(cut.indices):
+    if len(index) < cut.shape[i]:
+      thin = thin.take(index, i)
+  return thin if isinstance(leaf, np.ndarray) else jax.device_put(thin)
 
 
 def _expand(leaf: Any, cut: Cut) -> Any:
@@ -217,7 +220,7 @@ def _expand(leaf: Any, cut: Cut) -> Any:
     return jnp.zeros(cut.shape, leaf.dtype).at[jnp.ix_(*cut.indices)].set(leaf)
   full = np.zeros(cut.shape, leaf.dtype)
   full[np.ix_(*cut.indices)] = np.asarray(leaf)
-  return full if isinstance(leaf, np.ndarray) else jnp.asarray(full)
+  return full if isinstance(leaf, np.ndarray) else jax.device_put(full)
 
 
 def _cut_at(shape: tuple[int, ...], indices: list[np.ndarray]) -> Cut:
