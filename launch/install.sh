@@ -16,11 +16,12 @@ is_new_enough() {
 }
 
 find_python() {
-  local python
-  for python in ${PYTHON:-python3 python3.12 python3.11 python3.13}; do
+  local python pythons=(python3 python3.12 python3.11 python3.13)
+  [[ -z ${PYTHON:-} ]] || pythons=("$PYTHON")
+  for python in "${pythons[@]}"; do
     if is_new_enough "$python"; then echo "$python"; return; fi
   done
-  echo "slim_jax needs Python 3.11 or later and found none in: ${PYTHON:-python3 python3.12 python3.11 python3.13}." \
+  echo "slim_jax needs Python 3.11 or later; there is none among: ${pythons[*]}." \
     "Install one, or name it: PYTHON=/path/to/python3 bash launch/..." >&2
   return 1
 }
@@ -32,8 +33,9 @@ if [[ ! -x $venv/bin/python ]]; then
     exit 1
   }
 elif [[ -n ${PYTHON:-} ]]; then
+  python=$(find_python)
   version='import sys; print("%d.%d" % sys.version_info[:2])'
-  if [[ $("$PYTHON" -c "$version") != $("$venv/bin/python" -c "$version") ]]; then
+  if [[ $("$python" -c "$version") != $("$venv/bin/python" -c "$version") ]]; then
     echo "$venv holds another Python than PYTHON=$PYTHON: remove it, or choose another folder with VENV=..." >&2
     exit 1
   fi

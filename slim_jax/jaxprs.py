@@ -86,9 +86,16 @@ def trace(f: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Program, An
   return flatten(closed), shape
 
 
-def flatten(jaxpr: Any) -> Program:
-  """The `Program` of a jaxpr, open or closed; a closed jaxpr's constants become constants."""
+def flatten(jaxpr: Any, *, plain: bool = False) -> Program:
+  """The `Program` of a jaxpr, open or closed; a closed jaxpr's constants become constants.
+
+  Args:
+    jaxpr: from `jax.make_jaxpr`, or out of an equation's parameters.
+    plain: whether calls that carry a derivative or a policy count as their bodies alone, for
+      programs that will not be differentiated (a derivative may contain its own function).
+  """
   program = Program([], [], [], {}, [])
+  inlined = {**_INLINED, **_CARRYING} if plain else _INLINED
   body, consts = _open(jaxpr)
 
   def new(aval: Any) -> int:
@@ -113,8 +120,8 @@ def flatten(jaxpr: Any) -> Program:
     for eqn in body.eqns:
       operands = [read(a) for a in eqn.invars]
       where = '/'.join(s for s in (module, str(eqn.source_info.name_stack)) if s)
-      if eqn.primitive in _INLINED:
-        inner, inner_consts = _open(eqn.params[_INLINED[eqn.primitive]])
+      if eqn.primitive in inlined:
+        inner, inner_consts = _open(eqn.params[inlined[eqn.primitive]])
         results = inline(inner, inner_consts, operands, where)
       else:
         results = [new(v.aval) for v in eqn.outvars]
@@ -170,6 +177,13 @@ _INLINED = {
     primitives.jit_p: 'jaxpr',
     primitives.closed_call_p: 'call_jaxpr',
     primitives.call_p: 'call_jaxpr',
+}
+
+# Primitives that carry a derivative or a policy beside it.
+_CARRYING = {
+    primitives.custom_jvp_call_p: 'call_jaxpr',
+    primitives.custom_vjp_call_p: 'call_jaxpr',
+    primitives.remat_p: 'jaxpr',
 }
 
 _vector = jax.ShapeDtypeStruct((2,), np.float32)

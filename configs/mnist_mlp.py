@@ -1,0 +1,102 @@
+"""The multilayer perceptron of the paper on MNIST, 80 % of each hidden layer removed.
+
+784-500-300-10 becomes 784-100-60-10. The paper has 1.43 % error before and 1.49 %
+after.
+
+  python -m slim_jax.main --config=configs/mnist_mlp.py --workdir=runs/mnist_mlp
+
+A minute and a half on two CPU cores. Test error, seeds 0 and 1: baseline 1.56 and
+1.60 %; fine-tuned 1.65 and 1.61 %, with 84.4 % fewer parameters and MACs.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Returns the locked config; any field can be set as --config.FIELD=VALUE."""
+  config = ml_collections.ConfigDict()
+
+  # Everything random follows from it: weights, order, augmentation.
+  config.seed = 0
+
+  # Name of a data set, and the TFDS directory it is in ('' for the default of TFDS).
+  config.dataset = 'mnist'
+  config.data_dir = ''
+  # What to train on and what to evaluate on, in the notation of TFDS.
+  config.train_split = 'train'
+  config.test_split = 'test'
+
+  # Images of a training step, over all devices, and of an evaluation step.
+  config.batch_size = 256
+  config.eval_batch_size = 1000
+
+  # Shift by up to so many pixels (zeros come in), and mirror half of the images.
+  config.augment = ml_collections.ConfigDict()
+  config.augment.pad = 0
+  config.augment.flip = False
+
+  # A model of slim_jax.models and its arguments: here the output channels of every
+  # convolution, 'M' for a 2x2 max-pool.
+  config.model = ml_collections.ConfigDict()
+  config.model.name = 'mlp'
+  config.model.widths = (500, 300)
+  # Of the computation: 'float32', 'bfloat16' or 'float16'. Parameters are float32.
+  config.dtype = 'float32'
+
+  # SGD. The weight decay is coupled and applies to all parameters, as in the paper.
+  config.momentum = 0.9
+  config.nesterov = True
+  config.weight_decay = 1e-4
+
+  # Epochs of the same network with the schedule of `train` and no L1, to compare
+  # with; 0 for none.
+  config.baseline_epochs = 30
+  # How often to train with sparsity, prune and fine-tune, each time from the thin
+  # network of the time before.
+  config.passes = 1
+
+  # Training with sparsity.
+  config.train = ml_collections.ConfigDict()
+  config.train.epochs = 30
+  config.train.learning_rate = 0.1
+  # 'piecewise': times drop_factor at each of `drops`, fractions of the training.
+  # 'cosine': half a cosine down to 0; `drops` and `drop_factor` are not used.
+  config.train.schedule = 'piecewise'
+  config.train.drops = (1 / 3, 2 / 3)
+  config.train.drop_factor = 0.1
+  # Epochs over which the learning rate first rises from 0; may be a fraction.
+  config.train.warmup_epochs = 0.0
+  # lambda of the paper: weight of the L1 norm of the BatchNorm scales. Its total pull
+  # on a scale, strength / (1 - momentum) * sum of the learning rates, must exceed the
+  # 0.5 that scales start at, so shorter training needs more of it.
+  config.train.strength = 5e-4
+
+  # Which channels go: those with the smallest scales.
+  config.prune = ml_collections.ConfigDict()
+  # Of all channels; with per_layer, of each layer by itself.
+  config.prune.fraction = 0.799
+  config.prune.per_layer = True
+  # Every layer keeps so many channels, and loses at most such a fraction.
+  config.prune.min_channels = 0
+  config.prune.max_fraction = 1.0
+
+  # Fine-tuning of the thin network, without L1; the fields are those of `train`.
+  # 0 epochs for none.
+  config.finetune = ml_collections.ConfigDict()
+  config.finetune.epochs = 30
+  config.finetune.learning_rate = 0.1
+  config.finetune.schedule = 'piecewise'
+  config.finetune.drops = (1 / 3, 2 / 3)
+  config.finetune.drop_factor = 0.1
+  config.finetune.warmup_epochs = 0.0
+
+  # Evaluate within a stage, too; 0 for at the end of each stage only.
+  config.eval_every_epochs = 0
+  # How often the loss is looked at, for the display and to stop if it is not finite.
+  config.log_every_steps = 50
+  # How often a checkpoint is saved, besides at the end of a stage, and how many of a
+  # stage are kept.
+  config.checkpoint_every_epochs = 10
+  config.keep_checkpoints = 2
+
+  return config.lock()

@@ -1,0 +1,250 @@
+"""Checkpoints of one stage: Orbax underneath, host arrays in and out.
+
+A stage has a directory, a checkpoint in it a number (the step) and two items: the
+state as nested dictionaries of numpy arrays, and a JSON of what belongs to it.
+Nothing in them depends on the number of devices. When Orbax has finished a
+checkpoint, a list of the checksums of its files is added, so that a damaged file is
+known by name before anything is read from it.
+"""
+
+import functools
+import json
+import logging
+import os
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+import zlib
+
+from absl import logging as absl_logging
+from flax import serialization
+from flax import traverse_util
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from slim_jax import tree
+
+PyTree = Any
+
+# In each checkpoint: crc32 of the files of its items, by path.
+CHECKSUMS = 'crc32.json'
+
+
+class CheckpointError(Exception):
+  """Checkpoints are damaged or not of this run; the message names the files."""
+
+
+def open_manager(directory: str | pathlib.Path, *, keep: int) -> ocp.CheckpointManager:
+  """The checkpoints of a directory, which is made if it does not exist.
+
+  Args:
+    directory: one stage's own.
+    keep: how many checkpoints stay, the newest ones.
+
+  Returns:
+    A manager; close it, or use it in `with`.
+  """
+  directory = pathlib.Path(directory).resolve()
+  return _manager(
+      directory, max_to_keep=keep, cleanup_tmp_directories=True,
+      async_options=ocp.options.AsyncOptions(
+          post_finalization_callback=functools.partial(_add_checksums, directory)))
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: PyTree, *,
+         seconds: float) -> None:
+  """Saves `state` under `step`, in the background once it is copied to the host.
+
+  A step that is saved already stays as it is: the state is a function of the step.
+
+  Args:
+    manager: from `open_manager`.
+    step: number of the checkpoint.
+    state: a pytree that `flax.serialization` knows.
+    seconds: time spent on the state so far; `restore` gives it back.
+  """
+  if step in manager.all_steps():
+    return
+  arrays = jax.tree.map(np.asarray, serialization.to_state_dict(jax.device_get(state)))
+  arrays, empty = _split_empty(arrays)
+  manager.save(step, args=ocp.args.Composite(
+      state=ocp.args.StandardSave(arrays),
+      meta=ocp.args.JsonSave({'seconds': seconds, 'empty': empty})))
+
+
+def restore(manager: ocp.CheckpointManager, like: PyTree) -> tuple[PyTree, float] | None:
+  """The newest checkpoint that can be read.
+
+  A checkpoint that cannot be read is named in a warning and set aside under the name
+  `STEP.unreadable`, and the one before it is taken.
+
+  Args:
+    manager: from `open_manager`.
+    like: a pytree of the structure, shapes and dtypes that are expected.
+
+  Returns:
+    (state, seconds): numpy arrays in the structure of `like`, and what `save` was
+    given; None when there is no checkpoint at all.
+
+  Raises:
+    CheckpointError: the checkpoint does not fit `like`, and its differences are
+      listed; or there are checkpoints and none can be read.
+  """
+  found = _read_newest(manager)
+  if found is None:
+    return None
+  directory, arrays, meta, unreadable = found
+  for damaged in unreadable:
+    aside = damaged.with_name(damaged.name + '.unreadable')
+    shutil.rmtree(aside, ignore_errors=True)
+    damaged.rename(aside)
+  manager.reload()
+  return fit(arrays, like, name=str(directory)), meta['seconds']
+
+
+def read(directory: str | pathlib.Path) -> PyTree:
+  """Nested dictionaries of the newest checkpoint of a stage that can be read.
+
+  Raises:
+    CheckpointError: there is none; the error says why.
+  """
+  if not pathlib.Path(directory).is_dir():
+    raise CheckpointError(f'there is no directory of checkpoints {directory}')
+  with _manager(directory, read_only=True) as manager:
+    found = _read_newest(manager)
+  if found is None:
+    raise CheckpointError(f'there is no checkpoint in {directory}')
+  return found.arrays
+
+
+def fit(arrays: PyTree, like: PyTree, *, name: str) -> PyTree:
+  """Nested dictionaries, as checkpoints hold them, in the structure of `like`.
+
+  Args:
+    arrays: nested dictionaries of arrays.
+    like: a pytree of the structure, shapes and dtypes that are expected.
+    name: what to call `arrays` in the error.
+
+  Raises:
+    CheckpointError: with a list of every kind of difference.
+  """
+  target = serialization.to_state_dict(like)
+  expected, found = tree.flatten(target), tree.flatten(arrays)
+  lines = [tree.differences(expected, found)]
+  mismatched = [f'{tree.show(path)} is {_form(found[path])}, not {_form(leaf)}'
+                for path, leaf in expected.items()
+                if path in found and _form(found[path]) != _form(leaf)]
+  if mismatched:
+    lines.append('mismatched: ' + ', '.join(mismatched))
+  if any(lines):
+    raise CheckpointError(f'{name} does not hold the state that this run expects\n'
+                     + '\n'.join(line for line in lines if line))
+  filled = tree.map_with_path(lambda path, _: found[path], target)
+  return serialization.from_state_dict(like, filled)
+
+
+def _manager(directory: str | pathlib.Path, **options: Any) -> ocp.CheckpointManager:
+  absl_logging.get_absl_logger().addFilter(_no_orbax_chatter)
+  return ocp.CheckpointManager(pathlib.Path(directory).resolve(),
+                               options=ocp.CheckpointManagerOptions(**options))
+
+
+class _Found(NamedTuple):
+  directory: pathlib.Path  # of the newest checkpoint that can be read
+  arrays: PyTree
+  meta: dict[str, Any]
+  unreadable: list[pathlib.Path]  # newer ones
+
+
+def _read_newest(manager: ocp.CheckpointManager) -> _Found | None:
+  unreadable, reasons = [], []
+  for step in sorted(manager.all_steps(), reverse=True):
+    directory = pathlib.Path(manager.directory) / str(step)
+    try:
+      return _Found(directory, *_read_step(manager, step), unreadable)
+    # What a damaged file raises depends on where the damage is: Orbax, TensorStore
+    # and the JSON reader each have their own errors.
+    except Exception as error:  # pylint: disable=broad-except
+      reason = str(error).strip().partition('\n')[0][:300] or type(error).__name__
+      unreadable.append(directory)
+      reasons.append(f'{directory}: {reason}')
+      absl_logging.warning('This checkpoint cannot be read, so the one before it is '
+                           'taken. %s', reasons[-1])
+  if reasons:
+    raise CheckpointError(
+        f'no checkpoint in {manager.directory} can be read; to train this stage again '
+        'from its start, delete that directory\n' + '\n'.join(reasons))
+  return None
+
+
+def _read_step(manager: ocp.CheckpointManager, step: int) -> tuple[PyTree, Any]:
+  _check_files(pathlib.Path(manager.directory) / str(step))
+  restored = manager.restore(step, args=ocp.args.Composite(
+      state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()))
+  arrays = jax.tree.map(np.asarray, restored['state'])
+  return _join_empty(arrays, restored['meta']['empty']), restored['meta']
+
+
+def _split_empty(arrays: PyTree) -> tuple[PyTree, list[Any]]:
+  """Takes out the arrays without elements, which Orbax refuses to save.
+
+  A layer that has lost all its channels has some.
+
+  Returns:
+    (the other arrays, [path, shape, dtype] of those taken out).
+  """
+  empty = [(path, leaf.shape, leaf.dtype.name)
+           for path, leaf in tree.flatten(arrays).items() if not leaf.size]
+  flat = traverse_util.flatten_dict(arrays, keep_empty_nodes=True)
+  for path, *_ in empty:
+    del flat[path]
+  return traverse_util.unflatten_dict(flat), empty
+
+
+def _join_empty(arrays: PyTree, empty: list[Any]) -> PyTree:
+  """Puts back what `_split_empty` took out."""
+  flat = traverse_util.flatten_dict(arrays, keep_empty_nodes=True)
+  flat |= {tuple(path): np.zeros(shape, dtype) for path, shape, dtype in empty}
+  # A module of which nothing else is left has come back as an empty node.
+  inner = {path[:n] for path in flat for n in range(len(path))}
+  return traverse_util.unflatten_dict(
+      {path: leaf for path, leaf in flat.items() if path not in inner})
+
+
+def _add_checksums(directory: pathlib.Path) -> None:
+  """Lists the files of every checkpoint that has no list yet.
+
+  Orbax calls it when the files of a checkpoint are written and before the directory
+  is renamed to the step, so the list appears together with the checkpoint.
+  """
+  for step in directory.iterdir():
+    if step.name.partition('.')[0].isdecimal() and not (step / CHECKSUMS).exists():
+      part = step / (CHECKSUMS + '.part')
+      part.write_text(json.dumps(_checksums(step)))
+      os.replace(part, step / CHECKSUMS)
+
+
+def _check_files(step: pathlib.Path) -> None:
+  """Raises ValueError with the names of the files of a checkpoint that are damaged."""
+  if not (step / CHECKSUMS).exists():
+    return  # Orbax itself still notices most damage.
+  found = _checksums(step)
+  damaged = [name for name, checksum in json.loads((step / CHECKSUMS).read_text()).items()
+             if found.get(name) != checksum]
+  if damaged:
+    raise ValueError(f'damaged or missing: {", ".join(damaged)}')
+
+
+def _checksums(step: pathlib.Path) -> dict[str, int]:
+  """crc32 of the files of the items; what lies beside the items Orbax may rewrite."""
+  return {str(path.relative_to(step)): zlib.crc32(path.read_bytes())
+          for path in sorted(step.glob('*/**/*')) if path.is_file()}
+
+
+def _form(leaf: Any) -> str:
+  return f'{np.dtype(leaf.dtype).name}{list(leaf.shape)}'
+
+
+def _no_orbax_chatter(record: logging.LogRecord) -> bool:
+  return record.levelno >= logging.ERROR or 'orbax' not in record.pathname

@@ -1,0 +1,138 @@
+"""The directory of a run: what lies where, and what of it is complete.
+
+  config.json     the config
+  dataset.json    shape, classes and normalisation of the images
+  stages.json     a record of each stage that is complete, in order
+  plan-N.npz      what is left of the original network after pass N
+  checkpoints/    of each stage, in N-STAGE
+  metrics.jsonl   a line of metrics for each epoch
+  summary.json    config and stages, once all are complete
+
+Files are replaced whole, so that a run may end at any moment.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+from slim_jax import channels
+from slim_jax import report
+from slim_jax import tree
+
+
+class WorkdirError(Exception):
+  """A directory holds another run, or none; the message says what to do."""
+
+
+class Stage(NamedTuple):
+  """One row of the table: 'baseline', 'sparse', 'pruned' or 'finetuned' of a pass."""
+  number: int  # of the pass, from 1; 0 for the baseline
+  name: str
+
+  def __str__(self) -> str:
+    return self.name if self.number == 0 else f'{self.name}, pass {self.number}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+  """The directory of a run.
+
+  Attributes:
+    path: absolute path.
+  """
+  path: pathlib.Path
+
+  def checkpoints(self, stage: Stage) -> pathlib.Path:
+    """The directory of a stage's checkpoints."""
+    return self.path / 'checkpoints' / f'{stage.number}-{stage.name}'
+
+  def records(self) -> list[dict[str, Any]]:
+    """The records of the complete stages, in order."""
+    path = self.path / 'stages.json'
+    return read_json(path) if path.exists() else []
+
+  def write_records(self, records: list[dict[str, Any]]) -> None:
+    """Makes these the records of the complete stages."""
+    report.write_json(self.path / 'stages.json', records)
+
+  def compare(self, name: str, value: dict[str, Any], *,
+              free: tuple[str, ...] = ()) -> None:
+    """Compares a JSON file, if there is one, with what it would be now.
+
+    Args:
+      name: of the file.
+      value: what it would say.
+      free: names at its top level that may differ.
+
+    Raises:
+      WorkdirError: listing what differs.
+    """
+    path = self.path / name
+    if not path.exists():
+      return
+    before, now = _flatten(read_json(path)), _flatten(value)
+    lines = [f'  {".".join(p)}: {before.get(p)} there, {now.get(p)} now'
+             for p in sorted({*before, *now})
+             if before.get(p) != now.get(p) and p[0] not in free]
+    if lines:
+      raise WorkdirError(
+          f'{path} differs from what this call asks for; use the same values to '
+          'continue that run, or another workdir for a new one\n' + '\n'.join(lines))
+
+  def plan_after(self, stage: Stage) -> channels.Plan | None:
+    """What is left of the original network after a stage; None for all of it."""
+    number = stage.number - (stage.name == 'sparse')
+    return channels.Plan.load(self._plan_path(number)) if number > 0 else None
+
+  def save_plan(self, plan: channels.Plan, stage: Stage) -> None:
+    """Keeps the plan that a stage has made."""
+    path = self._plan_path(stage.number)
+    part = path.with_name(path.name + '.part')
+    plan.save(part)
+    part.replace(path)
+
+  def recorder(self, stage: Stage, *, step: int) -> Callable[..., None]:
+    """A function that appends its keyword arguments as a line of metrics.
+
+    Args:
+      stage: the stage that is recorded.
+      step: the checkpoint it continues from. Lines that an earlier call wrote beyond
+        it are dropped: they will be written again.
+    """
+    def goes(line: dict[str, Any]) -> bool:
+      return (line['pass'], line['stage']) == stage and line['step'] > step
+
+    path = self.path / 'metrics.jsonl'
+    if path.exists():
+      # A killed run may have left half a line at the end.
+      kept = [line for line in path.read_text().splitlines(keepends=True)
+              if line.endswith('\n') and not goes(json.loads(line))]
+      part = path.with_name(path.name + '.part')
+      part.write_text(''.join(kept))
+      part.replace(path)
+
+    def record(**values: Any) -> None:
+      line = {'pass': stage.number, 'stage': stage.name, **values}
+      with path.open('a') as file:
+        file.write(json.dumps(line) + '\n')
+
+    return record
+
+  def _plan_path(self, number: int) -> pathlib.Path:
+    return self.path / f'plan-{number}.npz'
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """Reads a JSON file of a run; raises WorkdirError where that is impossible."""
+  try:
+    return json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    raise WorkdirError(f'{path} cannot be read: {error}') from error
+
+
+def _flatten(value: dict[str, Any]) -> dict[tree.Path, str]:
+  """JSON text of every field by path; lists are compared whole."""
+  leaves = tree.flatten(value, is_leaf=lambda node: not isinstance(node, dict))
+  return {path: json.dumps(leaf) for path, leaf in leaves.items()}

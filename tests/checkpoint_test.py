@@ -1,0 +1,132 @@
+"""Checkpoints: what goes in comes out, and damage is noticed and named."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from slim_jax import checkpoint
+from slim_jax import train
+
+
+def make_state(step=0, channels=4):
+  variables = {
+      'params': {'Conv_0': {'kernel': jnp.arange(9.0 * channels).reshape(3, 3, 1, channels)},
+                 'BatchNorm_0': {'scale': jnp.full(channels, 0.5),
+                                 'bias': jnp.zeros(channels, jnp.bfloat16)}},
+      'batch_stats': {'BatchNorm_0': {'mean': jnp.ones(channels) * step}}}
+  tx = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(lambda step: 0.1, momentum=0.9))
+  return train.create_state(None, variables, tx).replace(step=jnp.int32(step))
+
+
+def save(directory, *steps):
+  with checkpoint.open_manager(directory, keep=3) as manager:
+    for step in steps:
+      checkpoint.save(manager, step, make_state(step), seconds=step / 2)
+
+
+def restore(directory, like=None):
+  with checkpoint.open_manager(directory, keep=3) as manager:
+    return checkpoint.restore(manager, make_state() if like is None else like)
+
+
+def files(directory):
+  """Files of a checkpoint that hold something of it."""
+  return [path for path in sorted(pathlib.Path(directory).glob('*/**/*'))
+          if path.is_file()]
+
+
+def test_newest_comes_back_as_it_was(tmp_path):
+  save(tmp_path, 5, 10)
+  state, seconds = restore(tmp_path)
+  for found, saved in zip(jax.tree.leaves(state), jax.tree.leaves(make_state(10)),
+                          strict=True):
+    np.testing.assert_array_equal(found, saved)
+    assert found.dtype == saved.dtype
+  assert seconds == 5.0
+
+
+def test_nothing_saved_nothing_restored(tmp_path):
+  assert restore(tmp_path) is None
+  with pytest.raises(checkpoint.CheckpointError, match='no checkpoint in'):
+    checkpoint.read(tmp_path)
+  with pytest.raises(checkpoint.CheckpointError, match='there is no directory'):
+    checkpoint.read(tmp_path / 'nowhere')
+
+
+def test_keeps_the_newest(tmp_path):
+  save(tmp_path, 1, 2, 3, 4)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['2', '3', '4']
+
+
+def test_sizes_of_zero(tmp_path):
+  """A layer that has lost all channels is kept like any other."""
+  with checkpoint.open_manager(tmp_path, keep=1) as manager:
+    checkpoint.save(manager, 1, make_state(channels=0), seconds=0.0)
+  state, _ = restore(tmp_path, make_state(channels=0))
+  assert jax.tree.map(np.shape, state.params) == (
+      jax.tree.map(np.shape, make_state(channels=0).params))
+  assert state.params['BatchNorm_0']['bias'].dtype == jnp.bfloat16
+
+
+def test_differences_are_listed(tmp_path):
+  save(tmp_path, 1)
+  like = make_state(channels=3)
+  like.params['Dense_0'] = {'bias': jnp.zeros(2)}
+  del like.batch_stats['BatchNorm_0']
+  with pytest.raises(checkpoint.CheckpointError) as error:
+    restore(tmp_path, like)
+  lines = str(error.value).splitlines()
+  assert lines[1] == 'missing: params/Dense_0/bias'
+  assert lines[2] == 'unexpected: batch_stats/BatchNorm_0/mean'
+  assert 'params/Conv_0/kernel is float32[3, 3, 1, 4], not float32[3, 3, 1, 3]' in lines[3]
+
+
+def test_any_damaged_file_is_named_and_the_one_before_taken(tmp_path, caplog):
+  save(tmp_path, 1, 2)
+  for path in files(tmp_path / '2'):
+    whole = path.read_bytes()
+    for damaged in (b'', whole[:len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1])):
+      path.write_bytes(damaged)
+      caplog.clear()
+      assert checkpoint.read(tmp_path)['step'] == 1
+      assert path.name in caplog.text and str(tmp_path / '2') in caplog.text
+    path.write_bytes(whole)
+  assert checkpoint.read(tmp_path)['step'] == 2
+
+
+def test_unreadable_checkpoint_is_set_aside(tmp_path):
+  save(tmp_path, 1, 2)
+  for _ in range(2):
+    files(tmp_path / '2')[0].write_bytes(b'')
+    state, _ = restore(tmp_path)
+    assert state.step == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['1', '2.unreadable']
+    save(tmp_path, 2)
+    assert restore(tmp_path)[0].step == 2
+
+
+def test_error_when_none_can_be_read(tmp_path):
+  save(tmp_path, 1, 2)
+  for step in '12':
+    files(tmp_path / step)[-1].unlink()
+  with pytest.raises(checkpoint.CheckpointError, match='delete that directory') as error:
+    restore(tmp_path)
+  assert all(str(tmp_path / step) in str(error.value) for step in '12')
+  assert (tmp_path / '2').exists()
+
+
+def test_damage_without_a_list_of_checksums(tmp_path):
+  """What a foreign copy of a checkpoint may lack."""
+  save(tmp_path, 1, 2)
+  (tmp_path / '2' / checkpoint.CHECKSUMS).unlink()
+  assert checkpoint.read(tmp_path)['step'] == 2
+
+
+def test_moved_directory(tmp_path):
+  save(tmp_path / 'here', 3)
+  (tmp_path / 'here').rename(tmp_path / 'there')
+  assert checkpoint.read(tmp_path / 'there')['step'] == 3

@@ -1,0 +1,139 @@
+"""Configs: they load, are locked, have the same fields, and every field is read."""
+
+import importlib.util
+import pathlib
+import re
+
+import ml_collections
+import pytest
+
+from slim_jax import check
+from slim_jax import tree
+
+ROOT = pathlib.Path(__file__).parents[1]
+NAMES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
+
+
+def load(name):
+  spec = importlib.util.spec_from_file_location(name, ROOT / 'configs' / f'{name}.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def fields(config):
+  """Dotted names; the arguments of the model are the model's own affair."""
+  names = {'.'.join(path) for path in tree.flatten(config.to_dict(), is_leaf=is_value)}
+  return {name for name in names if not re.match(r'model\.(?!name)', name)}
+
+
+def is_value(node):
+  return not isinstance(node, dict)
+
+
+def test_there_are_configs():
+  assert 'digits' in NAMES
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_config_is_locked_and_can_work(name):
+  config = load(name).get_config()
+  assert config.is_locked
+  # The tests have eight devices, which need not divide every batch size.
+  config.batch_size *= 8
+  check.check_config(config)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_fields_are_those_of_the_demonstration(name):
+  assert fields(load(name).get_config()) == fields(load('digits').get_config())
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_config_stands_alone_and_says_how_to_run_it(name):
+  source = (ROOT / 'configs' / f'{name}.py').read_text()
+  imports = re.findall(r'^(?:import|from) (\S+)', source, re.M)
+  assert imports == ['ml_collections']
+  assert f'--config=configs/{name}.py' in source
+  assert load(name).__doc__ and load(name).get_config.__doc__
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_field_is_explained(name):
+  """Above each run of assignments stands a comment."""
+  lines = (ROOT / 'configs' / f'{name}.py').read_text().splitlines()
+  for before, line in zip(lines, lines[1:]):
+    if line.startswith('  config.') and not before.strip():
+      pytest.fail(f'no comment above: {line}')
+
+
+def test_every_field_is_read():
+  source = '\n'.join(path.read_text() for path in (ROOT / 'slim_jax').rglob('*.py'))
+  for name in fields(load('digits').get_config()):
+    section, _, field = name.rpartition('.')
+    if section in ('prune', 'augment'):  # handed on whole, as keyword arguments
+      assert f'**config.{section}' in source or f'**context.config.{section}' in source
+      assert re.search(rf'\b{field}: ', source), name
+    else:
+      assert re.search(rf'(config|section|config\.{section})\.{field}\b', source), name
+
+
+def test_nothing_is_read_with_a_default():
+  for path in (ROOT / 'slim_jax').rglob('*.py'):
+    assert not re.search(r'(config|section)\.get\(', path.read_text()), path
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'prune.fraction': 1.5}, r'config.prune.fraction=1.5 must be at least 0 and less than 1'),
+    ({'prune.max_fraction': -0.1}, 'config.prune.max_fraction=-0.1 must lie between 0 and 1'),
+    ({'prune.min_channels': -1}, 'config.prune.min_channels=-1 must not be negative'),
+    ({'batch_size': 60}, 'config.batch_size=60 must be a multiple of the 8 devices'),
+    ({'batch_size': 0}, 'config.batch_size=0 must be at least 1'),
+    ({'train.epochs': 0}, 'config.train.epochs=0 must be at least 1'),
+    ({'finetune.epochs': -1}, 'config.finetune.epochs=-1 must not be negative'),
+    ({'baseline_epochs': -1}, 'config.baseline_epochs=-1 must not be negative'),
+    ({'passes': 0}, 'config.passes=0 must be at least 1'),
+    ({'train.strength': -1e-4}, 'config.train.strength=-0.0001 must not be negative'),
+    ({'train.learning_rate': 0.0}, 'config.train.learning_rate=0.0 must be positive'),
+    ({'train.drops': (0.5, 80.0)}, r'config.train.drops=\(0.5, 80.0\) must be fractions'),
+    ({'train.schedule': 'step'}, "config.train.schedule='step' is not one of piecewise, cosine"),
+    ({'finetune.schedule': 'cosin'}, "did you mean 'cosine'"),
+    ({'finetune.drop_factor': 10.0}, 'config.finetune.drop_factor=10.0'),
+    ({'finetune.warmup_epochs': -1.0}, 'config.finetune.warmup_epochs=-1.0'),
+    ({'momentum': 1.0}, 'config.momentum=1.0 must be at least 0 and less than 1'),
+    ({'weight_decay': -1.0}, 'config.weight_decay=-1.0 must not be negative'),
+    ({'momentum': 0.0}, 'config.nesterov=True needs'),
+    ({'seed': -1}, 'config.seed=-1 must lie between'),
+    ({'augment.pad': -1}, 'config.augment.pad=-1 must not be negative'),
+    ({'keep_checkpoints': 0}, 'config.keep_checkpoints=0 must be at least 1'),
+    ({'dtype': 'float8'}, "config.dtype='float8' must be"),
+    ({'dataset': 'cifar1'}, "config.dataset='cifar1' is not one of .* did you mean 'cifar10'"),
+    ({'model.name': 'vg19'}, "config.model.name='vg19' is not one of .* did you mean 'vgg19'"),
+])
+def test_what_cannot_work_is_refused_with_its_field(changes, message):
+  config = load('digits').get_config()
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(check.ConfigError, match=message):
+    check.check_config(config)
+
+
+def test_all_that_is_wrong_is_listed_at_once():
+  config = load('digits').get_config()
+  config.update_from_flattened_dict({'passes': 0, 'train.epochs': 0, 'momentum': 2.0})
+  with pytest.raises(check.ConfigError) as error:
+    check.check_config(config)
+  assert len(str(error.value).splitlines()) == 4
+
+
+def test_model_takes_only_its_arguments():
+  config = load('digits').get_config()
+  with config.unlocked():
+    config.model.depth = 3
+  with pytest.raises(check.ConfigError, match="config.model: model 'vgg' takes no argument depth"):
+    check.check_config(config)
+
+
+def test_unknown_field_is_refused():
+  with pytest.raises(AttributeError, match='epochs'):
+    load('digits').get_config().train.epoch = 3
+  assert isinstance(load('digits').get_config(), ml_collections.ConfigDict)

@@ -1,0 +1,284 @@
+"""The method from end to end on a tiny network, and what a killed run leaves."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import config_test
+import slim_jax
+from slim_jax import check
+from slim_jax import checkpoint
+from slim_jax import data
+from slim_jax import pipeline
+from slim_jax import report
+from slim_jax import tree
+from slim_jax import workdir as workdir_module
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+TINY = {
+    'train_split': 'train[:256]', 'test_split': 'test[:100]', 'eval_batch_size': 64,
+    'model.widths': (6, 'M', 6), 'baseline_epochs': 1, 'train.epochs': 2,
+    'train.strength': 0.01, 'prune.fraction': 0.3, 'prune.min_channels': 1,
+    'finetune.epochs': 2, 'checkpoint_every_epochs': 1, 'eval_every_epochs': 2,
+    'passes': 2}
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  return str(tmp_path_factory.mktemp('tfds'))
+
+
+@pytest.fixture(scope='module')
+def config(data_dir):
+  config = config_test.load('digits').get_config()
+  config.update_from_flattened_dict({**TINY, 'data_dir': data_dir})
+  return config
+
+
+@pytest.fixture(scope='module')
+def finished(config, tmp_path_factory):
+  """A complete run of two passes."""
+  workdir = tmp_path_factory.mktemp('run')
+  return workdir, pipeline.run(config, workdir)
+
+
+def variables_of(workdir, stage):
+  arrays = checkpoint.read(workdir / 'checkpoints' / stage)
+  return {name: arrays[name] for name in ('params', 'batch_stats')}
+
+
+def same(a, b):
+  return all(np.array_equal(x, y) for x, y in zip(
+      jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def changed(config, **changes):
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict(changes)
+  return config
+
+
+def test_stages_follow_the_config(config):
+  names = [str(stage) for stage in pipeline.stages(config)]
+  assert names == ['baseline', 'sparse, pass 1', 'pruned, pass 1', 'finetuned, pass 1',
+                   'sparse, pass 2', 'pruned, pass 2', 'finetuned, pass 2']
+  short = changed(config, **{'baseline_epochs': 0, 'finetune.epochs': 0, 'passes': 1})
+  assert [stage.name for stage in pipeline.stages(short)] == ['sparse', 'pruned']
+
+
+def test_summary_has_every_stage(config, finished):
+  workdir, records = finished
+  summary = json.loads((workdir / 'summary.json').read_text())
+  assert summary['config'] == pipeline.to_json(config)
+  assert [(row['pass'], row['stage']) for row in summary['stages']] == pipeline.stages(config)
+  for row, record in zip(summary['stages'], records, strict=True):
+    assert set(row) == {'pass', 'stage', 'accuracy', 'loss', 'params', 'macs', 'seconds'}
+    assert row.items() <= record.items()
+    assert 0 <= row['accuracy'] <= 1 and row['seconds'] > 0
+
+
+def test_network_gets_thinner_in_each_pass(finished):
+  _, records = finished
+  by_stage = {(r['pass'], r['stage']): r for r in records}
+  widths = [sum(by_stage[key]['widths'].values())
+            for key in ((1, 'sparse'), (1, 'pruned'), (2, 'pruned'))]
+  # sorted[int(12 * 0.3)] and below go: 4 of 12, then 3 of 8.
+  assert widths == [12, 8, 5]
+  for figure in ('params', 'macs'):
+    figures = [by_stage[key][figure] for key in (
+        (0, 'baseline'), (1, 'sparse'), (1, 'pruned'), (1, 'finetuned'), (2, 'sparse'),
+        (2, 'pruned'), (2, 'finetuned'))]
+    a, b, c, d, e, f, g = figures
+    assert a == b > c == d == e > f == g
+
+
+def test_pruned_network_is_the_masked_one(config, finished):
+  """Pass 1: the thin network computes what the masked one does, and keeps momentum."""
+  workdir, _ = finished
+  sparse = checkpoint.read(workdir / 'checkpoints' / '1-sparse')
+  pruned = checkpoint.read(workdir / 'checkpoints' / '1-pruned')
+  variables = variables_of(workdir, '1-sparse')
+  dead = slim_jax.select_global(variables, **config.prune)
+  image = np.random.RandomState(0).randn(5, 8, 8, 1).astype(np.float32)
+  model = slim_jax.models.create('vgg', num_classes=10, widths=(6, 'M', 6))
+  plan = slim_jax.Plan.load(workdir / 'plan-1.npz')
+
+  def predict(variables, image):
+    return model.apply(variables, image, train=False)
+
+  np.testing.assert_allclose(
+      slim_jax.thin(predict, plan)(variables_of(workdir, '1-pruned'), image),
+      predict(slim_jax.mask(variables, dead), image), rtol=1e-4, atol=1e-5)
+  trace = plan['params'].slice(sparse['opt_state']['2']['0']['trace'])
+  assert same(trace, pruned['opt_state']['2']['0']['trace'])
+  assert any(np.any(leaf) for leaf in jax.tree.leaves(trace))
+
+
+def test_plan_speaks_of_the_original_network(finished):
+  workdir, _ = finished
+  plan = slim_jax.Plan.load(workdir / 'plan-2.npz')
+  original = tree.flatten(variables_of(workdir, '0-baseline'))
+  thin = tree.flatten(variables_of(workdir, '2-finetuned'))
+  assert {path: cut.shape for path, cut in plan.cuts.items()} == (
+      {path: leaf.shape for path, leaf in original.items()})
+  assert {path: cut.thin_shape for path, cut in plan.cuts.items()} == (
+      {path: leaf.shape for path, leaf in thin.items()})
+
+
+def test_load_gives_the_last_network_wherever_it_lies(config, finished, tmp_path):
+  workdir, records = finished
+  shutil.copytree(workdir, tmp_path / 'moved')
+  apply, variables = slim_jax.load(tmp_path / 'moved')
+  test = data.load('digits', data_dir=config.data_dir, split=config.test_split)
+  logits = jax.jit(apply)(variables, test.image)
+  assert logits.shape == (100, 10) and logits.dtype == jnp.float32
+  assert np.mean(np.argmax(logits, -1) == test.label) == pytest.approx(
+      records[-1]['accuracy'])
+
+
+def test_load_needs_a_complete_stage(tmp_path):
+  with pytest.raises(pipeline.WorkdirError, match='no run with a complete stage'):
+    slim_jax.load(tmp_path)
+
+
+def test_metrics_have_a_line_for_each_epoch(finished):
+  workdir, _ = finished
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  assert [(line['pass'], line['stage'], line['epoch']) for line in lines] == [
+      (0, 'baseline', 1), (1, 'sparse', 1), (1, 'sparse', 2), (1, 'finetuned', 1),
+      (1, 'finetuned', 2), (2, 'sparse', 1), (2, 'sparse', 2), (2, 'finetuned', 1),
+      (2, 'finetuned', 2)]
+  assert all(('test_accuracy' in line) == (line['epoch'] == 2) for line in lines)
+
+
+def test_complete_run_is_left_alone(config, finished):
+  workdir, records = finished
+  # Neither the data nor another way of saving them matters any more.
+  again = changed(config, data_dir='/nowhere', keep_checkpoints=1)
+  assert pipeline.run(again, workdir) == records
+
+
+def test_another_config_is_refused_field_by_field(config, finished):
+  workdir, _ = finished
+  other = changed(config, **{'seed': 7, 'prune.fraction': 0.5, 'log_every_steps': 1})
+  with pytest.raises(pipeline.WorkdirError) as error:
+    pipeline.run(other, workdir)
+  assert str(error.value).splitlines()[1:] == [
+      '  prune.fraction: 0.3 there, 0.5 now', '  seed: 0 there, 7 now']
+
+
+def test_run_continues_after_any_stage(config, finished, tmp_path, monkeypatch):
+  """Fails at the first pruning, goes on, and ends as if nothing had been."""
+  def fail(*_):
+    raise OSError('disk on fire')
+
+  workdir, records = finished
+  config = changed(config, passes=1)
+  monkeypatch.setattr(workdir_module.Workdir, 'save_plan', fail)
+  with pytest.raises(OSError):
+    pipeline.run(config, tmp_path)
+  stages = json.loads((tmp_path / 'stages.json').read_text())
+  assert [row['stage'] for row in stages] == ['baseline', 'sparse']
+  monkeypatch.undo()
+  resumed = pipeline.run(config, tmp_path)
+  assert [r['accuracy'] for r in resumed] == [r['accuracy'] for r in records[:4]]
+  assert same(variables_of(tmp_path, '1-finetuned'), variables_of(workdir, '1-finetuned'))
+
+
+def test_what_is_not_used_yet_may_change(config, finished, tmp_path):
+  """A fraction that cuts the network through can be mended without training again."""
+  workdir, records = finished
+  config = changed(config, passes=1)
+  report.write_json(tmp_path / 'config.json', pipeline.to_json(config))
+  for stage in ('0-baseline', '1-sparse'):
+    shutil.copytree(workdir / 'checkpoints' / stage, tmp_path / 'checkpoints' / stage)
+  (tmp_path / 'stages.json').write_text(json.dumps(records[:2]))
+  bad = changed(config, **{'prune.fraction': 0.99, 'prune.min_channels': 0})
+  with pytest.raises(check.ConfigError, match='config.prune: the network is cut through'):
+    pipeline.run(bad, tmp_path)
+  good = changed(config, **{'prune.fraction': 0.5, 'finetune.epochs': 1})
+  assert pipeline.run(good, tmp_path)[2]['widths'] != records[2]['widths']
+  assert json.loads((tmp_path / 'config.json').read_text()) == pipeline.to_json(good)
+
+
+def test_table_shows_the_reduction(finished):
+  _, records = finished
+  table = report.table(records)
+  assert table.row_count == len(records)
+  assert [report.short(n) for n in (85, 65_834, 20_035_018)] == ['85', '65.83k', '20.04M']
+  assert report.change(25, 100) == '-75.0 %' and report.change(100, 100) == ''
+
+
+@pytest.mark.parametrize('changes, error, message', [
+    ({'model.name': 'mlp', 'model.widths': ()}, check.ConfigError,
+     'config.model: no BatchNorm scale'),
+    ({'model.widths': (4, 'M', 'M', 'M', 'M', 4)}, check.ConfigError, 'too small'),
+    ({'batch_size': 512}, check.ConfigError, 'batch_size=512 is larger than the 256'),
+    ({'train_split': 'nowhere'}, data.DataError, 'nowhere'),
+    ({'dataset': 'nothing'}, data.DataError, 'nothing'),
+])
+def test_errors_come_before_any_training(config, tmp_path, changes, error, message):
+  with pytest.raises(error, match=message):
+    pipeline.run(changed(config, **changes), tmp_path)
+  assert not (tmp_path / 'checkpoints').exists()
+
+
+def command(workdir, data_dir, **flags):
+  values = {**TINY, 'model.name': 'mlp', 'model.widths': (12, 8), 'passes': 1,
+            'baseline_epochs': 0, 'train.epochs': 1, 'finetune.epochs': 40,
+            'data_dir': data_dir, **flags}
+  return [sys.executable, '-m', 'slim_jax.main', '--config=configs/digits.py',
+          f'--workdir={workdir}', *(f'--config.{k}={v}' for k, v in values.items())]
+
+
+def start(*arguments):
+  environment = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
+  return subprocess.Popen(arguments, cwd=ROOT, env=environment, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_killed_run_ends_bit_identical(tmp_path, data_dir, finished):
+  """SIGKILL in the middle of fine-tuning."""
+  del finished  # has prepared the data
+  whole = start(*command(tmp_path / 'whole', data_dir))
+  killed = start(*command(tmp_path / 'killed', data_dir))
+  saved = tmp_path / 'killed' / 'checkpoints' / '1-finetuned'
+  while not saved.exists() or len(list(saved.iterdir())) < 2:
+    assert killed.poll() is None, killed.stdout.read()
+    time.sleep(0.001)
+  killed.send_signal(signal.SIGKILL)
+  killed.communicate()
+  stages = json.loads((tmp_path / 'killed' / 'stages.json').read_text())
+  assert [row['stage'] for row in stages] == ['sparse', 'pruned']
+  output, _ = whole.communicate()
+  assert whole.returncode == 0, output
+
+  again = start(*command(tmp_path / 'killed', data_dir))
+  output, _ = again.communicate()
+  assert again.returncode == 0, output
+  assert 'finetuned, pass 1: continues from step' in output
+  a, b = (json.loads((tmp_path / name / 'summary.json').read_text())['stages']
+          for name in ('whole', 'killed'))
+  assert [row['accuracy'] for row in a] == [row['accuracy'] for row in b]
+  assert same(checkpoint.read(tmp_path / 'whole' / 'checkpoints' / '1-finetuned'),
+              checkpoint.read(tmp_path / 'killed' / 'checkpoints' / '1-finetuned'))
+  lines = (tmp_path / 'killed' / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(line)['epoch'] for line in lines] == [1, *range(1, 41)]
+
+
+def test_command_line_says_what_is_wrong(tmp_path):
+  run = start(*command(tmp_path, '', **{'train.epoch': 3}))
+  output, _ = run.communicate()
+  assert run.returncode == 1 and 'Traceback' not in output
+  assert "no field 'epoch'" in output and '"epochs"' in output

@@ -1,0 +1,225 @@
+"""Training: the optimiser's mathematics, exact evaluation, one trace, exact resumption."""
+
+import itertools
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from slim_jax import checkpoint
+from slim_jax import data
+from slim_jax import loop
+from slim_jax import models
+from slim_jax import train
+
+
+def make_config(**changes):
+  config = ml_collections.ConfigDict(dict(
+      batch_size=16, momentum=0.9, nesterov=True, weight_decay=1e-2,
+      augment=dict(pad=1, flip=True), log_every_steps=2, checkpoint_every_epochs=1,
+      eval_every_epochs=0,
+      train=dict(learning_rate=0.1, schedule='piecewise', drops=(0.5, 0.75),
+                 drop_factor=0.1, warmup_epochs=0.0)))
+  config.update(changes)
+  return config
+
+
+def make_data(n=50, seed=0):
+  random = np.random.RandomState(seed)
+  image = random.randint(0, 256, (n, 4, 4, 1)).astype(np.uint8)
+  label = random.randint(0, 3, n).astype(np.int32)
+  mean, std = data.channel_statistics(image)
+  return data.ArrayData(image, label, 3, ('a', 'b', 'c'), mean, std)
+
+
+class Toy:
+  """A small network with BatchNorm, and how often it was traced in training."""
+
+  def __init__(self):
+    self.model = models.create('vgg', num_classes=3, widths=(4, 'M', 4))
+    self.variables = self.model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)),
+                                     train=False)
+    self.traces = 0
+
+  def apply(self, params, batch_stats, image, key):
+    del key
+    self.traces += 1
+    logits, state = self.model.apply({'params': params, 'batch_stats': batch_stats},
+                                     image, train=True, mutable=['batch_stats'])
+    return logits, state['batch_stats']
+
+  def predict(self, variables, image):
+    return self.model.apply(variables, image, train=False)
+
+
+def fit(toy, directory, config, *, epochs=3, **arguments):
+  train_data = make_data()
+  schedule = train.make_schedule(
+      config.train, epochs=epochs,
+      steps_per_epoch=loop.steps_per_epoch(train_data, config))
+  task = loop.Task('toy', epochs, schedule, jax.random.key(1))
+  state = train.create_state(toy.apply, toy.variables,
+                             train.make_tx(config, schedule, strength=1e-3))
+  with checkpoint.open_manager(directory, keep=3) as manager:
+    restored = checkpoint.restore(manager, state)
+    if restored is not None:
+      state, _ = restored
+    return loop.fit(state, train_data, task, config=config, manager=manager, **arguments)
+
+
+def same(a, b):
+  return all(np.array_equal(x, y) for x, y in zip(
+      jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_schedule_drops_at_whole_steps():
+  section = make_config().train
+  # 0.55 * 100 is 55.00000000000001.
+  section.update(drops=(0.55, 0.8))
+  schedule = train.make_schedule(section, epochs=10, steps_per_epoch=10)
+  rates = [float(schedule(step)) for step in (0, 54, 55, 79, 80, 99)]
+  np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
+
+
+def test_schedule_warms_up_and_ends():
+  section = make_config().train
+  section.update(schedule='cosine', warmup_epochs=0.5)
+  schedule = train.make_schedule(section, epochs=10, steps_per_epoch=8)
+  rates = np.array([schedule(jnp.int32(step)) for step in range(81)])
+  assert (np.diff(rates[:4]) > 0).all() and (np.diff(rates[4:]) < 0).all()
+  np.testing.assert_allclose(rates[[0, 3, 40, 80]], [0.025, 0.0997, 0.05, 0.0], atol=1e-4)
+
+
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_optimiser_is_the_formula(nesterov):
+  config = make_config(nesterov=nesterov)
+  params = {'BatchNorm_0': {'scale': np.array([0.5, -0.2], np.float32),
+                            'bias': np.array([0.1, 0.3], np.float32)}}
+  tx = train.make_tx(config, lambda step: 0.1 / (step + 1), strength=0.01)
+  opt_state = tx.init(params)
+  want = jax.tree.map(np.copy, params)
+  velocity = jax.tree.map(np.zeros_like, params)
+  for step in range(3):
+    grads = jax.tree.map(lambda w: np.cos(w) + step, want)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    params = jax.tree.map(np.add, params, updates)
+    for name in ('scale', 'bias'):
+      w, v = want['BatchNorm_0'], velocity['BatchNorm_0']
+      g = grads['BatchNorm_0'][name] + 1e-2 * w[name]
+      g = g + 0.01 * np.sign(w[name]) * (name == 'scale')
+      v[name] = 0.9 * v[name] + g
+      w[name] = w[name] - 0.1 / (step + 1) * (g + 0.9 * v[name] if nesterov else v[name])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), params, want)
+
+
+def test_cross_entropy_is_the_formula():
+  logits = np.random.RandomState(0).randn(5, 3).astype(np.float32)
+  label = np.array([0, 2, 1, 1, 0])
+  p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  np.testing.assert_allclose(train.cross_entropy(logits, label),
+                             -np.log(p[np.arange(5), label]), rtol=1e-5)
+
+
+def test_devices_share_one_batch():
+  """Without BatchNorm a step does not depend on the number of devices."""
+  def apply(params, batch_stats, image, key):
+    del key
+    return image.reshape(image.shape[0], -1) @ params['w'], batch_stats
+
+  variables = {'params': {'w': jnp.ones((16, 3)) * jnp.arange(3.0).reshape(1, 3)}}
+  random = np.random.RandomState(0)
+  image, label = random.randn(16, 4, 4, 1), random.randint(0, 3, 16)
+  tx = train.make_tx(make_config(), lambda step: 0.1, strength=0.0, mask={'w': True})
+  state = train.create_state(apply, variables, tx)
+  results = []
+  for devices in (1, 8):
+    def step(state, batch):
+      return train.train_step(state, batch, key=jax.random.key(0))
+    mapped = jax.pmap(step, axis_name='batch', in_axes=(None, 0), out_axes=None,
+                      devices=jax.devices()[:devices])
+    batch = {'image': image.reshape(devices, -1, 4, 4, 1).astype(np.float32),
+             'label': label.reshape(devices, -1)}
+    after, metrics = mapped(state, batch)
+    results.append((jax.device_get(after.params), jax.device_get(metrics)))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *results)
+
+
+def test_evaluation_is_exact_over_the_whole_split():
+  toy, test_data = Toy(), make_data(37)
+  mean, std = np.full(1, 100, np.float32), np.full(1, 50, np.float32)
+  evaluate = loop.make_evaluate(toy.predict, test_data, mean=mean, std=std, batch_size=10)
+  logits = toy.predict(toy.variables, (test_data.image - np.float32(100)) / np.float32(50))
+  accuracy = np.mean(np.argmax(logits, -1) == test_data.label)
+  loss = np.mean(train.cross_entropy(logits, test_data.label))
+  np.testing.assert_allclose(evaluate(toy.variables), (accuracy, loss), rtol=1e-5)
+
+
+def test_step_is_traced_once_and_state_has_no_device_axis(tmp_path):
+  toy = Toy()
+  state, seconds = fit(toy, tmp_path, make_config())
+  assert toy.traces == 1 and seconds > 0
+  assert int(state.step) == 9
+  assert (jax.tree.map(jnp.shape, state.params)
+          == jax.tree.map(jnp.shape, toy.variables['params']))
+  assert not same(state.params, toy.variables['params'])
+
+
+def test_every_image_is_seen_at_most_once_an_epoch(tmp_path, monkeypatch):
+  seen = []
+
+  def take_batch(arrays, order, start, batch_size):
+    batch = original(arrays, order, start, batch_size)
+    index = lax.dynamic_slice_in_dim(order, start, batch_size)
+    jax.debug.callback(lambda index: seen.extend(index.tolist()), index)
+    return batch
+
+  original = data.take_batch
+  monkeypatch.setattr(data, 'take_batch', take_batch)
+  fit(Toy(), tmp_path, make_config(), epochs=2)
+  jax.effects_barrier()
+  epochs = [frozenset(seen[:48]), frozenset(seen[48:])]
+  assert len(seen) == 96 and all(len(epoch) == 48 for epoch in epochs)
+
+
+def test_resumed_run_is_bit_identical(tmp_path):
+  class Stop(Exception):
+    pass
+
+  def stop(**values):
+    if values['epoch'] == 3:
+      raise Stop
+
+  config = make_config()
+  whole, _ = fit(Toy(), tmp_path / 'whole', config)
+  with pytest.raises(Stop):
+    fit(Toy(), tmp_path / 'parts', config, record=stop)
+  lines = []
+  parts, _ = fit(Toy(), tmp_path / 'parts', config,
+                 record=lambda **values: lines.append(values))
+  assert [line['step'] for line in lines] == [9]
+  assert same(jax.device_get(whole), jax.device_get(parts))
+
+
+def test_records_one_line_an_epoch(tmp_path):
+  lines, calls = [], itertools.count()
+  fit(Toy(), tmp_path, make_config(eval_every_epochs=2),
+      record=lambda **values: lines.append(values),
+      evaluate=lambda variables: loop.Result(0.5, float(next(calls))))
+  assert [line['epoch'] for line in lines] == [1, 2, 3]
+  assert [line.get('test_loss') for line in lines] == [None, 0.0, None]
+  np.testing.assert_allclose([line['learning_rate'] for line in lines],
+                             [0.1, 0.01, 0.001], rtol=1e-5)
+  assert all(0 <= line['accuracy'] <= 1 and line['images_per_second'] > 0
+             for line in lines)
+
+
+def test_divergence_is_one_clear_error(tmp_path):
+  config = make_config()
+  fit(Toy(), tmp_path, config, epochs=1)
+  config.train.learning_rate = 1e30
+  with pytest.raises(loop.DivergedError, match=r'toy: the loss is not finite at step \d.*'
+                                               r'1e\+.*checkpoint of step 3 stays'):
+    fit(Toy(), tmp_path, config)
