@@ -49,7 +49,8 @@ def forward(program: Program, inputs: list[Fact]) -> list[Fact]:
     results = _fold(eqn, operands)
     if results is None:
       supports = RULES.get(eqn.primitive, FULL_WIDTH).support(eqn, operands)
-      results = [Fact(support, _uniform(eqn, operands)) for support in supports]
+      results = [Fact(support if np.prod(aval.shape) else blocks.nothing(), _uniform(eqn, operands))
+                 for support, aval in zip(supports, eqn.out_avals, strict=True)]
     for number, fact in zip(eqn.outputs, results, strict=True):
       facts[number] = fact
   return facts
@@ -131,8 +132,9 @@ def without_rule(program: Program, analysis: Analysis) -> list[Equation]:
 
 
 def constant(value: Any, aval: Any) -> Fact:
-  """The fact of a concrete array (or of a captured tracer, of which nothing is known)."""
-  if isinstance(value, jax.core.Tracer) or jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):
+  """The fact of a concrete array (nothing is known of captured tracers, keys and float0)."""
+  if (isinstance(value, jax.core.Tracer) or aval.dtype == jax.dtypes.float0
+      or jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)):
     return Fact(blocks.whole(len(aval.shape)))
   array = np.asarray(value, aval.dtype)
   return Fact(blocks.support_of(array), array if _is_small(aval) else None)

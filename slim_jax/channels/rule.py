@@ -18,6 +18,7 @@ never correctness.
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from jax import lax
 import numpy as np
 
 from slim_jax import jaxprs
@@ -68,6 +69,26 @@ def cut(results: list[Any], eqn: Equation, have: list[Block], live: list[Block])
   """The `live` part of results that were computed at `have`."""
   return [None if l.empty else blocks.take(r, h, l, a.shape)
           for r, h, l, a in zip(results, have, live, eqn.out_avals, strict=True)]
+
+
+def bind_fenced(eqn: Equation, along: Callable[[Block], Block], facts: list[Fact],
+                live: list[Block], arrays: Iterable[Any]) -> list[Any]:
+  """Runs an operation with windows, behind barriers where zeros are put back along them.
+
+  XLA's simplifier folds a window that slides over a padded axis of size 1 wrongly (on CPU, to a
+  constant along the axis), and one live index put back, or cut out and differentiated, is that.
+
+  Args:
+    eqn: the operation.
+    along: makes the axes of a block whole that the windows slide along.
+    facts: of the operands.
+    live: blocks of the results.
+    arrays: the operands.
+  """
+  cut_axes = [f.support for f, a in zip(facts, eqn.in_avals, strict=True) if a.shape] + live
+  if all(blocks.same(along(block), block) for block in cut_axes):
+    return jaxprs.bind(eqn, *arrays)
+  return lax.optimization_barrier(jaxprs.bind(eqn, *lax.optimization_barrier(tuple(arrays))))
 
 
 FULL_WIDTH = Rule(full_support, read_whole, run_whole)

@@ -62,7 +62,61 @@ def _restore(items: Sequence[Any], by: Sequence[Any]) -> list[Any]:
   return [None if flag is None else next(present) for flag in by]
 
 
-# custom_jvp: the thin derivative is the full rule, traced and made thin in turn.
+# custom_jvp: the thin derivative is the full rule, traced and made thin in turn. It need not be
+# the derivative of the body: what it reads is read, and a result whose tangent may move where
+# the value is zero does not count as zero there.
+
+
+def _derivative(eqn: Equation, *, plain: bool) -> tuple[Program, list[Any], list[Any]]:
+  """The rule as a program of (operands, tangents), giving (results, tangents).
+
+  Args:
+    eqn: the call.
+    plain: whether the program is only looked at, not run: see `jaxprs.flatten`.
+
+  Returns:
+    The program, and which operands and which results have tangents: True, or None.
+  """
+  operands = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in eqn.in_avals]
+  moving = [True if _is_smooth(a) else None for a in eqn.in_avals]
+  turning = [True if _is_smooth(a) else None for a in eqn.out_avals]
+
+  def derivative(operands, directions):
+    given = [np.zeros(a.shape, jax.dtypes.float0) if d is None else d
+             for a, d in zip(eqn.in_avals, _restore(directions, moving), strict=True)]
+    outs, slopes = jax.jvp(lambda *xs: jaxprs.bind(eqn, *xs), operands, given)
+    return outs, _present(slopes, turning)
+
+  jaxpr = jax.make_jaxpr(derivative)(operands, _present(operands, moving))
+  return jaxprs.flatten(jaxpr, plain=plain), moving, turning
+
+
+def _with_tangents(facts: list[Fact], moving: list[Any]) -> list[Fact]:
+  """A tangent is zero where its value is zero whatever the variables are."""
+  return facts + [Fact(f.support) for f in _present(facts, moving)]
+
+
+def _custom_jvp_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+  support = _support(eqn, facts)
+  if all(block.is_whole for block in support):
+    return support
+  program, moving, turning = _derivative(eqn, plain=True)
+  inner = analysis.forward(program, _with_tangents(facts, moving))
+  slopes = iter(program.outputs[len(support):])
+  return [s if t is None else blocks.union(s, inner[next(slopes)].support)
+          for s, t in zip(support, turning, strict=True)]
+
+
+def _custom_jvp_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+  read = _reads(eqn, facts, live)
+  if all(block.is_whole for block in read):
+    return read
+  program, moving, turning = _derivative(eqn, plain=True)
+  inner = _analyse(program, _with_tangents(facts, moving), live + _present(live, turning))
+  values, slopes = program.inputs[:len(read)], iter(program.inputs[len(read):])
+  read = [blocks.union(r, inner.live[i]) for r, i in zip(read, values, strict=True)]
+  return [r if m is None else blocks.union(r, inner.live[next(slopes)])
+          for r, m in zip(read, moving, strict=True)]
 
 
 def _custom_jvp_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
@@ -78,20 +132,9 @@ def _custom_jvp_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], l
 
   @thin.defjvp
   def rule(primals, tangents):  # pylint: disable=unused-variable
-    operands = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in eqn.in_avals]
-    moving = [True if _is_smooth(a) else None for a in eqn.in_avals]
-    turning = [True if _is_smooth(a) else None for a in eqn.out_avals]
-
-    def derivative(operands, directions):
-      given = [np.zeros(a.shape, jax.dtypes.float0) if d is None else d
-               for a, d in zip(eqn.in_avals, _restore(directions, moving), strict=True)]
-      outs, slopes = jax.jvp(lambda *xs: jaxprs.bind(eqn, *xs), operands, given)
-      return outs, _present(slopes, turning)
-
-    program, _ = jaxprs.trace(derivative, operands, _present(operands, moving))
-    # A tangent is zero where its value is zero whatever the variables are.
-    inner = _thin(program, facts + [Fact(f.support) for f in _present(facts, moving)],
-                  reads + _present(reads, moving), live + _present(live, turning))
+    program, moving, turning = _derivative(eqn, plain=False)
+    inner = _thin(program, _with_tangents(facts, moving), reads + _present(reads, moving),
+                  live + _present(live, turning))
     slopes = _present(_restore(tangents, arrays), moving)
     results = inner(*_restore(primals, arrays), *slopes)
     outs = _present(results[:len(live)], wanted)
@@ -102,7 +145,8 @@ def _custom_jvp_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], l
   return _restore(thin(*_present(arrays, arrays)), wanted)
 
 
-register([p.custom_jvp_call_p], Rule(_support, _reads, _custom_jvp_evaluate))
+register([p.custom_jvp_call_p],
+         Rule(_custom_jvp_support, _custom_jvp_reads, _custom_jvp_evaluate))
 
 
 # custom_vjp: the rule may mix every cotangent with every residual, so it runs at full width.
@@ -119,7 +163,7 @@ def _pullback(eqn: Equation) -> tuple[Program, int]:
 
   structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in eqn.in_avals]
   slopes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in eqn.out_avals]
-  return jaxprs.trace(pull, structs, slopes)[0], len(structs)
+  return jaxprs.flatten(jax.make_jaxpr(pull)(structs, slopes), plain=True), len(structs)
 
 
 def _is_local(eqn: Equation, facts: list[Fact], support: list[Block]) -> bool:

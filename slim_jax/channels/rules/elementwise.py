@@ -49,9 +49,14 @@ def all_nonzero(eqn: Equation, facts: list[Fact]) -> list[Block]:
 
 
 def first_nonzero(eqn: Equation, facts: list[Fact]) -> list[Block]:
-  """0 where the first operand is 0, if the second is not known to be: x / y."""
+  """0 where the first operand is 0, if the second is nowhere known to be: x / y, not 0 / 0."""
   first, second = operands(eqn, facts)
-  return [first if not second.empty else blocks.whole(len(eqn.out_avals[0].shape))]
+  return [first if second.is_whole else blocks.whole(len(eqn.out_avals[0].shape))]
+
+
+def shifted(eqn: Equation, facts: list[Fact]) -> list[Block]:
+  """0 where the first operand is 0: x << y."""
+  return operands(eqn, facts)[:1]
 
 
 def never_zero(eqn: Equation, facts: list[Fact]) -> list[Block]:
@@ -106,6 +111,7 @@ def evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Bl
 
 
 def elementwise(support: Any) -> Rule:
+  """The rule of an elementwise operation that is zero where `support` says."""
   return Rule(support, reads, evaluate)
 
 
@@ -125,8 +131,9 @@ register([
     p.polygamma_p, p.zeta_p,
     *jaxprs.newer('log2_p', 'one_minus_square_p')], elementwise(never_zero))
 register([p.mul_p, p.and_p], elementwise(all_nonzero))
-register([p.div_p, p.rem_p, p.shift_left_p, p.shift_right_logical_p, p.shift_right_arithmetic_p],
-         elementwise(first_nonzero))
+register([p.div_p, p.rem_p], elementwise(first_nonzero))
+register([p.shift_left_p, p.shift_right_logical_p, p.shift_right_arithmetic_p],
+         elementwise(shifted))
 register([p.integer_pow_p], elementwise(power))
 register([p.select_n_p], elementwise(selected))
 register([p.clamp_p], elementwise(clamped))

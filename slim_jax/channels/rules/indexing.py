@@ -6,6 +6,7 @@ index by index; one that indices known only at run time select from is read whol
 
 from typing import Any, NamedTuple
 
+from jax import lax
 import numpy as np
 
 from slim_jax import jaxprs
@@ -45,13 +46,18 @@ def _gather(eqn: Equation, facts: list[Fact]) -> _Gather:
   return _Gather(passing, batch, selected, index)
 
 
+def _fills(eqn: Equation) -> bool:
+  """Whether an index out of bounds reads as something else than 0 (by default as NaN)."""
+  return eqn.params['mode'] == lax.GatherScatterMode.FILL_OR_DROP and eqn.params['fill_value'] != 0
+
+
 def _gather_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
   support, rank = facts[0].support, len(eqn.out_avals[0].shape)
-  if eqn.params['fill_value']:
+  how = _gather(eqn, facts)
+  if how.selected is None and _fills(eqn):
     return [blocks.whole(rank)]
   if support.empty:
     return [support]
-  how = _gather(eqn, facts)
   axes: list[Axis] = [None] * rank
   for i, o in how.passing:
     axes[o] = support.axes[i]

@@ -10,7 +10,7 @@ from typing import Any
 from slim_jax import jaxprs
 from slim_jax.channels import blocks
 from slim_jax.channels.blocks import Axis, Block
-from slim_jax.channels.rule import Fact, Rule, cut, register
+from slim_jax.channels.rule import Fact, Rule, bind_fenced, cut, register
 from slim_jax.jaxprs import Equation, primitives as p
 
 
@@ -101,7 +101,8 @@ def _slicewise_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> lis
 
 def _slicewise_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
                         *arrays: Any) -> list[Any]:
-  return cut(jaxprs.bind(eqn, *arrays), eqn, [reads[0]] * len(live), live)
+  results = bind_fenced(eqn, lambda block: _free_axis(block, _along(eqn)), facts, live, arrays)
+  return cut(results, eqn, [reads[0]] * len(live), live)
 
 
 register([p.cumsum_p, p.cummax_p, p.cummin_p, p.cumprod_p, p.sort_p],
@@ -113,7 +114,8 @@ register([p.cumlogsumexp_p, p.top_k_p], Rule(_full, _slicewise_reads, _slicewise
 
 
 def _is_named(eqn: Equation) -> bool:
-  return all(isinstance(axis, str) for axis in eqn.params['axes'])
+  """Whether the array's own axes are left alone (a barrier has no axes)."""
+  return 'axes' not in eqn.params or all(isinstance(axis, str) for axis in eqn.params['axes'])
 
 
 def _collective_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
@@ -127,7 +129,8 @@ def _collective_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> li
 
 def _collective_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
                          *arrays: Any) -> list[Any]:
-  running = iter(jaxprs.bind(eqn, *[a for a in arrays if a is not None]))
+  given = [a for a in arrays if a is not None]
+  running = iter(jaxprs.bind(eqn, *given) if given else ())  # an effect runs even if all is dead
   results = [None if a is None else next(running) for a in arrays]
   return cut(results, eqn, reads, live)
 

@@ -5,10 +5,9 @@ An axis with window 1, stride 1 and no padding passes through; the others are re
 
 from typing import Any
 
-from slim_jax import jaxprs
 from slim_jax.channels import blocks
 from slim_jax.channels.blocks import Block
-from slim_jax.channels.rule import Fact, Rule, cut, register
+from slim_jax.channels.rule import Fact, Rule, bind_fenced, cut, register
 from slim_jax.jaxprs import Equation, primitives as p
 
 
@@ -58,7 +57,8 @@ def _reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
 
 def _evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
               *arrays: Any) -> list[Any]:
-  return cut(jaxprs.bind(eqn, *arrays), eqn, [reads[0]] * len(live), live)
+  results = bind_fenced(eqn, lambda block: passing(eqn, block), facts, live, arrays)
+  return cut(results, eqn, [reads[0]] * len(live), live)
 
 
 register([p.reduce_window_sum_p], Rule(_sum_support, _reads, _evaluate))
