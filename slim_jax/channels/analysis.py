@@ -12,6 +12,7 @@ Zeros are structural: they hold for every finite value of the other variables, a
 `0 * x == 0` does. A network that multiplies a removed channel by infinity is not covered.
 """
 
+import contextlib
 from typing import Any, NamedTuple
 
 import jax
@@ -115,7 +116,7 @@ def run(program: Program, analysis: Analysis, arrays: list[Any], have: list[Bloc
       live = [analysis.live[i] for i in eqn.outputs]
       operands = [read(i, r) for i, r in zip(eqn.inputs, reads, strict=True)]
       evaluate = RULES.get(eqn.primitive, FULL_WIDTH).evaluate
-      with jax.named_scope(eqn.module or str(eqn.primitive)):
+      with jax.named_scope(eqn.module) if eqn.module else contextlib.nullcontext():
         results = evaluate(eqn, [analysis.facts[i] for i in eqn.inputs], reads, live, *operands)
       for number, array, block in zip(eqn.outputs, results, live, strict=True):
         if not block.empty:
