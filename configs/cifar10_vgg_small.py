@@ -39,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
   # convolution, 'M' for a 2x2 max-pool.
   config.model = ml_collections.ConfigDict()
   config.model.name = 'vgg'
-  config.model.widths = (16, 16, 'M', 32, 32, 'M', 64, 64)
+  config.model.widths = (32, 'M', 64, 'M', 128, 'M', 256, 256)
   # Of the computation: 'float32', 'bfloat16' or 'float16'. Parameters are float32.
   config.dtype = 'float32'
 
@@ -50,14 +50,14 @@ def get_config() -> ml_collections.ConfigDict:
 
   # Epochs of the same network with the schedule of `train` and no L1, to compare
   # with; 0 for none.
-  config.baseline_epochs = 12
+  config.baseline_epochs = 6
   # How often to train with sparsity, prune and fine-tune, each time from the thin
   # network of the time before.
   config.passes = 1
 
   # Training with sparsity.
   config.train = ml_collections.ConfigDict()
-  config.train.epochs = 8
+  config.train.epochs = 3
   config.train.learning_rate = 0.1
   # 'piecewise': times drop_factor at each of `drops`, fractions of the training.
   # 'cosine': half a cosine down to 0; `drops` and `drop_factor` are not used.
@@ -69,7 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
   # lambda of the paper: weight of the L1 norm of the BatchNorm scales. Its total pull
   # on a scale, strength / (1 - momentum) * sum of the learning rates, must exceed the
   # 0.5 that scales start at, so shorter training needs more of it.
-  config.train.strength = 1e-3
+  config.train.strength = 2e-3
 
   # Which channels go: those with the smallest scales.
   config.prune = ml_collections.ConfigDict()
@@ -83,7 +83,7 @@ def get_config() -> ml_collections.ConfigDict:
   # Fine-tuning of the thin network, without L1; the fields are those of `train`.
   # 0 epochs for none.
   config.finetune = ml_collections.ConfigDict()
-  config.finetune.epochs = 4
+  config.finetune.epochs = 3
   config.finetune.learning_rate = 0.05
   config.finetune.schedule = 'piecewise'
   config.finetune.drops = (0.5, 0.75)

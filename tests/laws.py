@@ -25,12 +25,22 @@ def distance(got, want):
   return max(jax.tree.leaves(jax.tree.map(one, got, want)), default=0.0)
 
 
-def random_dead(variables, fraction, seed=0):
-  """Random channels of every scale: harder than the smallest ones."""
+def random_dead(variables, fraction, seed=0, *, emptied=False):
+  """Random channels of every scale: harder than the smallest ones.
+
+  Layers keep one channel at least, unless they may be `emptied`.
+  """
   rng = np.random.default_rng(seed)
-  scales = slim_jax.batch_norm_scales(variables)
-  return jax.tree.map(lambda leaf, is_scale: rng.random(leaf.shape) < fraction if is_scale else None,
-                      variables, scales)
+
+  def one(leaf, is_scale):
+    if not is_scale:
+      return None
+    dead = rng.random(leaf.shape) < fraction
+    if dead.all() and not emptied:
+      dead[rng.integers(dead.size)] = False
+    return dead
+
+  return jax.tree.map(one, variables, slim_jax.batch_norm_scales(variables))
 
 
 def check(model, dead, tolerance):

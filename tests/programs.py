@@ -156,7 +156,7 @@ def thin(program: Program, supports: list[Block], demands: list[Block]) -> Calla
 
 
 def _pulled(f: Callable[..., Any], moving: Sequence[int], turning: Sequence[int]) -> Any:
-  """`(operands, cotangents) -> (results, gradients)`, of `moving` operands and `turning` results."""
+  """`(operands, cotangents) -> (results, gradients of moving operands)`; `turning` results pull."""
   def both(operands: list[Any], cotangents: list[Any]) -> Any:
     def moved(*values: Any) -> Any:
       given = list(operands)

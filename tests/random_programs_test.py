@@ -85,7 +85,8 @@ UNARY = {
     'square': lambda x: jnp.square(jnp.tanh(x)), 'cube': lambda x: jnp.tanh(x) ** 3,
     'clip': lambda x: jnp.clip(x, -0.5, 2.0), 'skewed': lambda x: skewed(jnp.tanh(x)),
     'reversing': reversing, 'normalising': normalising, 'stop': lax.stop_gradient,
-    'remat': jax.checkpoint(lambda x: jnp.sin(jnp.tanh(x) * 2)), 'log1p': lambda x: jnp.log1p(x * x),
+    'remat': jax.checkpoint(lambda x: jnp.sin(jnp.tanh(x) * 2)),
+    'log1p': lambda x: jnp.log1p(x * x),
     'barrier': lax.optimization_barrier, 'above': lambda x: jnp.where(x > 0.25, x, 0.0),
     'below': lambda x: jnp.minimum(x, -0.1), 'by int': lambda x: lax.round(
         jnp.tanh(x) * 8).astype(np.int32).astype(x.dtype),
@@ -162,7 +163,8 @@ def steps(draw, shapes):
     at = draw(st.integers(0, rank))
     size = draw(st.integers(1, 3))
     out = shape[:at] + (size,) + shape[at:]
-    return Step(name('broadcast', at, size), lambda x: jnp.broadcast_to(jnp.expand_dims(x, at), out), i)
+    return Step(name('broadcast', at, size),
+                lambda x: jnp.broadcast_to(jnp.expand_dims(x, at), out), i)
   if kind == 'reduce':
     key = draw(st.sampled_from(sorted(REDUCE)))
     return Step(name(key, axis), lambda x: REDUCE[key](x, axis), i)
