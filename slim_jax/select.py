@@ -72,6 +72,6 @@ def _smallest(scale: np.ndarray, goes: np.ndarray, most: int) -> np.ndarray:
 
 
 def _with_none(variables: Any, dead: dict[tree.Path, np.ndarray]) -> Any:
-  leaves, structure = jax.tree.flatten(variables)
-  del leaves
-  return jax.tree.unflatten(structure, [dead.get(path) for path in tree.flatten(variables)])
+  """A tree like `variables` with the vectors at their paths and None elsewhere."""
+  vectors = [dead.get(path) for path in tree.flatten(variables)]
+  return jax.tree.unflatten(jax.tree.structure(variables), vectors)

@@ -1,12 +1,10 @@
-"""How functions of pytrees meet programs of flat values: shapes, tracing, prefix trees."""
+"""How functions of pytrees meet programs of flat values: shapes, prefix trees."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from slim_jax import jaxprs, tree
-from slim_jax.jaxprs import Program
+from slim_jax import tree
 from slim_jax.tree import Path
 
 
@@ -16,11 +14,6 @@ def struct(leaf: Any) -> jax.ShapeDtypeStruct:
     return leaf
   aval = jax.typeof(leaf)
   return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, 'weak_type', False))
-
-
-def trace(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, Any]:
-  """The program of `f` at these shapes and the tree of its results' shapes."""
-  return jaxprs.trace(f, *args, **kwargs)
 
 
 def states(outs: Any, results: Any) -> list[Path | None]:

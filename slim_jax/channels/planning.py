@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from slim_jax import batch_norms, tree
+from slim_jax import batch_norms, jaxprs, tree
 from slim_jax.channels import analysis, blocks, interface
 from slim_jax.channels.blocks import Block
 from slim_jax.channels.plan import Cut, Plan
@@ -43,7 +43,7 @@ def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any
   zero = batch_norms.zeroed(variables, dead)
   leaves = tree.flatten(variables)
   shapes = jax.tree.map(interface.struct, (variables, *args))
-  program, results = interface.trace(f, shapes, {})
+  program, results = jaxprs.trace(f, *shapes)
   states = interface.states(outs, results)
   if lost := [tree.show(path) for path in states if path is not None and path not in leaves]:
     raise ValueError(f'outs: the variables have no leaf {", ".join(lost)}')

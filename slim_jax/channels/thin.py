@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from slim_jax import batch_norms, tree
+from slim_jax import batch_norms, jaxprs, tree
 from slim_jax.channels import analysis, blocks, interface
 from slim_jax.channels.blocks import Block
 from slim_jax.channels.plan import Plan
@@ -51,7 +51,7 @@ def thin(f: Callable[..., Any], plan: Plan, *, ins: Any = None, outs: Any = None
       have.append(block)
       full.append(shape)
     full_args, full_kwargs = jax.tree.unflatten(structure, full)
-    program, results = interface.trace(f, full_args, full_kwargs)
+    program, results = jaxprs.trace(f, *full_args, **full_kwargs)
 
     demands = []
     for number, path in zip(program.outputs, interface.states(outs, results), strict=True):
