@@ -9,7 +9,9 @@ slimmed one altogether.
 A quarter of an hour on two CPU cores (850 images/s). Test accuracy, seed 0, with
 images that had gone through JPEG at quality 75 (so not comparable with published
 figures): baseline 78.4 %, pruned 63.8 %, fine-tuned 77.6 %, with 81.7 % fewer parameters
-and 62.4 % fewer MACs. Fine-tuning uses a cosine, training the steps of the paper.
+and 62.4 % fewer MACs. Fine-tuning uses a cosine, training the steps of the paper: like
+for like the gap is wider, 78.4 to 76.5 % with steps in both (fine-tuning from 0.05), and
+a baseline with a cosine reaches 80.5 %.
 """
 
 import ml_collections
