@@ -77,11 +77,9 @@ def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any
     found = needed(after, kept)
     live = {path: found.live[i] for path, i in zip(leaves, program.inputs)}
     together = {path: block for norm in norms for path, block in _together(norm, reads, live)}
-    if kept and all(blocks.same(kept[path], block) for path, block in together.items()):
+    if all(path in kept and blocks.same(kept[path], block) for path, block in together.items()):
       break
     kept = together
-    if not kept:
-      break
 
   _check_alive(program, base, found, len(leaves), zero)
   cuts = {path: Cut(tuple(leaf.shape), kept[path] if path in kept else _left(reads[path], live[path]))

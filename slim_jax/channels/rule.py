@@ -65,6 +65,13 @@ def run_whole(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[B
   return cut(jaxprs.bind(eqn, *arrays), eqn, [blocks.whole(len(a.shape)) for a in eqn.out_avals], live)
 
 
+def run_thin(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
+             *arrays: Any) -> list[Any]:
+  """The same operation on thin operands: no parameter of it names a shape."""
+  del facts, reads, live
+  return jaxprs.bind(eqn, *arrays)
+
+
 def cut(results: list[Any], eqn: Equation, have: list[Block], live: list[Block]) -> list[Any]:
   """The `live` part of results that were computed at `have`."""
   return [None if l.empty else blocks.take(r, h, l, a.shape)

@@ -11,7 +11,7 @@ import numpy as np
 from slim_jax import jaxprs
 from slim_jax.channels import blocks
 from slim_jax.channels.blocks import Axis, Block
-from slim_jax.channels.rule import Fact, Rule, cut, register
+from slim_jax.channels.rule import Fact, Rule, cut, register, run_thin
 from slim_jax.jaxprs import Equation, primitives as p
 
 
@@ -61,13 +61,7 @@ def _dot_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Bloc
   return [blocks.block(r[i] for i in range(len(r))) for r in read]
 
 
-def _dot_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
-                  *arrays: Any) -> list[Any]:
-  del facts, reads, live
-  return jaxprs.bind(eqn, *arrays)
-
-
-register([p.dot_general_p], Rule(_dot_support, _dot_reads, _dot_evaluate))
+register([p.dot_general_p], Rule(_dot_support, _dot_reads, run_thin))
 
 
 # Convolution with G groups (plain: G = 1, depthwise: G = channels). Input channels and kernel

@@ -12,7 +12,7 @@ import numpy as np
 from slim_jax import jaxprs
 from slim_jax.channels import blocks
 from slim_jax.channels.blocks import Block
-from slim_jax.channels.rule import Fact, Rule, register
+from slim_jax.channels.rule import Fact, Rule, full_support, register, run_thin
 from slim_jax.jaxprs import Equation, primitives as p
 
 
@@ -59,15 +59,9 @@ def shifted(eqn: Equation, facts: list[Fact]) -> list[Block]:
   return operands(eqn, facts)[:1]
 
 
-def never_zero(eqn: Equation, facts: list[Fact]) -> list[Block]:
-  """f(0) is not 0: exp, logistic, x <= y."""
-  del facts
-  return [blocks.whole(len(a.shape)) for a in eqn.out_avals]
-
-
 def power(eqn: Equation, facts: list[Fact]) -> list[Block]:
   """x ** n is 0 with x for n > 0."""
-  return (any_nonzero if eqn.params['y'] > 0 else never_zero)(eqn, facts)
+  return (any_nonzero if eqn.params['y'] > 0 else full_support)(eqn, facts)
 
 
 def selected(eqn: Equation, facts: list[Fact]) -> list[Block]:
@@ -103,16 +97,9 @@ def reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
   return [shrink(live[0], a.shape, shape) for a in eqn.in_avals]
 
 
-def evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
-             *arrays: Any) -> list[Any]:
-  """The same operation on thin operands."""
-  del facts, reads, live
-  return jaxprs.bind(eqn, *arrays)
-
-
 def elementwise(support: Any) -> Rule:
   """The rule of an elementwise operation that is zero where `support` says."""
-  return Rule(support, reads, evaluate)
+  return Rule(support, reads, run_thin)
 
 
 register([
@@ -129,7 +116,7 @@ register([
     p.digamma_p, p.erfc_p, p.exp_p, p.exp2_p, p.is_finite_p, p.lgamma_p, p.log_p,
     p.logistic_p, p.not_p, p.rsqrt_p, p.atan2_p, p.nextafter_p, p.igamma_p, p.igammac_p,
     p.polygamma_p, p.zeta_p,
-    *jaxprs.newer('log2_p', 'one_minus_square_p')], elementwise(never_zero))
+    *jaxprs.newer('log2_p', 'one_minus_square_p')], elementwise(full_support))
 register([p.mul_p, p.and_p], elementwise(all_nonzero))
 register([p.div_p, p.rem_p], elementwise(first_nonzero))
 register([p.shift_left_p, p.shift_right_logical_p, p.shift_right_arithmetic_p],
@@ -140,8 +127,8 @@ register([p.clamp_p], elementwise(clamped))
 for _primitive, _function, _otherwise in [
     (p.max_p, np.maximum, any_nonzero), (p.min_p, np.minimum, any_nonzero),
     (p.lt_p, np.less, any_nonzero), (p.gt_p, np.greater, any_nonzero),
-    (p.ne_p, np.not_equal, any_nonzero), (p.eq_p, np.equal, never_zero),
-    (p.le_p, np.less_equal, never_zero), (p.ge_p, np.greater_equal, never_zero),
-    (p.pow_p, lambda x, y: ~(y > 0), never_zero),  # 0 ** y is 0 for y > 0 alone
+    (p.ne_p, np.not_equal, any_nonzero), (p.eq_p, np.equal, full_support),
+    (p.le_p, np.less_equal, full_support), (p.ge_p, np.greater_equal, full_support),
+    (p.pow_p, lambda x, y: ~(y > 0), full_support),  # 0 ** y is 0 for y > 0 alone
 ]:
   register([_primitive], elementwise(beside_constant(_function, _otherwise)))

@@ -14,7 +14,7 @@ import numpy as np
 from slim_jax import jaxprs
 from slim_jax.channels import blocks
 from slim_jax.channels.blocks import Axis, Block
-from slim_jax.channels.rule import Fact, Rule, register
+from slim_jax.channels.rule import Fact, Rule, register, run_thin
 from slim_jax.jaxprs import Equation, primitives as p
 
 
@@ -33,13 +33,7 @@ def _transpose_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> lis
   return [Block(tuple(live[0].axes[i] for i in np.argsort(eqn.params['permutation'])))]
 
 
-def _rebind(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
-            *arrays: Any) -> list[Any]:
-  del facts, reads, live
-  return jaxprs.bind(eqn, *arrays)
-
-
-register([p.transpose_p], Rule(_transpose_support, _transpose_reads, _rebind))
+register([p.transpose_p], Rule(_transpose_support, _transpose_reads, run_thin))
 
 
 # rev: indices of the named axes run backwards.
@@ -55,7 +49,7 @@ def _reversed(block: Block, dimensions: Sequence[int]) -> Block:
 register([p.rev_p], Rule(
     lambda eqn, facts: [_reversed(facts[0].support, eqn.params['dimensions'])],
     lambda eqn, facts, live: [_reversed(live[0], eqn.params['dimensions'])],
-    _rebind))
+    run_thin))
 
 
 # squeeze: axes of size 1 go.
@@ -76,7 +70,7 @@ def _squeeze_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[
   return [Block(tuple(None if i in gone else next(axes) for i in range(rank)))]
 
 
-register([p.squeeze_p], Rule(_squeeze_support, _squeeze_reads, _rebind))
+register([p.squeeze_p], Rule(_squeeze_support, _squeeze_reads, run_thin))
 
 
 # broadcast_in_dim: operand axis i is result axis broadcast_dimensions[i], or stretches from 1.

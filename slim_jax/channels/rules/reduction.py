@@ -10,7 +10,7 @@ from typing import Any
 from slim_jax import jaxprs
 from slim_jax.channels import blocks
 from slim_jax.channels.blocks import Axis, Block
-from slim_jax.channels.rule import Fact, Rule, bind_fenced, cut, register
+from slim_jax.channels.rule import Fact, Rule, bind_fenced, cut, full_support, register, run_thin
 from slim_jax.jaxprs import Equation, primitives as p
 
 
@@ -26,12 +26,6 @@ def insert(block: Block, axes: Sequence[int], index_sets: Sequence[Axis]) -> Blo
   given, rest = dict(zip(axes, index_sets, strict=True)), iter(block.axes)
   rank = len(block.axes) + len(axes)
   return blocks.block(given[i] if i in given else next(rest) for i in range(rank))
-
-
-def _rebind(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
-            *arrays: Any) -> list[Any]:
-  del facts, reads, live
-  return jaxprs.bind(eqn, *arrays)
 
 
 # Reductions: the axes are gone from the result.
@@ -52,17 +46,12 @@ def _whole_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Bl
   return [insert(live[0], axes, [None] * len(axes))]
 
 
-def _full(eqn: Equation, facts: list[Fact]) -> list[Block]:
-  del facts
-  return [blocks.whole(len(a.shape)) for a in eqn.out_avals]
-
-
 register([p.reduce_sum_p, p.reduce_or_p, p.reduce_xor_p],
-         Rule(_kept_support, _sum_reads, _rebind))
+         Rule(_kept_support, _sum_reads, run_thin))
 register([p.reduce_max_p, p.reduce_min_p, p.reduce_prod_p, p.reduce_and_p],
-         Rule(lambda eqn, facts: _kept_support(eqn, facts) if _has_terms(eqn) else _full(eqn, facts),
-              _whole_reads, _rebind))
-register([p.argmax_p, p.argmin_p], Rule(_full, _whole_reads, _rebind))
+         Rule(lambda eqn, facts: _kept_support(eqn, facts) if _has_terms(eqn) else full_support(eqn, facts),
+              _whole_reads, run_thin))
+register([p.argmax_p, p.argmin_p], Rule(full_support, _whole_reads, run_thin))
 
 
 def _has_terms(eqn: Equation) -> bool:
@@ -107,7 +96,7 @@ def _slicewise_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], li
 
 register([p.cumsum_p, p.cummax_p, p.cummin_p, p.cumprod_p, p.sort_p],
          Rule(_slicewise_support, _slicewise_reads, _slicewise_evaluate))
-register([p.cumlogsumexp_p, p.top_k_p], Rule(_full, _slicewise_reads, _slicewise_evaluate))
+register([p.cumlogsumexp_p, p.top_k_p], Rule(full_support, _slicewise_reads, _slicewise_evaluate))
 
 
 # Collectives over named axes (`lax.psum(x, 'batch')`) leave the array's own axes alone.
@@ -119,7 +108,7 @@ def _is_named(eqn: Equation) -> bool:
 
 
 def _collective_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
-  return [f.support for f in facts] if _is_named(eqn) else _full(eqn, facts)
+  return [f.support for f in facts] if _is_named(eqn) else full_support(eqn, facts)
 
 
 def _collective_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from slim_jax.channels import blocks
 from slim_jax.channels.blocks import Block
-from slim_jax.channels.rule import Fact, Rule, bind_fenced, cut, register
+from slim_jax.channels.rule import Fact, Rule, bind_fenced, cut, full_support, register
 from slim_jax.jaxprs import Equation, primitives as p
 
 
@@ -40,12 +40,6 @@ def _extremum_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
   return [passing(eqn, support)]
 
 
-def _general_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
-  """Nothing is known of what the computation makes of zeros."""
-  del facts
-  return [blocks.whole(len(a.shape)) for a in eqn.out_avals]
-
-
 def _reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
   del facts
   wanted = blocks.nothing()
@@ -64,4 +58,4 @@ def _evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[B
 register([p.reduce_window_sum_p], Rule(_sum_support, _reads, _evaluate))
 register([p.reduce_window_max_p, p.reduce_window_min_p],
          Rule(_extremum_support, _reads, _evaluate))
-register([p.reduce_window_p], Rule(_general_support, _reads, _evaluate))
+register([p.reduce_window_p], Rule(full_support, _reads, _evaluate))
