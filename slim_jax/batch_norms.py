@@ -22,13 +22,14 @@ HAIKU_AVERAGES = ('mean_ema', 'var_ema')
 
 _OTHER_NORM = re.compile(
     r'(layer|group|instance|rms|spectral|weight)_?norm|(^|_)(ln|gn)(_|\d|$)', re.I)
+_BATCH_NORM = re.compile(r'batch_?norm|(^|_)bn', re.I)
 
 
 class BatchNorm(NamedTuple):
   """Paths of one BatchNorm's leaves.
 
   Attributes:
-    scale: gamma, [channels] (or with axes of size 1).
+    scale: gamma, [channels] (or with axes of size 1, or [layers, channels] of stacked layers).
     bias: beta, or None.
     statistics: running mean, running variance, and what else is kept with them.
   """
@@ -63,14 +64,21 @@ def find(variables: Any) -> list[BatchNorm]:
 
   found = []
   for path, part in parts.items():
-    if not part or part[-1] not in SCALES or not _is_vector(leaves[path]):
+    if not part or part[-1] not in SCALES or not getattr(leaves[path], 'shape', ()):
       continue
     module = part[:-1]
-    stats = statistics.get(module) or beside(module)
-    if path[:-1] in inside or stats or (not statistics and not inside and _is_named(part)):
+    stats = statistics.get(module) or beside(module) or []
+    alone = not statistics and not inside
+    if _is_vector(leaves[path]):
+      is_norm = path[:-1] in inside or stats or (alone and _is_named(part))
+    else:  # layers of one shape in one array, as `scan` and `vmap` over layers keep them
+      is_norm = (path[:-1] in inside
+                 or any(leaves[other].shape == leaves[path].shape for other in stats)
+                 or (alone and _BATCH_NORM.search(module[-1] if module else '')))
+    if is_norm:
       bias = next((by_parts[module + (name,)] for name in BIASES if module + (name,) in by_parts),
                   None)
-      found.append(BatchNorm(path, bias, tuple(stats or ())))
+      found.append(BatchNorm(path, bias, tuple(stats)))
   return found
 
 
@@ -117,7 +125,8 @@ def zeroed(variables: Any, dead: Any) -> dict[Path, np.ndarray]:
 
   Args:
     variables: the tree of variables (arrays or shapes).
-    dead: a tree like it with a bool vector at each scale leaf, None elsewhere.
+    dead: a tree like it with a bool vector at each scale leaf, None elsewhere. For stacked
+      layers [layers, channels] it may have that shape too: a channel goes where it is dead in all.
 
   Returns:
     Bool vectors [channels] by path. Apply one along `channel_axis` of its leaf.
@@ -132,7 +141,11 @@ def zeroed(variables: Any, dead: Any) -> dict[Path, np.ndarray]:
   biases = _biases(leaves)
   zero = {}
   for path, v in vectors.items():
-    size = leaves[path].shape[channel_axis(leaves[path])] if leaves[path].shape else 0
+    shape = tuple(leaves[path].shape)
+    axis = channel_axis(leaves[path])
+    size = shape[axis] if shape else 0
+    if v.ndim > 1 and v.shape == shape:
+      v = v.all(axis=tuple(i for i in range(v.ndim) if i != axis))
     if v.dtype != bool or v.shape != (size,):
       raise ValueError(f'dead at {tree.show(path)} must be bool[{size}], it is {v.dtype}'
                        f'{list(v.shape)}')
@@ -194,5 +207,5 @@ def _is_named(part: Path) -> bool:
   """Whether a scale among parameters alone is a BatchNorm's, by its module's name."""
   module = part[-2] if len(part) > 1 else ''
   if part[-1] == 'weight':  # PyTorch-style names: every layer has one
-    return bool(re.search(r'batch_?norm|(^|_)bn', module, re.I))
+    return bool(_BATCH_NORM.search(module))
   return not _OTHER_NORM.search(module)

@@ -31,6 +31,7 @@ class Equation(NamedTuple):
     out_avals: abstract values of the results.
     module: module path, from the name stack ('VGG/Conv_0').
     effects: whether running it is observable beyond its results.
+    memo: what has been worked out of this equation alone; see `once`.
   """
   primitive: Any
   params: dict[str, Any]
@@ -40,6 +41,7 @@ class Equation(NamedTuple):
   out_avals: tuple[Any, ...]
   module: str
   effects: bool
+  memo: dict[Any, Any]
 
   def __str__(self) -> str:
     operands = ', '.join(short(a) for a in self.in_avals)
@@ -128,7 +130,7 @@ def flatten(jaxpr: Any, *, plain: bool = False) -> Program:
         program.equations.append(Equation(
             eqn.primitive, eqn.params, tuple(operands), tuple(results),
             tuple(a.aval for a in eqn.invars), tuple(v.aval for v in eqn.outvars),
-            where, bool(eqn.effects)))
+            where, bool(eqn.effects), {}))
       env.update(zip(eqn.outvars, results, strict=True))
     return [read(a) for a in body.outvars]
 
@@ -137,14 +139,43 @@ def flatten(jaxpr: Any, *, plain: bool = False) -> Program:
   return program
 
 
+def once(eqn: Equation, make: Callable[..., Any], **arguments: Any) -> Any:
+  """`make(eqn, **arguments)`, worked out the first time it is asked for."""
+  key = make, tuple(arguments.items())
+  if key not in eqn.memo:
+    eqn.memo[key] = make(eqn, **arguments)
+  return eqn.memo[key]
+
+
 def bodies(eqn: Equation) -> list[Program]:
   """The programs inside an equation (branches, loop bodies, custom rules), if any."""
+  return once(eqn, _bodies)
+
+
+def _bodies(eqn: Equation) -> list[Program]:
   found = []
   for value in eqn.params.values():
     for item in value if isinstance(value, (tuple, list)) else (value,):
       if isinstance(item, (core.Jaxpr, core.ClosedJaxpr)):
         found.append(flatten(item))
   return found
+
+
+def body(eqn: Equation, name: str) -> Program:
+  """The program that the equation holds under the parameter `name`."""
+  return once(eqn, _body, name=name)
+
+
+def _body(eqn: Equation, name: str) -> Program:
+  return flatten(eqn.params[name])
+
+
+def scan_counts(eqn: Equation) -> tuple[int, int]:
+  """How many operands of a `scan` are constants, and how many are carried."""
+  if 'num_carry' in eqn.params:
+    return eqn.params['num_consts'], eqn.params['num_carry']
+  constants, carried, _ = map(len, eqn.params['ft_in'].unpack())  # since JAX 0.12
+  return constants, carried
 
 
 def bind(eqn: Equation, *arrays: Any, **changed: Any) -> list[Any]:

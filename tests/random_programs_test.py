@@ -87,6 +87,10 @@ UNARY = {
     'reversing': reversing, 'normalising': normalising, 'stop': lax.stop_gradient,
     'remat': jax.checkpoint(lambda x: jnp.sin(jnp.tanh(x) * 2)),
     'log1p': lambda x: jnp.log1p(x * x),
+    'loop': lambda x: lax.fori_loop(0, 2, lambda _, y: jnp.tanh(x - y), x * 0.5),
+    'while': lambda x: x + lax.while_loop(
+        lambda y: jnp.abs(jnp.max(jnp.abs(y)) - 1e3) < 999, lambda y: y * 0.5, lax.stop_gradient(x)),
+    'branch': lambda x: lax.cond(jnp.sum(x) > 0, jnp.tanh, lambda x: jax.nn.relu(-x), x),
     'barrier': lax.optimization_barrier, 'above': lambda x: jnp.where(x > 0.25, x, 0.0),
     'below': lambda x: jnp.minimum(x, -0.1), 'by int': lambda x: lax.round(
         jnp.tanh(x) * 8).astype(np.int32).astype(x.dtype),
@@ -107,6 +111,9 @@ def fenced(f):
 ALONG = {'cumsum': fenced(lax.cumsum), 'cummax': fenced(lax.cummax), 'cumprod': fenced(lax.cumprod),
          'sort': lambda x, axis: jnp.sort(x, axis), 'flip': lambda x, axis: jnp.flip(x, axis),
          'softmax': lambda x, axis: jax.nn.softmax(x, axis),
+         'scan': lambda x, axis: jnp.moveaxis(lax.scan(
+             lambda carry, row: (jnp.tanh(carry - row), carry * row),
+             jnp.moveaxis(x, axis, 0).sum(0), jnp.moveaxis(x, axis, 0))[1], 0, axis),
          'fft': lambda x, axis: jnp.fft.fft(x, axis=axis).real}
 
 

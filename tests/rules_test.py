@@ -640,13 +640,85 @@ CALL = [
     case('remat of remat', jax.checkpoint(lambda x: jax.checkpoint(jax.nn.relu)(x) * 2), X),
 ]
 
+def cumulative(x):
+  return lax.scan(lambda carry, row: (carry + row, carry * row), jnp.ones_like(x[0]), x)
+
+
+def residual(x, w, scale):
+  """Stacked layers that share a stream: x + tanh(scale * (x @ w))."""
+  def layer(x, slices):
+    w, scale = slices
+    y = x + jnp.tanh((x @ w) * scale[None]) @ w.T
+    return y, jnp.sum(y * scale[0])
+  return lax.scan(layer, x, (w, scale))
+
+
+def exchange(x, y, w):
+  """Carried values change places, so a zero spreads from one to the other."""
+  return lax.scan(lambda carry, _: ((carry[1], carry[0] * 2, carry[2] @ w, carry[3]), None),
+                  (x, y, x, y), length=3)[0]
+
+
+def shifting(x):
+  """Every iteration reads the neighbour: need spreads along the axis."""
+  return lax.scan(lambda carry, _: (jnp.concatenate([carry[:, 1:], carry[:, :1]], 1), carry[:, 0]),
+                  x, length=2)
+
+
+def looped(x, w):
+  """Ends by one part of what it carries; another part nobody asks for."""
+  def step(carry):
+    x, y, unused, n = carry
+    return x * 0.5 + y, y * w, unused + x, n + 1
+  return lax.while_loop(lambda carry: (jnp.max(jnp.abs(carry[0])) > 1) & (carry[3] < 4), step,
+                        (x, x * w, x, 0))[:2]
+
+
+def branched(x, y):
+  return lax.cond(jnp.sum(x[:, :1]) > 0, lambda x, y: (x, jnp.sin(y)), lambda x, y: (2 * x, x * y),
+                  x, y)
+
+
+CONTROL = [
+    case('scan', cumulative, X, single=False),
+    case('scan backwards', lambda x: lax.scan(
+        lambda carry, row: (jnp.tanh(carry) + row, carry), x[0], x, reverse=True), X, single=False),
+    case('scan unrolled', lambda x: lax.scan(
+        lambda carry, row: (carry * row, carry), x[0], x, unroll=2), X, single=False),
+    case('scan over stacked layers', residual, of(2, 4), of(3, 4, 5), of(3, 5)),
+    case('scan, carried values exchanged', exchange, X, Y, of(4, 4)),
+    case('scan, need spreads', shifting, X, single=False),
+    case('scan of no step', lambda x: lax.scan(
+        lambda carry, _: (carry * 2, carry), x, None, length=0), X),
+    case('scan of scan', lambda x: lax.scan(
+        lambda carry, row: (cumulative(x * row[None])[0] + carry, carry), x[0], x), X, single=False),
+    case('scan of a custom derivative', lambda x: lax.scan(
+        lambda carry, row: (jax.nn.relu(tripled(carry) + row), carry), x[0], x), X, single=False),
+    case('fori_loop', lambda x: lax.fori_loop(0, 3, lambda i, y: y * x + i, x), X),
+    case('scan in remat', jax.checkpoint(residual), of(2, 4), of(3, 4, 5), of(3, 5)),
+    case('while, a carried value unused', looped, X, Y, grad=False, single=False),
+    case('while, constants of the condition', lambda x, w: lax.while_loop(
+        lambda y: jnp.sum(jnp.abs(y) * (w != 0)) < jnp.sum(w * w), lambda y: jnp.abs(y) * 2 + 1, x),
+         X, X, grad=False, single=False),
+    case('while, each example by itself', jax.vmap(lambda x: lax.while_loop(
+        lambda x: jnp.max(jnp.abs(x)) > 1, lambda x: x / 2, x)), X, grad=False),
+    case('cond', branched, X, Y, single=False),
+    case('cond of many', lambda n, x, y: lax.switch(
+        n, [lambda x, y: x + y, lambda x, y: x * y, lambda x, y: y * 2], x, y), at(3), X, Y,
+         single=False),
+    case('cond of a custom derivative', lambda n, x: lax.cond(n > 0, jax.nn.relu, tripled, x),
+         at(2), X, single=False),
+]
+
 FAMILIES = dict(UNARY=UNARY, BINARY=BINARY, CHOICE=CHOICE, DOT=DOT, CONV=CONV, REDUCTION=REDUCTION,
                 WINDOW=WINDOW, MOVEMENT=MOVEMENT, PIECES=PIECES, INDEXING=INDEXING,
-                GENERATOR=GENERATOR, COLLECTIVE=COLLECTIVE, CALL=CALL)
+                GENERATOR=GENERATOR, COLLECTIVE=COLLECTIVE, CALL=CALL, CONTROL=CONTROL)
 CASES = [c for family in FAMILIES.values() for c in family]
 
-# Their constants have zeros, or select a part of the operand: less is read, dead channels or not.
+# Their constants have zeros, or select a part of the operand, or they carry what nobody asks for:
+# less is read, dead channels or not.
 CUT_BY_CONSTANTS = {
+    'while, a carried value unused',
     'mul by zero', 'mul by a constant with zeros', 'concatenate with a constant', 'slice',
     'slice with strides', 'gather constant rows', 'gather constant columns',
     'gather a constant grid', 'gather, constant and never filled', 'x[:, constant]',
@@ -834,25 +906,10 @@ def test_dead_results_are_not_computed():
 # Primitives without a rule run whole, exactly, and are named.
 
 
-def scanned(x):
-  return lax.scan(lambda carry, row: (carry + row, carry * row), jnp.ones_like(x[0]), x)[1]
-
-
-def looped(x):
-  return lax.while_loop(lambda x: jnp.max(jnp.abs(x)) > 1, lambda x: x / 2, x)
-
-
-def branched(x):
-  return lax.cond(jnp.sum(x) > 0, jnp.sin, lambda x: 2 * x, x)
-
-
 UNKNOWN = [
     case('fft', lambda x: jnp.fft.fft(x).real, of(3, 4), single=False),
     case('cholesky', lambda x: jnp.linalg.cholesky(x @ x.T + 5 * jnp.eye(4)), of(4, 4),
          single=False, rtol=1e-9),
-    case('scan', scanned, of(3, 4), single=False),
-    case('while', looped, of(3, 4), grad=False, single=False),
-    case('cond', branched, of(3, 4), single=False),
     case('scatter-add', lambda x, y: x.at[:, np.array([1, 3])].add(y), of(3, 4), of(3, 2),
          single=False),
     case('select_and_scatter_add', jax.grad(lambda x: jnp.sum(window(_MAX, *_POOL)(x) ** 2)), IMAGE,

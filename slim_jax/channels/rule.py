@@ -15,7 +15,7 @@ with zeros where channels were removed, and the results are cut. It costs speed,
 never correctness.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from jax import lax
@@ -76,6 +76,17 @@ def cut(results: list[Any], eqn: Equation, have: list[Block], live: list[Block])
   """The `live` part of results that were computed at `have`."""
   return [None if l.empty else blocks.take(r, h, l, a.shape)
           for r, h, l, a in zip(results, have, live, eqn.out_avals, strict=True)]
+
+
+def present(items: Sequence[Any], by: Sequence[Any]) -> list[Any]:
+  """The items at whose place `by` is not None: what can pass through a transformation."""
+  return [item for item, flag in zip(items, by, strict=True) if flag is not None]
+
+
+def restore(items: Sequence[Any], by: Sequence[Any]) -> list[Any]:
+  """Undoes `present`, None in the gaps."""
+  rest = iter(items)
+  return [None if flag is None else next(rest) for flag in by]
 
 
 def bind_fenced(eqn: Equation, along: Callable[[Block], Block], facts: list[Fact],

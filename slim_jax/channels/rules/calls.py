@@ -4,7 +4,6 @@ The body is analysed as a program of its own; the thin call keeps the derivative
 or the memory policy of the full one.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,7 +13,8 @@ from slim_jax import jaxprs
 from slim_jax.channels import analysis, blocks
 from slim_jax.channels.analysis import Analysis
 from slim_jax.channels.blocks import Block
-from slim_jax.channels.rule import Fact, Rule, cut, full_support, read_whole, register
+from slim_jax.channels.rule import (
+    Fact, Rule, cut, full_support, present, read_whole, register, restore)
 from slim_jax.jaxprs import Equation, Program, primitives as p
 
 
@@ -51,17 +51,6 @@ def _is_smooth(aval: Any) -> bool:
   return jax.numpy.issubdtype(aval.dtype, np.inexact)
 
 
-def _present(items: Sequence[Any], by: Sequence[Any]) -> list[Any]:
-  """The items at whose place `by` is not None: what can pass through a transformation."""
-  return [item for item, flag in zip(items, by, strict=True) if flag is not None]
-
-
-def _restore(items: Sequence[Any], by: Sequence[Any]) -> list[Any]:
-  """Undoes `_present`, None in the gaps."""
-  present = iter(items)
-  return [None if flag is None else next(present) for flag in by]
-
-
 # custom_jvp: the thin derivative is the full rule, traced and made thin in turn. It need not be
 # the derivative of the body: what it reads is read, and a result whose tangent may move where
 # the value is zero does not count as zero there.
@@ -83,24 +72,24 @@ def _derivative(eqn: Equation, *, plain: bool) -> tuple[Program, list[Any], list
 
   def derivative(operands, directions):
     given = [np.zeros(a.shape, jax.dtypes.float0) if d is None else d
-             for a, d in zip(eqn.in_avals, _restore(directions, moving), strict=True)]
+             for a, d in zip(eqn.in_avals, restore(directions, moving), strict=True)]
     outs, slopes = jax.jvp(lambda *xs: jaxprs.bind(eqn, *xs), operands, given)
-    return outs, _present(slopes, turning)
+    return outs, present(slopes, turning)
 
-  jaxpr = jax.make_jaxpr(derivative)(operands, _present(operands, moving))
+  jaxpr = jax.make_jaxpr(derivative)(operands, present(operands, moving))
   return jaxprs.flatten(jaxpr, plain=plain), moving, turning
 
 
 def _with_tangents(facts: list[Fact], moving: list[Any]) -> list[Fact]:
   """A tangent is zero where its value is zero whatever the variables are."""
-  return facts + [Fact(f.support) for f in _present(facts, moving)]
+  return facts + [Fact(f.support) for f in present(facts, moving)]
 
 
 def _custom_jvp_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
   support = _support(eqn, facts)
   if all(block.is_whole for block in support):
     return support
-  program, moving, turning = _derivative(eqn, plain=True)
+  program, moving, turning = jaxprs.once(eqn, _derivative, plain=True)
   inner = analysis.forward(program, _with_tangents(facts, moving))
   slopes = iter(program.outputs[len(support):])
   return [s if t is None else blocks.union(s, inner[next(slopes)].support)
@@ -111,8 +100,8 @@ def _custom_jvp_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> li
   read = _reads(eqn, facts, live)
   if all(block.is_whole for block in read):
     return read
-  program, moving, turning = _derivative(eqn, plain=True)
-  inner = _analyse(program, _with_tangents(facts, moving), live + _present(live, turning))
+  program, moving, turning = jaxprs.once(eqn, _derivative, plain=True)
+  inner = _analyse(program, _with_tangents(facts, moving), live + present(live, turning))
   values, slopes = program.inputs[:len(read)], iter(program.inputs[len(read):])
   read = [blocks.union(r, inner.live[i]) for r, i in zip(read, values, strict=True)]
   return [r if m is None else blocks.union(r, inner.live[next(slopes)])
@@ -128,21 +117,21 @@ def _custom_jvp_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], l
 
   @jax.custom_jvp
   def thin(*operands):
-    return _present(body(*_restore(operands, arrays)), wanted)
+    return present(body(*restore(operands, arrays)), wanted)
 
   @thin.defjvp
   def rule(primals, tangents):  # pylint: disable=unused-variable
-    program, moving, turning = _derivative(eqn, plain=False)
-    inner = _thin(program, _with_tangents(facts, moving), reads + _present(reads, moving),
-                  live + _present(live, turning))
-    slopes = _present(_restore(tangents, arrays), moving)
-    results = inner(*_restore(primals, arrays), *slopes)
-    outs = _present(results[:len(live)], wanted)
-    slopes = _present(_restore(results[len(live):], turning), wanted)
+    program, moving, turning = jaxprs.once(eqn, _derivative, plain=False)
+    inner = _thin(program, _with_tangents(facts, moving), reads + present(reads, moving),
+                  live + present(live, turning))
+    slopes = present(restore(tangents, arrays), moving)
+    results = inner(*restore(primals, arrays), *slopes)
+    outs = present(results[:len(live)], wanted)
+    slopes = present(restore(results[len(live):], turning), wanted)
     return outs, [np.zeros(o.shape, jax.dtypes.float0) if s is None else s
                   for o, s in zip(outs, slopes, strict=True)]
 
-  return _restore(thin(*_present(arrays, arrays)), wanted)
+  return restore(thin(*present(arrays, arrays)), wanted)
 
 
 register([p.custom_jvp_call_p],
@@ -173,7 +162,7 @@ def _is_local(eqn: Equation, facts: list[Fact], support: list[Block]) -> bool:
   """
   if not all(map(_is_smooth, (*eqn.in_avals, *eqn.out_avals))):
     return False
-  program, operands = _pullback(eqn)
+  program, operands = jaxprs.once(eqn, _pullback)
   known = [Fact(f.support) for f in facts] + [
       Fact(blocks.whole(len(a.shape))) for a in eqn.out_avals]
   found = _analyse(program, known, [f.support for f in facts])
@@ -207,10 +196,10 @@ def _remat_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: 
   wanted = [None if block.empty else block for block in live]
 
   def thin(*operands):
-    return _present(body(*_restore(operands, arrays)), wanted)
+    return present(body(*restore(operands, arrays)), wanted)
 
   thin = jax.checkpoint(thin, policy=eqn.params['policy'], prevent_cse=eqn.params['prevent_cse'])
-  return _restore(thin(*_present(arrays, arrays)), wanted)
+  return restore(thin(*present(arrays, arrays)), wanted)
 
 
 register([p.remat_p], Rule(_support, _reads, _remat_evaluate))
