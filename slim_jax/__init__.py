@@ -9,11 +9,10 @@
 """
 
 from slim_jax.batch_norms import scales as batch_norm_scales
-from slim_jax.channels import Plan, mask, plan, thin
+from slim_jax.channels import Plan, mask, plan, streams, thin
 from slim_jax.cost import Cost, count
 from slim_jax.select import select_global
 from slim_jax.sparsity import add_l1
-
 
 
 def load(workdir):
@@ -38,4 +37,4 @@ def load(workdir):
 __version__ = '0.1.0'
 
 __all__ = ['Cost', 'Plan', 'add_l1', 'batch_norm_scales', 'count', 'load', 'mask', 'plan',
-           'select_global', 'thin']
+           'select_global', 'streams', 'thin']

@@ -95,3 +95,66 @@ def test_no_batch_norm():
 def test_scales_that_are_not_finite():
   with pytest.raises(ValueError, match='params/BatchNorm_0/scale'):
     slim_jax.select_global(variables([1., np.nan]), fraction=0.5)
+
+
+# Tied channels, stacked layers.
+
+
+def tied(*labels):
+  tree = variables(*[np.ones(len(l)) for l in labels])
+  return {'params': {f'BatchNorm_{i}': {'scale': np.asarray(l), 'bias': None}
+                     for i, l in enumerate(labels)},
+          'batch_stats': {name: {'mean': None, 'var': None} for name in tree['params']}}
+
+
+def test_labels_of_their_own_change_nothing():
+  v = random_variables(3)
+  free = tied(np.arange(7), 7 + np.arange(30), 37 + np.arange(12))
+  for options in ({}, {'per_layer': True}, {'min_channels': 3}, {'max_fraction': 0.5}):
+    for by in ('sum', 'max'):
+      assert dead(slim_jax.select_global(v, fraction=0.6, tied=free, tied_by=by, **options)) == dead(
+          slim_jax.select_global(v, fraction=0.6, **options))
+
+
+def test_tied_channels_share_a_decision():
+  v = variables([1., 5., 3.], [4., 1., 9.], [2., 2.])
+  labels = tied([0, 1, 2], [2, 1, 0], [3, 4])
+  # Sums: 0: 10, 1: 6, 2: 7, 3: 2, 4: 2; each counts as often as it has scales.
+  got = slim_jax.select_global(v, fraction=0.25, tied=labels)
+  assert dead(got) == [[False, True, False], [False, True, False], [True, True]]
+  # Maxima: 0: 9, 1: 5, 2: 4.
+  got = slim_jax.select_global(v, fraction=0.25, tied=labels, tied_by='max')
+  assert dead(got) == [[False, False, True], [True, False, False], [True, True]]
+
+
+def test_guards_keep_tied_channels_together():
+  v = variables([1., 2., 3.], [1., 2., 3., 9., 9., 9., 9., 9.])
+  labels = tied([0, 1, 2], [0, 1, 2, 3, 4, 5, 6, 7])
+  got = dead(slim_jax.select_global(v, fraction=0.5, tied=labels, min_channels=2))
+  assert got[0] == [True, False, False]
+  assert got[1][:3] == got[0]
+  got = dead(slim_jax.select_global(v, fraction=0.5, tied=labels, max_fraction=0.7))
+  assert sum(got[0]) == 2 and got[1][:3] == got[0]
+
+
+def test_stacked_layers_lose_what_is_small_in_all():
+  scale = jnp.asarray([[1., 5., 2., 7.], [1., 1., 3., 8.]])
+  v = {'params': {'BatchNorm_0': {'scale': scale, 'bias': scale},
+                  'BatchNorm_1': {'scale': jnp.asarray([4., 6.])}},
+       'batch_stats': {'BatchNorm_0': {'mean': scale, 'var': scale},
+                       'BatchNorm_1': {'mean': scale[0, :2], 'var': scale[0, :2]}}}
+  got = slim_jax.select_global(v, fraction=0.4)  # 10 scales: 1 1 3 3 4 5 5 6 8 8
+  assert got['params']['BatchNorm_0']['scale'].tolist() == [True, False, True, False]
+  assert got['params']['BatchNorm_1']['scale'].tolist() == [True, False]
+  masked = slim_jax.mask(v, got)
+  assert (masked['params']['BatchNorm_0']['scale'] == 0).tolist() == [[True, False, True, False]] * 2
+
+
+def test_bad_ties_are_named():
+  v = variables([1., 2.])
+  with pytest.raises(ValueError, match="tied_by must be 'sum' or 'max', got 'mean'"):
+    slim_jax.select_global(v, fraction=0.5, tied=tied([0, 0]), tied_by='mean')
+  with pytest.raises(ValueError, match=r'tied must have int\[2\] at params/BatchNorm_0/scale'):
+    slim_jax.select_global(v, fraction=0.5, tied=tied([0, 0, 1]))
+  with pytest.raises(ValueError, match='it has nothing'):
+    slim_jax.select_global(v, fraction=0.5, tied={'other': np.zeros(2)})

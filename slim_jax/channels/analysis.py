@@ -126,10 +126,23 @@ def run(program: Program, analysis: Analysis, arrays: list[Any], have: list[Bloc
   return [read(number, want) for number, want in zip(program.outputs, demands, strict=True)]
 
 
-def without_rule(program: Program, analysis: Analysis) -> list[Equation]:
-  """The equations that run at full width because no rule knows their primitive."""
-  return [eqn for eqn, reads in zip(program.equations, analysis.reads, strict=True)
-          if reads is not None and eqn.primitive not in RULES]
+def without_rule(program: Program, analysis: Analysis) -> list[str]:
+  """Operations that run at full width because no rule knows their primitive, in calls too."""
+  found = []
+  for eqn, reads in zip(program.equations, analysis.reads, strict=True):
+    if reads is not None:
+      found += _unknown(eqn) if eqn.primitive in RULES else [str(eqn)]
+  return found
+
+
+def _unknown(eqn: Equation) -> list[str]:
+  """Those inside a call or a loop."""
+  found = []
+  for body in jaxprs.bodies(eqn):
+    for inner in body.equations:
+      inner = inner._replace(module='/'.join(filter(None, (eqn.module, inner.module))))
+      found += _unknown(inner) if inner.primitive in RULES else [str(inner)]
+  return found
 
 
 def constant(value: Any, aval: Any) -> Fact:

@@ -46,16 +46,19 @@ class Plan:
   """Live indices of every axis of every variable, by path; see `plan`.
 
   A plan speaks of the original network: with the thin arrays and the function it is a
-  complete model. `plan['params']` is the plan of a part of the tree. Printing it shows the
-  shapes before and after.
+  complete model. `plan['params']` is the plan of a part of the tree. Printing it shows, by module,
+  the shapes before and after, and why an axis stayed whole.
 
   Attributes:
     cuts: what is left of each leaf, by path.
     unknown: operations that run at full width because slim_jax has no rule for their
       primitive: each 'primitive(operands) -> results at module path'.
+    reasons: why an axis of a leaf stayed whole: it reaches the output, is read by an operation
+      without a rule, is tied to a stream, or all of it is read by a later layer.
   """
   cuts: Mapping[Path, Cut]
   unknown: tuple[str, ...] = ()
+  reasons: Mapping[Path, str] = dataclasses.field(default_factory=dict)
 
   def __getitem__(self, path: str) -> 'Plan':
     """The plan of the part of the tree at `path` ('params/Conv_0')."""
@@ -64,7 +67,8 @@ class Plan:
     if not cuts:
       raise KeyError(f'the plan has no {path!r}; it has '
                      + ', '.join(sorted({p[0] for p in self.cuts if p})))
-    return Plan(cuts, self.unknown)
+    return Plan(cuts, self.unknown, {p[len(root):]: why for p, why in self.reasons.items()
+                                     if p[:len(root)] == root})
 
   def slice(self, variables: Any) -> Any:
     """The thin variables: same tree, smaller arrays (NumPy in, NumPy out; else JAX arrays).
@@ -107,7 +111,7 @@ class Plan:
       inner = other.cuts[path]
       kept = [i[j] for i, j in zip(cut.indices, inner.indices, strict=True)]
       cuts[path] = _cut_at(cut.shape, kept)
-    return Plan(cuts, other.unknown)
+    return Plan(cuts, other.unknown, other.reasons)
 
   def relative_to(self, earlier: 'Plan') -> 'Plan':
     """The plan that cuts what `earlier` left down to what this plan leaves.
@@ -122,7 +126,7 @@ class Plan:
         raise ValueError(f'{tree.show(path)}: the plan keeps what the earlier plan removed')
       kept = [np.searchsorted(i, j) for i, j in zip(before.indices, cut.indices, strict=True)]
       cuts[path] = _cut_at(before.thin_shape, kept)
-    return Plan(cuts, self.unknown)
+    return Plan(cuts, self.unknown, self.reasons)
 
   def lift(self, dead: Any) -> Any:
     """`dead` of the thin variables in the index space of the original network.
@@ -147,7 +151,8 @@ class Plan:
       for i, axis in enumerate(cut.live.axes):
         if axis is not None:
           arrays[f'{n}.{i}'] = axis
-    head = {'version': 1, 'leaves': leaves, 'unknown': self.unknown}
+    head = {'version': 1, 'leaves': leaves, 'unknown': self.unknown,
+            'reasons': [[list(leaf), why] for leaf, why in self.reasons.items()]}
     with open(path, 'wb') as file:
       np.savez_compressed(file, head=np.array(json.dumps(head)), **arrays)
 
@@ -172,7 +177,8 @@ class Plan:
       axes = tuple(arrays.get(f'{n}.{i}') for i in range(len(leaf['shape'])))
       live = blocks.nothing() if leaf['empty'] else Block(axes)
       cuts[tuple(leaf['path'])] = Cut(tuple(leaf['shape']), live)
-    return Plan(cuts, tuple(head['unknown']))
+    return Plan(cuts, tuple(head['unknown']),
+                {tuple(leaf): why for leaf, why in head.get('reasons', ())})
 
   def _check(self, variables: Any, shape: Callable[[Cut], tuple[int, ...]], verb: str) -> None:
     leaves = tree.flatten(variables)
@@ -185,11 +191,18 @@ class Plan:
       raise ValueError(f'cannot {verb} this tree with this plan:\n{wrong.strip()}')
 
   def __str__(self) -> str:
-    rows = [(tree.show(path), str(list(cut.shape)),
-             'unchanged' if cut.live.is_whole else str(list(cut.thin_shape)))
-            for path, cut in self.cuts.items()]
-    left, middle = (max((len(row[i]) for row in rows), default=0) for i in (0, 1))
-    lines = [f'{a:<{left}}  {b:<{middle}}  {c}' for a, b, c in rows]
+    """A table by module: leaves, shape before and after, and why an axis stayed whole."""
+    groups: dict[tuple[str, str, str, str], list[str]] = {}
+    for path, cut in self.cuts.items():
+      left = 'whole' if cut.live.is_whole else str(list(cut.thin_shape))
+      row = tree.show(path[:-1]) if path[:-1] else '', str(list(cut.shape)), left, self.reasons.get(
+          path, '')
+      groups.setdefault(row, []).append(path[-1] if path else tree.show(path))
+    rows = [('module', 'variables', 'before', 'after', 'why an axis stayed whole')]
+    rows += [(module, ' '.join(names), *rest) for (module, *rest), names in groups.items()]
+    sizes = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ['  '.join([*(text.ljust(size) for text, size in zip(row, sizes)), row[-1]]).rstrip()
+             for row in rows]
     lines += [f'full width, no rule: {text}' for text in self.unknown]
     return '\n'.join(lines)
 

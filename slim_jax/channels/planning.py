@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from slim_jax import batch_norms, jaxprs, tree
-from slim_jax.channels import analysis, blocks, interface
+from slim_jax.channels import analysis, blocks, explain, interface
 from slim_jax.channels.blocks import Block
 from slim_jax.channels.plan import Cut, Plan
 from slim_jax.channels.rule import Fact
@@ -84,7 +84,9 @@ def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any
   _check_alive(program, base, found, len(leaves), zero)
   cuts = {path: Cut(tuple(leaf.shape), kept[path] if path in kept else _left(reads[path], live[path]))
           for path, leaf in leaves.items()}
-  return Plan(cuts, tuple(map(str, analysis.without_rule(program, found))))
+  why = explain.reasons(program, found, dict(zip(leaves, program.inputs)),
+                        program.inputs[len(leaves):])
+  return Plan(cuts, tuple(analysis.without_rule(program, found)), why)
 
 
 class _Reads(NamedTuple):
