@@ -78,7 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.prune.fraction = 0.7
   config.prune.per_layer = False
   # Every layer keeps so many channels, and loses at most such a fraction.
-  config.prune.min_channels = 0
+  config.prune.min_channels = 1
   config.prune.max_fraction = 1.0
 
   # Fine-tuning of the thin network, without L1; the fields are those of `train`.

@@ -18,7 +18,7 @@ FLOORS = [
     {'jaxprs', 'tree', 'progress'},
     {'batch_norms'},
     {'channels', 'sparsity', 'cost', 'models', 'data'},
-    {'select', 'train', 'checkpoint', 'report'},
+    {'select', 'train', 'checkpoint', 'report', 'import_torch'},
     {'', 'check', 'loop', 'workdir'},  # '' is slim_jax itself: the library without the program
     {'pipeline'},
     {'main'},

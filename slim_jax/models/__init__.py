@@ -1,5 +1,6 @@
 """Flax Linen models to slim. Nothing in them knows of pruning."""
 
+from collections.abc import Callable
 import functools
 import inspect
 from typing import Any
@@ -7,17 +8,46 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 
+from slim_jax.models.densenet import DenseNet
 from slim_jax.models.mlp import MLP
+from slim_jax.models.preresnet import PreResNet
+from slim_jax.models.resnet import ResNet
+from slim_jax.models.resnet import STAGES
 from slim_jax.models.vgg import VGG
 from slim_jax.models.vgg import WIDTHS
 
-# Constructors by the name that a config gives.
+
+def _resnet(name: str) -> Callable[..., nn.Module]:
+  blocks, bottleneck = STAGES[name]
+  return functools.partial(ResNet, blocks=blocks, bottleneck=bottleneck)
+
+
+# Constructors by the name that a config gives. 'preresnet' and 'densenet' are for small
+# images, 'resnet' and 'vgg_a' for ImageNet.
 MODELS = {
     'vgg': VGG,
     'vgg11': functools.partial(VGG, widths=WIDTHS['vgg11']),
     'vgg13': functools.partial(VGG, widths=WIDTHS['vgg13']),
     'vgg16': functools.partial(VGG, widths=WIDTHS['vgg16']),
     'vgg19': functools.partial(VGG, widths=WIDTHS['vgg19']),
+    'vgg_a': functools.partial(VGG, widths=WIDTHS['vgg_a'], dense_widths=(4096, 4096),
+                               conv_bias=True),
+    'preresnet': PreResNet,
+    'preresnet20': functools.partial(PreResNet, depth=20),
+    'preresnet56': functools.partial(PreResNet, depth=56),
+    'preresnet110': functools.partial(PreResNet, depth=110),
+    'preresnet164': functools.partial(PreResNet, depth=164),
+    'densenet': DenseNet,
+    'densenet40': functools.partial(DenseNet, depth=40),
+    'densenet100': functools.partial(DenseNet, depth=100),
+    'densenet_bc100': functools.partial(DenseNet, depth=100, bottleneck=True,
+                                        compression=0.5),
+    'resnet': ResNet,
+    'resnet18': _resnet('resnet18'),
+    'resnet34': _resnet('resnet34'),
+    'resnet50': _resnet('resnet50'),
+    'resnet101': _resnet('resnet101'),
+    'resnet152': _resnet('resnet152'),
     'mlp': MLP,
 }
 

@@ -9,7 +9,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-_he_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+from slim_jax.models import layers
 
 
 class MLP(nn.Module):
@@ -51,11 +51,9 @@ class MLP(nn.Module):
     x = jnp.asarray(x, self.dtype)
     x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
     for width in self.widths:
-      x = nn.Dense(width, dtype=self.dtype, kernel_init=_he_fan_out)(x)
-      x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5,
-                       dtype=self.dtype, axis_name=self.axis_name,
-                       scale_init=nn.initializers.constant(0.5))(x)
+      x = layers.Dense(width, dtype=self.dtype, kernel_init=layers.he_fan_out)(x)
+      x = layers.BatchNorm(use_running_average=not train, dtype=self.dtype,
+                           axis_name=self.axis_name)(x)
       x = nn.relu(x)
-    x = nn.Dense(self.num_classes, dtype=self.dtype,
-                 kernel_init=nn.initializers.normal(0.01))(x)
+    x = layers.Dense(self.num_classes, dtype=self.dtype)(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,18 +1,22 @@
-"""VGG with batch normalisation, in the form used on CIFAR and SVHN.
+"""VGG with batch normalisation, in the forms used on CIFAR, on SVHN and on ImageNet.
 
 Simonyan and Zisserman, "Very deep convolutional networks for large-scale image
-recognition" (ICLR 2015), with the single linear layer, the BatchNorm and the
-initialisation of Liu et al., "Learning efficient convolutional networks through
-network slimming" (ICCV 2017).
+recognition" (ICLR 2015), with the dense layers, the BatchNorm and the initialisation of
+Liu et al., "Learning efficient convolutional networks through network slimming"
+(ICCV 2017).
 """
 
 from collections.abc import Sequence
+import functools
+import math
 import numbers
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+
+from slim_jax.models import layers
 
 # Output channels of each 3x3 convolution; 'M' is a 2x2 max-pool.
 WIDTHS = {
@@ -23,22 +27,25 @@ WIDTHS = {
               512, 512, 512),
     'vgg19': (64, 64, 'M', 128, 128, 'M', 256, 256, 256, 256, 'M',
               512, 512, 512, 512, 'M', 512, 512, 512, 512),
+    'vgg_a': (64, 'M', 128, 'M', 256, 256, 'M', 512, 512, 'M', 512, 512, 'M'),
 }
-
-_he_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 class VGG(nn.Module):
-  """Convolutions, max-pools, one average over what remains, one linear layer.
+  """Convolutions and max-pools, then dense layers.
 
-  Every convolution is 3x3 with padding 1 and no bias, followed by BatchNorm and
-  ReLU. On 32x32 images with four max-pools the last average is the 2x2 average
-  pool of the original.
+  Every convolution is 3x3 with padding 1, followed by BatchNorm and ReLU. By default
+  one average over what remains and one linear layer end the network. On 32x32 images
+  with four max-pools that is the 2x2 average pool of the original. With `dense_widths`
+  what remains is flattened instead, so the parameters are those of one image size.
 
   Attributes:
     num_classes: length of the logits.
     widths: output channels of each convolution in order, 'M' for a max-pool;
-      `WIDTHS` has those of VGG-11, 13, 16 and 19.
+      `WIDTHS` has those of VGG-11, 13, 16 and 19, and of VGG-A for ImageNet.
+    dense_widths: units of each dense layer before the last one, all with BatchNorm and
+      ReLU; (4096, 4096) in VGG-A.
+    conv_bias: whether convolutions have a bias, as those of VGG-A have.
     dtype: of the computation; parameters and batch statistics are float32.
     axis_name: mapped axis over which BatchNorm averages its statistics, or None
       for statistics of the local batch.
@@ -46,6 +53,8 @@ class VGG(nn.Module):
 
   num_classes: int
   widths: Sequence[int | str] = WIDTHS['vgg19']
+  dense_widths: Sequence[int] = ()
+  conv_bias: bool = False
   dtype: Any = jnp.float32
   axis_name: str | None = None
 
@@ -62,24 +71,25 @@ class VGG(nn.Module):
       Logits [batch, num_classes] in `dtype`, but at least float32.
 
     Raises:
-      ValueError: the images are too small for the max-pools, or `widths` is not
-        made of positive integers and 'M'.
+      ValueError: the images are too small for the max-pools, or with `dense_widths`
+        not of the size that the parameters are for; or `widths` is not made of
+        positive integers and 'M', `dense_widths` not of positive integers.
     """
     self._check(x)
+    norm = functools.partial(layers.BatchNorm, use_running_average=not train,
+                             dtype=self.dtype, axis_name=self.axis_name)
     x = jnp.asarray(x, self.dtype)
     for width in self.widths:
       if width == 'M':
         x = nn.max_pool(x, (2, 2), strides=(2, 2))
         continue
-      x = nn.Conv(width, (3, 3), padding=1, use_bias=False, dtype=self.dtype,
-                  kernel_init=_he_fan_out)(x)
-      x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5,
-                       dtype=self.dtype, axis_name=self.axis_name,
-                       scale_init=nn.initializers.constant(0.5))(x)
-      x = nn.relu(x)
-    x = jnp.mean(x, axis=(1, 2))
-    x = nn.Dense(self.num_classes, dtype=self.dtype,
-                 kernel_init=nn.initializers.normal(0.01))(x)
+      x = layers.Conv(width, (3, 3), padding=1, use_bias=self.conv_bias,
+                      dtype=self.dtype)(x)
+      x = nn.relu(norm()(x))
+    x = self._flatten(x) if self.dense_widths else jnp.mean(x, axis=(1, 2))
+    for width in self.dense_widths:
+      x = nn.relu(norm()(layers.Dense(width, dtype=self.dtype)(x)))
+    x = layers.Dense(self.num_classes, dtype=self.dtype)(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
   def _check(self, x: jax.Array) -> None:
@@ -88,9 +98,9 @@ class VGG(nn.Module):
         raise ValueError(
             f"VGG: widths must be positive integers or 'M' (a 2x2 max-pool), got "
             f'{width!r} in {tuple(self.widths)}')
-    if x.ndim != 4:
-      raise ValueError(
-          f'VGG: images must be [batch, height, width, channels], got {x.shape}')
+    for width in self.dense_widths:
+      layers.check_positive(model='VGG', dense_widths=width)
+    layers.check_images(x, model='VGG')
     pools = sum(width == 'M' for width in self.widths)
     height, width = x.shape[1:3]
     if min(height, width) < 2**pools:
@@ -98,3 +108,15 @@ class VGG(nn.Module):
           f'VGG: images of {height}x{width} are too small for {pools} max-pools, '
           f'which need at least {2**pools}x{2**pools}; use larger images or '
           f"widths with fewer 'M' than {tuple(self.widths)}")
+
+  def _flatten(self, x: jax.Array) -> jax.Array:
+    """[batch, height * width * channels], checked against the first dense layer."""
+    flat = x.reshape(x.shape[0], math.prod(x.shape[1:]))
+    if self.has_variable('params', 'Dense_0'):
+      rows = self.get_variable('params', 'Dense_0')['kernel'].shape[0]
+      if rows != flat.shape[1]:
+        raise ValueError(
+            f'VGG: the first dense layer takes {rows} values, after the max-pools there '
+            f'are {"x".join(map(str, x.shape[1:]))}; use images of the size that the '
+            f'parameters were made for')
+    return flat
