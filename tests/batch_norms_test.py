@@ -8,6 +8,7 @@ import flax.linen as nn  # noqa: E402  (Keras reads its backend when it is impor
 from flax import nnx  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 import slim_jax  # noqa: E402
@@ -124,3 +125,29 @@ def test_mask_zeroes_scale_and_bias_and_keeps_dtypes():
   masked = slim_jax.mask(variables, dead)['params']['BatchNorm_0']
   assert masked['scale'].tolist() == [1, 0, 1, 0]
   assert masked['bias'].tolist() == [1, 0, 3, 0] and masked['bias'].dtype == jnp.bfloat16
+
+
+class Layer(nn.Module):
+
+  @nn.compact
+  def __call__(self, x, _):
+    return nn.LayerNorm()(nn.BatchNorm(use_running_average=True)(x)), None
+
+
+def test_stacked_layers():
+  """Scales of layers that share a body are [layers, channels]: one decision a channel."""
+  stack = nn.scan(Layer, variable_axes={'params': 0, 'batch_stats': 0},
+                  split_rngs={'params': True}, length=3)()
+  variables = stack.init(jax.random.key(0), jnp.ones((2, 4)), None)
+  assert scales(variables) == ['params/BatchNorm_0/scale']
+  assert scales(variables['params']) == ['BatchNorm_0/scale']
+  assert len(statistics(variables)) == 2
+  dead = jax.tree.map(lambda _: None, variables)
+  for vector in ([False, True, False, True],
+                 [[False, True, True, True], [True, True, False, True], [False, True, True, True]]):
+    dead['params']['BatchNorm_0']['scale'] = np.array(vector)
+    masked = slim_jax.mask(variables, dead)['params']['BatchNorm_0']
+    assert masked['scale'].tolist() == [[1, 0, 1, 0]] * 3
+  dead['params']['BatchNorm_0']['scale'] = np.zeros((2, 4), bool)
+  with pytest.raises(ValueError, match=r'must be bool\[4\], it is bool\[2, 4\]'):
+    slim_jax.mask(variables, dead)

@@ -614,6 +614,25 @@ def selfish(x):
 selfish.defvjp(lambda x: (selfish(x), x), lambda x, ct: (ct * selfish(x),))
 
 
+@jax.custom_vjp
+def straight(x, y):
+  """Of x rounded and scaled by y, with a derivative as if it were x: x is not read forward."""
+  return jnp.round(y) * 2
+
+
+straight.defvjp(lambda x, y: (jnp.round(y) * 2, (x, y)), lambda xy, ct: (ct * xy[0], ct * xy[1]))
+
+
+@jax.custom_vjp
+def product(x, w):
+  """A matrix product whose cotangents are halved."""
+  return x @ w
+
+
+product.defvjp(lambda x, w: (x @ w, (x, w)),
+               lambda xw, ct: (ct @ xw[1].T / 2, xw[0].T @ ct / 2))
+
+
 def checkpointed(**options):
   def two_layers(x, w):
     y = checkpoint_name(jnp.tanh(x @ w), 'hidden')
@@ -634,6 +653,8 @@ CALL = [
     case('custom_vjp, derivative mixes channels', shuffled, X),
     case('custom_vjp, clipped norm', clipped, X),
     case('custom_vjp, derivative calls itself', selfish, X),
+    case('custom_vjp, an operand for its derivative alone', straight, X, Y),
+    case('custom_vjp of a product', product, X, of(4, 5)),
     case('remat', checkpointed(), of(3, 4), of(4, 5)),
     case('remat with a policy', checkpointed(
         policy=jax.checkpoint_policies.save_only_these_names('hidden')), of(3, 4), of(4, 5)),
@@ -884,6 +905,13 @@ THIN_ARITHMETIC = [
      p.transpose_p, [(1, 3, 2)]),
     (lambda x, i: jnp.take(x, i.astype(int), 0, mode='clip'), [(3, 4), (5,)],
      [last_axis(2), blocks.whole(1)], p.gather_p, [(3, 2)]),
+    (product, [(3, 4), (4, 5)], [last_axis(2), blocks.whole(2)], p.dot_general_p, [(3, 2), (2, 5)]),
+    (lambda x, w: residual(x, w, jnp.ones((2, 5))), [(3, 4), (2, 4, 5)],
+     [blocks.whole(2), last_axis(3, np.arange(5) < 2)], p.dot_general_p, [(3, 4), (4, 2)]),
+    (lambda x: lax.while_loop(lambda y: jnp.sum(y) < 3, lambda y: y * 2, x), [(3, 4)],
+     [last_axis(2)], p.mul_p, [(3, 2)]),
+    (lambda x: lax.cond(jnp.sum(x) > 0, jnp.sin, lambda y: 2 * y, x), [(3, 4)], [last_axis(2)],
+     p.sin_p, [(3, 2)]),
 ]
 
 

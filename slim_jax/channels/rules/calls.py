@@ -138,11 +138,12 @@ register([p.custom_jvp_call_p],
          Rule(_custom_jvp_support, _custom_jvp_reads, _custom_jvp_evaluate))
 
 
-# custom_vjp: the rule may mix every cotangent with every residual, so it runs at full width.
-# Zeros pass only if its derivative keeps to itself what happens at zeros; see `_is_local`.
+# custom_vjp: the thin call pulls cotangents back by the full rule made thin, if that keeps to
+# itself what happens at zeros; a rule that does not, as one that sums cotangents over channels,
+# runs at full width and lets no zeros through.
 
 
-def _pullback(eqn: Equation) -> tuple[Program, int]:
+def _pullback(eqn: Equation, *, plain: bool) -> Program:
   """The derivative rule as a program of (operands, cotangents), giving cotangents."""
   def full(*operands):
     return jaxprs.bind(eqn, *operands)
@@ -152,7 +153,7 @@ def _pullback(eqn: Equation) -> tuple[Program, int]:
 
   structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in eqn.in_avals]
   slopes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in eqn.out_avals]
-  return jaxprs.flatten(jax.make_jaxpr(pull)(structs, slopes), plain=True), len(structs)
+  return jaxprs.flatten(jax.make_jaxpr(pull)(structs, slopes), plain=plain)
 
 
 def _is_local(eqn: Equation, facts: list[Fact], support: list[Block]) -> bool:
@@ -162,12 +163,14 @@ def _is_local(eqn: Equation, facts: list[Fact], support: list[Block]) -> bool:
   """
   if not all(map(_is_smooth, (*eqn.in_avals, *eqn.out_avals))):
     return False
-  program, operands = jaxprs.once(eqn, _pullback)
+  if all(f.support.is_whole for f in facts):
+    return True
+  program = jaxprs.once(eqn, _pullback, plain=True)
   known = [Fact(f.support) for f in facts] + [
       Fact(blocks.whole(len(a.shape))) for a in eqn.out_avals]
   found = _analyse(program, known, [f.support for f in facts])
   return all(blocks.contains(s, found.live[i])
-             for s, i in zip(support, program.inputs[operands:], strict=True))
+             for s, i in zip(support, program.inputs[len(facts):], strict=True))
 
 
 def _custom_vjp_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
@@ -177,14 +180,54 @@ def _custom_vjp_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
   return full_support(eqn, facts)
 
 
+def _with_cotangents(facts: list[Fact], live: list[Block]) -> list[Fact]:
+  """Where nobody reads a result no cotangent comes from."""
+  return [Fact(f.support) for f in facts] + [Fact(l) for l in live]
+
+
+def _custom_vjp_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+  if not _is_local(eqn, facts, _support(eqn, facts)):
+    return read_whole(eqn, facts, live)
+  read = _reads(eqn, facts, live)
+  if all(block.is_whole for block in read):
+    return read
+  # What gets a cotangent is there, and what it takes to work that out.
+  program = jaxprs.once(eqn, _pullback, plain=True)
+  known = _with_cotangents(facts, live)
+  inner = analysis.forward(program, known)
+  pulled = [blocks.intersect(inner[i].support, f.support)
+            for i, f in zip(program.outputs, facts, strict=True)]
+  read = [blocks.union(r, c) for r, c in zip(read, pulled, strict=True)]
+  found = analysis.backward(program, inner, pulled)
+  return [blocks.union(r, found.live[i]) for r, i in zip(read, program.inputs)]
+
+
 def _custom_vjp_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
                          *arrays: Any) -> list[Any]:
-  del facts, reads
-  have = [blocks.whole(len(a.shape)) for a in eqn.out_avals]
-  return cut(jaxprs.bind(eqn, *arrays), eqn, have, live)
+  if all(block.is_whole for block in reads):
+    have = [blocks.whole(len(a.shape)) for a in eqn.out_avals]
+    return cut(jaxprs.bind(eqn, *arrays), eqn, have, live)
+  body = _thin(_body(eqn), facts, reads, live)
+  wanted = [None if block.empty else block for block in live]
+
+  @jax.custom_vjp
+  def thin(*operands):
+    return present(body(*restore(operands, arrays)), wanted)
+
+  def forward(*operands):
+    return thin(*operands), operands
+
+  def back(operands, cotangents):
+    program = jaxprs.once(eqn, _pullback, plain=False)
+    pull = _thin(program, _with_cotangents(facts, live), reads + live, reads)
+    return tuple(present(pull(*restore(operands, arrays), *restore(cotangents, wanted)), arrays))
+
+  thin.defvjp(forward, back)
+  return restore(thin(*present(arrays, arrays)), wanted)
 
 
-register([p.custom_vjp_call_p], Rule(_custom_vjp_support, read_whole, _custom_vjp_evaluate))
+register([p.custom_vjp_call_p],
+         Rule(_custom_vjp_support, _custom_vjp_reads, _custom_vjp_evaluate))
 
 
 # remat: `jax.checkpoint` with the policy it came with.

@@ -1,0 +1,87 @@
+"""Planning costs time by the equation and memory by the channel, not by the weight."""
+
+import collections
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import slim_jax
+from slim_jax import jaxprs, models
+from slim_jax.channels import rule
+
+
+def rules_asked(monkeypatch, depth):
+  """How often rules are asked to plan a network and to trace it thin; and its equations."""
+  module = models.create('preresnet', num_classes=4, depth=depth, width=2)
+  x = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+  shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros(x.shape), train=False))
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(lambda a: rng.uniform(size=a.shape).astype(a.dtype), shapes)
+  apply = lambda v, x: module.apply(v, x, train=False)
+  dead = slim_jax.select_global(variables, fraction=0.5, min_channels=1)
+  asked = collections.Counter()
+
+  def counted(what, f):
+    def call(*args):
+      asked[what] += 1
+      return f(*args)
+    return call
+
+  with monkeypatch.context() as patch:
+    for primitive, entry in rule.RULES.items():
+      patch.setitem(rule.RULES, primitive, rule.Rule(
+          *(counted(what, f) for what, f in zip(entry._fields, entry, strict=True))))
+    plan = slim_jax.plan(apply, shapes, x, dead=dead)
+    jax.eval_shape(slim_jax.thin(apply, plan), plan.slice(shapes), x)
+  return asked, len(jaxprs.trace(apply, shapes, x)[0].equations)
+
+
+def test_work_grows_linearly_with_equations(monkeypatch):
+  """Of four times as many equations no rule is asked more than four times as often."""
+  few, short = rules_asked(monkeypatch, 20)
+  many, long = rules_asked(monkeypatch, 74)
+  assert long > 3.5 * short
+  for what, n in many.items():
+    assert n < 1.1 * long / short * few[what], what
+    assert n < 8 * long, what
+
+
+BILLION = """
+import resource, sys, jax, jax.numpy as jnp, numpy as np, slim_jax
+
+width = 16384
+layers = {f'Dense_{i}': {'kernel': jax.ShapeDtypeStruct((width, width), jnp.float32)}
+          for i in range(4)}
+norms = {f'BatchNorm_{i}': {'scale': jax.ShapeDtypeStruct((width,), jnp.float32),
+                            'bias': jax.ShapeDtypeStruct((width,), jnp.float32)} for i in range(4)}
+variables = {**layers, **norms}
+
+def apply(v, x):
+  for i in range(4):
+    norm = v[f'BatchNorm_{i}']
+    x = jax.nn.relu(x @ v[f'Dense_{i}']['kernel'] * norm['scale'] + norm['bias'])
+  return x.sum(-1)
+
+rng = np.random.default_rng(0)
+dead = jax.tree.map(lambda _: None, variables)
+for i in range(4):
+  dead[f'BatchNorm_{i}']['scale'] = rng.random(width) < 0.5
+x = jax.ShapeDtypeStruct((8, width), jnp.float32)
+plan = slim_jax.plan(apply, variables, x, dead=dead)
+thin = plan.slice(variables)
+jax.eval_shape(slim_jax.thin(apply, plan), thin, x)
+assert sum(leaf.size for leaf in jax.tree.leaves(variables)) > 1e9
+assert sum(leaf.size for leaf in jax.tree.leaves(thin)) < 0.4e9
+kib = 1024 if sys.platform == "darwin" else 1  # what it counts in
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // kib)
+"""
+
+
+def test_a_billion_parameters_are_planned_from_shapes():
+  """In less than 1 GiB, most of which is JAX itself."""
+  ran = subprocess.run([sys.executable, '-c', BILLION], capture_output=True, text=True, check=False)
+  assert ran.returncode == 0, ran.stderr
+  assert int(ran.stdout) < 1 << 20  # KiB
