@@ -2,4 +2,4 @@
 
 from slim_jax.channels.rules import (  # noqa: F401  pylint: disable=unused-import
     calls, contraction, control, elementwise, generators, indexing, movement, pieces, reduction,
-    window)
+    scatter, window)

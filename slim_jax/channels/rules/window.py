@@ -15,8 +15,9 @@ def passing(eqn: Equation, block: Block) -> Block:
   """The block with every axis that windows slide along made whole."""
   if block.empty:
     return block
+  dilation = eqn.params.get('base_dilation', (1,) * len(block.axes))
   rows = zip(eqn.params['window_dimensions'], eqn.params['window_strides'], eqn.params['padding'],
-             eqn.params['base_dilation'], strict=True)
+             dilation, strict=True)
   return Block(tuple(axis if row == (1, 1, (0, 0), 1) else None
                      for axis, row in zip(block.axes, rows, strict=True)))
 
@@ -59,3 +60,15 @@ register([p.reduce_window_sum_p], Rule(_sum_support, _reads, _evaluate))
 register([p.reduce_window_max_p, p.reduce_window_min_p],
          Rule(_extremum_support, _reads, _evaluate))
 register([p.reduce_window_p], Rule(full_support, _reads, _evaluate))
+
+
+# Derivatives of max-pooling: what goes to, or comes from, the largest element of each window.
+
+
+def _picked_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+  """Zero where what is moved is: the operand that windows look at only says where to."""
+  return [passing(eqn, facts[0].support)]
+
+
+register([p.select_and_scatter_add_p, p.select_and_gather_add_p],
+         Rule(_picked_support, _reads, _evaluate))
