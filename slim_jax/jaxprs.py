@@ -11,6 +11,7 @@ policy, `scan`, `while` and `cond` control flow. `bodies` hands out what is insi
 """
 
 from collections.abc import Callable
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -136,7 +137,68 @@ def flatten(jaxpr: Any, *, plain: bool = False) -> Program:
 
   program.inputs.extend(new(v.aval) for v in body.invars)
   program.outputs.extend(inline(body, consts, program.inputs, ''))
-  return program
+  return program._replace(equations=_with_permutations(program))
+
+
+class _Permute:
+  """Stands for a primitive: an axis whose indices change places; see `permute_p`."""
+
+  def __str__(self) -> str:
+    return 'permute'
+
+
+permute_p = _Permute()
+"""reshape, transpose, reshape as one equation, where all they do is to permute an axis.
+
+So networks shuffle the channels of groups. Taken one by one, the axes in between can only lose
+whole groups, or positions of all groups. Parameters: `axis`, `index` (result i is operand
+index[i]) and `steps`, the three equations.
+"""
+
+
+def _with_permutations(program: Program) -> list[Equation]:
+  """The equations, permutations of an axis found and made one."""
+  readers: dict[int, int] = {}
+  for number in (*program.outputs, *(i for eqn in program.equations for i in eqn.inputs)):
+    readers[number] = readers.get(number, 0) + 1
+  made = {eqn.outputs[0]: eqn for eqn in program.equations
+          if eqn.primitive in (primitives.reshape_p, primitives.transpose_p)}
+
+  def source(eqn: Equation, primitive: Any) -> Equation | None:
+    """The equation of this primitive that makes the operand for nobody else."""
+    found = made.get(eqn.inputs[0])
+    alone = found is not None and found.primitive is primitive and readers[eqn.inputs[0]] == 1
+    return found if alone else None
+
+  gone, merged = set(), {}
+  for last in made.values():
+    middle = source(last, primitives.transpose_p) if last.primitive is primitives.reshape_p else None
+    first = source(middle, primitives.reshape_p) if middle else None
+    how = first and _permutation(first, middle, last)
+    if how:
+      gone.update((first.outputs, middle.outputs))
+      merged[last.outputs] = last._replace(
+          primitive=permute_p, params={**how, 'steps': (first, middle, last)},
+          inputs=first.inputs, in_avals=first.in_avals, memo={})
+  return [merged.get(eqn.outputs, eqn) for eqn in program.equations if eqn.outputs not in gone]
+
+
+def _permutation(first: Equation, middle: Equation, last: Equation) -> dict[str, Any] | None:
+  """Axis and indices, if one axis is split, its parts change places, and it is merged again."""
+  shape, split = first.in_avals[0].shape, first.out_avals[0].shape
+  parts = len(split) - len(shape) + 1
+  if last.out_avals[0].shape != shape or parts < 2:
+    return None
+  order = middle.params['permutation']
+  for axis, n in enumerate(shape):
+    inside = range(axis, axis + parts)
+    if (split == shape[:axis] + split[axis:axis + parts] + shape[axis + 1:]
+        and math.prod(split[axis:axis + parts]) == n
+        and all(i == j for i, j in enumerate(order) if i not in inside)):
+      index = np.arange(n).reshape(split[axis:axis + parts])
+      index = index.transpose([i - axis for i in order[axis:axis + parts]]).ravel()
+      return {'axis': axis, 'index': index}
+  return None
 
 
 def once(eqn: Equation, make: Callable[..., Any], **arguments: Any) -> Any:
@@ -180,6 +242,10 @@ def scan_counts(eqn: Equation) -> tuple[int, int]:
 
 def bind(eqn: Equation, *arrays: Any, **changed: Any) -> list[Any]:
   """Runs the equation's primitive on `arrays`, some parameters changed; always a list."""
+  if eqn.primitive is permute_p:
+    for step in eqn.params['steps']:
+      arrays = bind(step, *arrays)
+    return list(arrays)
   params = eqn.primitive.get_bind_params({**eqn.params, **changed})
   results = eqn.primitive.bind(*arrays, **params)
   return list(results) if eqn.primitive.multiple_results else [results]

@@ -375,7 +375,23 @@ WINDOW = [
 
 # Movement.
 
+def shuffle(axis, groups):
+  """Channels of groups, dealt out as ShuffleNet does."""
+  def f(x):
+    parts = (*x.shape[:axis], *groups, *x.shape[axis + 1:])
+    return x.reshape(parts).swapaxes(axis, axis + len(groups) - 1).reshape(x.shape)
+  return f
+
+
 MOVEMENT = [
+    case('permute', shuffle(1, (2, 3)), of(3, 6)),
+    case('permute in front', shuffle(0, (3, 2)), of(6, 4)),
+    case('permute three parts', shuffle(1, (2, 3, 2)), of(2, 12, 2)),
+    case('permute, axes of size 1', shuffle(1, (2, 1, 2)), of(1, 4, 1)),
+    case('reshapes that permute, read in between', lambda x: (
+        lambda y: (y, y.swapaxes(1, 2).reshape(3, 4)))(x.reshape(3, 2, 2)), X, single=False),
+    case('reshapes that merge other axes', lambda x: x.reshape(3, 2, 2).swapaxes(0, 1).reshape(
+        3, 4), X, single=False),
     case('transpose', lambda x: lax.transpose(x, (2, 0, 1)), T),
     case('rev', lambda x: lax.rev(x, (0, 2)), T),
     case('squeeze', lambda x: lax.squeeze(x, (0, 2)), of(1, 3, 1, 4)),
@@ -966,6 +982,7 @@ THIN_ARITHMETIC = [
      p.transpose_p, [(1, 3, 2)]),
     (lambda x, i: jnp.take(x, i.astype(int), 0, mode='clip'), [(3, 4), (5,)],
      [last_axis(2), blocks.whole(1)], p.gather_p, [(3, 2)]),
+    (lambda x: shuffle(1, (2, 2))(x * 2) * 3, [(3, 4)], [last_axis(2)], p.mul_p, [(3, 2)]),
     (product, [(3, 4), (4, 5)], [last_axis(2), blocks.whole(2)], p.dot_general_p, [(3, 2), (2, 5)]),
     (lambda x, w: residual(x, w, jnp.ones((2, 5))), [(3, 4), (2, 4, 5)],
      [blocks.whole(2), last_axis(3, np.arange(5) < 2)], p.dot_general_p, [(3, 4), (4, 2)]),

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from jax import lax
+import jax.numpy as jnp
 import numpy as np
 
 from slim_jax import jaxprs
@@ -50,6 +51,49 @@ register([p.rev_p], Rule(
     lambda eqn, facts: [_reversed(facts[0].support, eqn.params['dimensions'])],
     lambda eqn, facts, live: [_reversed(live[0], eqn.params['dimensions'])],
     run_thin))
+
+
+# permute: indices of one axis change places.
+
+
+def _permute_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+  support, axis, index = facts[0].support, eqn.params['axis'], eqn.params['index']
+  if support.empty or support.axes[axis] is None:
+    return [support]
+  return [_with_axis(support, axis, support.axes[axis][index])]
+
+
+def _permute_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+  del facts
+  axis, index = eqn.params['axis'], eqn.params['index']
+  if live[0].empty or live[0].axes[axis] is None:
+    return [live[0]]
+  read = np.zeros(len(index), bool)
+  read[index[live[0].axes[axis]]] = True
+  return [_with_axis(live[0], axis, read)]
+
+
+def _permute_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
+                      *arrays: Any) -> list[Any]:
+  del facts
+  (x,), axis, index = arrays, eqn.params['axis'], eqn.params['index']
+  if live[0].axes[axis] is None:
+    split, order, _ = eqn.params['steps']
+    parts = split.out_avals[0].shape[axis:axis + len(split.out_avals[0].shape) - x.ndim + 1]
+    y = lax.reshape(x, (*x.shape[:axis], *parts, *x.shape[axis + 1:]))
+    return [lax.reshape(lax.transpose(y, order.params['permutation']), x.shape)]
+  # The operand arrives with the wanted indices alone: count among those.
+  held = blocks.vector(reads[0].axes[axis], len(index))
+  places = (np.cumsum(held) - 1)[index[live[0].axes[axis]]].astype(np.int32)
+  at = (slice(None),) * axis + (places,)
+  return [jnp.asarray(x).at[at].get(mode='promise_in_bounds', unique_indices=True)]
+
+
+def _with_axis(block: Block, axis: int, index_set: Axis) -> Block:
+  return Block((*block.axes[:axis], index_set, *block.axes[axis + 1:]))
+
+
+register([jaxprs.permute_p], Rule(_permute_support, _permute_reads, _permute_evaluate))
 
 
 # squeeze: axes of size 1 go.
