@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import slim_jax
+from slim_jax.channels import rule
+from slim_jax.jaxprs import primitives as p
 
 
 def f(variables, x):
@@ -75,3 +77,36 @@ def test_operations_without_a_rule_are_found_inside_loops():
   plan = slim_jax.plan(looped, v, jnp.ones((2, 4)), dead=dead)
   (found,) = plan.unknown
   assert found.startswith('fft(') and found.endswith('at outer/inner')
+
+
+def test_errors_name_the_equation(monkeypatch):
+  """A rule that fails says where: the operation and its module path."""
+  def f(v, x):
+    with jax.named_scope('outer'):
+      return jnp.tanh(x * v['BatchNorm_0']['scale'][None])
+
+  def broken(*_):
+    raise RuntimeError('no')
+
+  v = {'BatchNorm_0': {'scale': jnp.ones(4)}}
+  dead = {'BatchNorm_0': {'scale': np.arange(4) < 2}}
+  plan = slim_jax.plan(f, v, jnp.ones((2, 4)), dead=dead)
+  entry = rule.RULES[p.tanh_p]
+  for what in ('reads', 'evaluate', 'support'):
+    monkeypatch.setitem(rule.RULES, p.tanh_p, entry._replace(**{what: broken}))
+    with pytest.raises(RuntimeError) as error:
+      slim_jax.thin(f, plan)(plan.slice(v), jnp.ones((2, 4)))
+    (note,) = error.value.__notes__
+    assert note == 'In the thin form of tanh(float32[2,4]) -> float32[2,4] at outer'
+
+
+def test_a_cut_network_names_where_it_ends():
+  def f(v, x):
+    with jax.named_scope('norm'):
+      x = x * v['BatchNorm_0']['scale'][None]
+    return x @ v['kernel']
+
+  v = {'BatchNorm_0': {'scale': jnp.ones(4)}, 'kernel': jnp.ones((4, 2))}
+  dead = {'BatchNorm_0': {'scale': np.ones(4, bool)}, 'kernel': None}
+  with pytest.raises(ValueError, match=r'ends in: mul\(float32\[2,4\], float32\[.,4\]\).* at norm'):
+    slim_jax.plan(f, v, jnp.ones((2, 4)), dead=dead)

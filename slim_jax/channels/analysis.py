@@ -12,6 +12,7 @@ Zeros are structural: they hold for every finite value of the other variables, a
 `0 * x == 0` does. A network that multiplies a removed channel by infinity is not covered.
 """
 
+from collections.abc import Iterator
 import contextlib
 from typing import Any, NamedTuple
 
@@ -49,7 +50,8 @@ def forward(program: Program, inputs: list[Fact]) -> list[Fact]:
     operands = [facts[i] for i in eqn.inputs]
     results = _fold(eqn, operands)
     if results is None:
-      supports = RULES.get(eqn.primitive, FULL_WIDTH).support(eqn, operands)
+      with _place(eqn):
+        supports = RULES.get(eqn.primitive, FULL_WIDTH).support(eqn, operands)
       results = [Fact(support if np.prod(aval.shape) else blocks.nothing(), _uniform(eqn, operands))
                  for support, aval in zip(supports, eqn.out_avals, strict=True)]
     for number, fact in zip(eqn.outputs, results, strict=True):
@@ -74,7 +76,8 @@ def backward(program: Program, facts: list[Fact], demands: list[Block]) -> Analy
       need[number] = l
     if eqn.effects or not all(l.empty for l in live):
       rule = RULES.get(eqn.primitive, FULL_WIDTH)
-      reads[k] = rule.reads(eqn, [facts[i] for i in eqn.inputs], live)
+      with _place(eqn):
+        reads[k] = rule.reads(eqn, [facts[i] for i in eqn.inputs], live)
       for number, read in zip(eqn.inputs, reads[k], strict=True):
         want(number, read)
   for number in [*program.inputs, *program.constants]:
@@ -116,7 +119,7 @@ def run(program: Program, analysis: Analysis, arrays: list[Any], have: list[Bloc
       live = [analysis.live[i] for i in eqn.outputs]
       operands = [read(i, r) for i, r in zip(eqn.inputs, reads, strict=True)]
       evaluate = RULES.get(eqn.primitive, FULL_WIDTH).evaluate
-      with jax.named_scope(eqn.module) if eqn.module else contextlib.nullcontext():
+      with _place(eqn), jax.named_scope(eqn.module) if eqn.module else contextlib.nullcontext():
         results = evaluate(eqn, [analysis.facts[i] for i in eqn.inputs], reads, live, *operands)
       for number, array, block in zip(eqn.outputs, results, live, strict=True):
         if not block.empty:
@@ -124,6 +127,16 @@ def run(program: Program, analysis: Analysis, arrays: list[Any], have: list[Bloc
     for number in last.get(k, ()):
       held.pop(number, None)
   return [read(number, want) for number, want in zip(program.outputs, demands, strict=True)]
+
+
+@contextlib.contextmanager
+def _place(eqn: Equation) -> Iterator[None]:
+  """Errors inside name the equation and its module path."""
+  try:
+    yield
+  except Exception as error:
+    error.add_note(f'In the thin form of {eqn}')
+    raise
 
 
 def without_rule(program: Program, analysis: Analysis) -> list[str]:

@@ -11,7 +11,7 @@ from slim_jax.channels import analysis, blocks, explain, interface
 from slim_jax.channels.blocks import Block
 from slim_jax.channels.plan import Cut, Plan
 from slim_jax.channels.rule import Fact
-from slim_jax.jaxprs import Program
+from slim_jax.jaxprs import Equation, Program
 from slim_jax.tree import Path
 
 
@@ -150,8 +150,21 @@ def _check_alive(program: Program, base: analysis.Analysis, found: analysis.Anal
   read = [i for i in numbers if not base.live[i].empty]
   if read and all(found.live[i].empty for i in read):
     gone = [tree.show(path) for path in zero if zero[path].all()]
+    ends = [str(eqn) for eqn in _dead_ends(program, found.facts, numbers)]
     raise ValueError(
         'the network is cut through: its results no longer depend on its inputs. '
         f'Layers that lose every channel: {", ".join(gone) or "none"}. '
+        f'What depends on the inputs ends in: {"; ".join(ends[:3]) or "its results"}. '
         'Remove a smaller fraction, or keep some channels of every layer (min_channels=, '
         'max_fraction=).')
+
+
+def _dead_ends(program: Program, facts: list[Fact], inputs: list[int]) -> list[Equation]:
+  """The equations that make nothing but zeros of what depends on `inputs`."""
+  alive, ends = set(inputs), []
+  for eqn in program.equations:
+    if alive.intersection(eqn.inputs):
+      left = [i for i in eqn.outputs if not facts[i].support.empty]
+      alive.update(left)
+      ends += [] if left else [eqn]
+  return ends
