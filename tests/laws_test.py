@@ -1,4 +1,4 @@
-"""Every architecture of the zoo is held to every law."""
+"""Every architecture of the zoo is held to the law, every small one to what follows from it."""
 
 import tempfile
 
@@ -13,24 +13,57 @@ import slim_jax
 from slim_jax import models, tree
 import zoo
 
-each = pytest.mark.parametrize('case', zoo.CASES, ids=lambda case: case.name)
+
+def over(cases, slow=('slow',)):
+  """One test for each case, those of a `slow` size on request."""
+  return pytest.mark.parametrize('case', [
+      pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.size in slow else [])
+      for case in cases])
 
 
-@each
-@pytest.mark.parametrize('fraction', [0.3, 0.7])
-def test_thin_equals_masked_in_double_precision(case, fraction, x64):
+each = over(zoo.CASES)
+each_trained = over(zoo.CASES, slow=('slow', 'inference'))
+small = over([case for case in zoo.CASES if case.size == 'small'])
+library = over(zoo.LIBRARIES.values())
+
+
+def planned(case, dtype, fraction=0.5, seed=0):
+  """The case as a model, random channels of it, and the plan without them."""
+  model = zoo.build(case, dtype)
+  dead = laws.random_dead(model.variables, fraction, seed, scales=model.scales)
+  return model, dead, slim_jax.plan(model.infer, model.variables, model.x, dead=dead)
+
+
+@each_trained
+def test_thin_equals_masked_in_double_precision(case, x64):
   model = zoo.build(case, jnp.float64)
-  plan = laws.check(model, laws.random_dead(model.variables, fraction, seed=3), 1e-10)
+  dead = laws.random_dead(model.variables, 0.5, seed=3, scales=model.scales)
+  plan = laws.check(model, dead, 1e-10)
   assert not plan.unknown
-  assert sum(laws.widths(plan, model.variables)) < 0.85 * sum(
-      leaf.size for leaf, s in zip(jax.tree.leaves(model.variables), jax.tree.leaves(
-          slim_jax.batch_norm_scales(model.variables)), strict=True) if s)
+  thin, full = np.sum(laws.widths(plan, model.scales), axis=0)
+  assert thin < 0.75 * full
 
 
-@each
+@library
 def test_thin_equals_masked_in_single_precision(case):
   model = zoo.build(case, jnp.float32)
-  laws.check(model, laws.random_dead(model.variables, 0.5), 1e-5)
+  laws.check(model, laws.random_dead(model.variables, 0.5, scales=model.scales), 1e-5)
+
+
+@pytest.mark.slow
+@small
+@pytest.mark.parametrize('fraction', [0.3, 0.8])
+def test_thin_equals_masked_whatever_the_fraction(case, fraction):
+  model = zoo.build(case, jnp.float32)
+  laws.check(model, laws.random_dead(model.variables, fraction, seed=4, scales=model.scales), 1e-5)
+
+
+@each
+def test_inference_in_single_precision(case):
+  model, dead, plan = planned(case, jnp.float32)
+  got = jax.jit(slim_jax.thin(model.infer, plan))(plan.slice(model.variables), model.x)
+  want = jax.jit(model.infer)(slim_jax.mask(model.variables, dead), model.x)
+  assert laws.distance(got, want) < 1e-5
 
 
 @each
@@ -40,27 +73,24 @@ def test_nothing_dead_is_the_identity(case):
 
 @each
 def test_dead_channels_leave_their_producers_and_readers(case):
-  """What goes is what surgery would remove: parameters and MACs shrink by more than the widths."""
-  model = zoo.build(case, jnp.float32)
-  dead = slim_jax.select_global(model.variables, fraction=0.5)
-  plan = slim_jax.plan(model.infer, model.variables, model.x, dead=dead)
-  full = slim_jax.count(model.infer, model.variables, model.x)
-  thin = slim_jax.count(slim_jax.thin(model.infer, plan), plan.slice(model.variables), model.x)
-  assert thin.params < 0.75 * full.params
-  assert thin.macs < 0.75 * full.macs
-  assert thin.params == sum(
-      cut.live.empty or int(np.prod(cut.thin_shape)) for path, cut in plan['params'].cuts.items()
-      if not cut.live.empty)
+  """What goes is what surgery would remove: parameters and MACs shrink with the widths."""
+  model, _, plan = planned(case, jnp.float32)
+  thin, thin_variables = slim_jax.thin(model.infer, plan), plan.slice(model.variables)
+  before = slim_jax.count(model.infer, model.variables, model.x)
+  after = slim_jax.count(thin, thin_variables, model.x)
+  assert after.params < 0.9 * before.params
+  assert after.macs < 0.8 * before.macs
+  full, cut = jax.eval_shape(model.infer, model.variables, model.x), jax.eval_shape(
+      thin, thin_variables, model.x)
+  assert (cut.shape, cut.dtype) == (full.shape, full.dtype)
 
 
-@each
+@small
 def test_plans_compose_over_passes(case, x64):
   """A second pass planned on the thin function is the plan of both passes on the full one."""
-  model = zoo.build(case, jnp.float64)
-  dead = laws.random_dead(model.variables, 0.3, seed=1)
-  first = slim_jax.plan(model.infer, model.variables, model.x, dead=dead)
+  model, _, first = planned(case, jnp.float64, 0.3, seed=1)
   thin_variables, thin_infer = first.slice(model.variables), slim_jax.thin(model.infer, first)
-  more = laws.random_dead(thin_variables, 0.3, seed=2)
+  more = laws.random_dead(thin_variables, 0.3, seed=2, scales=model.scales)
   second = slim_jax.plan(thin_infer, thin_variables, model.x, dead=more)
   both = slim_jax.plan(model.infer, model.variables, model.x, dead=first.lift(more))
   chained = first.then(second)
@@ -69,111 +99,140 @@ def test_plans_compose_over_passes(case, x64):
     for a, b, c in zip(cut.indices, chained.cuts[path].indices, again.cuts[path].indices):
       np.testing.assert_array_equal(a, c)
       assert set(a) <= set(b), path
-  got = slim_jax.thin(model.infer, both)(both.slice(model.variables), model.x)
-  want = model.infer(slim_jax.mask(model.variables, first.lift(more)), model.x)
+  want = jax.jit(model.infer)(slim_jax.mask(model.variables, first.lift(more)), model.x)
+  got = jax.jit(slim_jax.thin(model.infer, both))(both.slice(model.variables), model.x)
   assert laws.distance(got, want) < 1e-10
-  got = slim_jax.thin(thin_infer, second)(second.slice(thin_variables), model.x)
+  got = jax.jit(slim_jax.thin(thin_infer, second))(second.slice(thin_variables), model.x)
   assert laws.distance(got, want) < 1e-10
 
 
-@each
+@small
 def test_sliced_optimizer_state_is_that_of_the_sliced_parameters(case):
-  model = zoo.build(case, jnp.float32)
-  params = model.variables['params']
-  plan = slim_jax.plan(model.infer, model.variables, model.x,
-                       dead=laws.random_dead(model.variables, 0.5))['params']
+  model, _, plan = planned(case, jnp.float32)
+  params, plan = part(model.variables, model.params), plan[model.params]
+  scales = part(model.scales, model.params)
   for tx in (optax.sgd(0.1, momentum=0.9, nesterov=True), optax.adamw(1e-3),
              optax.chain(optax.add_decayed_weights(1e-4), slim_jax.add_l1(
-                 lambda step: 1e-4, mask=lambda p: tree.map_with_path(
-                     lambda path, _: path[-1] == 'scale', p)), optax.sgd(0.1, momentum=0.9))):
-    _, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
-    got, want = plan.slice_opt_state(tx, state, params), tx.init(plan.slice(params))
+                 lambda step: 1e-4, mask=lambda p: scales), optax.sgd(0.1, momentum=0.9))):
+    state = jax.eval_shape(tx.init, params)
+    got = plan.slice_opt_state(tx, state, params)
+    want = jax.eval_shape(tx.init, plan.slice(params))
     assert jax.tree.structure(got) == jax.tree.structure(want)
     assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, want)
 
 
-@each
+@small
 def test_plan_survives_the_disk(case):
-  model = zoo.build(case, jnp.float32)
-  plan = slim_jax.plan(model.infer, model.variables, model.x,
-                       dead=laws.random_dead(model.variables, 0.6))
+  model, _, plan = planned(case, jnp.float32, 0.6)
   with tempfile.NamedTemporaryFile(suffix='.plan') as file:
     plan.save(file.name)
     loaded = slim_jax.Plan.load(file.name)
   assert str(loaded) == str(plan)
   sliced, again = plan.slice(model.variables), loaded.slice(model.variables)
-  jax.tree.map(np.testing.assert_array_equal, sliced, again)
-  jax.tree.map(np.testing.assert_array_equal, loaded.expand(again), plan.expand(sliced))
+  same(sliced, again)
+  same(loaded.expand(again), plan.expand(sliced))
 
 
-@each
+@small
 def test_expanded_thin_variables_are_the_masked_network(case, x64):
-  model = zoo.build(case, jnp.float64)
-  dead = laws.random_dead(model.variables, 0.5)
-  plan = slim_jax.plan(model.infer, model.variables, model.x, dead=dead)
+  model, dead, plan = planned(case, jnp.float64)
+  infer = jax.jit(model.infer)
   expanded = plan.expand(plan.slice(model.variables))
-  assert laws.distance(model.infer(expanded, model.x),
-                       model.infer(slim_jax.mask(model.variables, dead), model.x)) < 1e-10
+  masked = slim_jax.mask(model.variables, dead)
+  assert laws.distance(infer(expanded, model.x), infer(masked, model.x)) < 1e-10
+  same(plan.slice(expanded), plan.slice(masked))
 
 
-def test_training_results_demanded_in_full(x64):
+@library
+def test_training_results_demanded_in_full(case, x64):
   """Without `outs` state comes back full size, right at the live channels."""
-  model = zoo.build(zoo.CASES[3], jnp.float64)
-  dead = laws.random_dead(model.variables, 0.5)
-  plan = slim_jax.plan(model.infer, model.variables, model.x, dead=dead)
+  model, dead, plan = planned(case, jnp.float64)
   key = jax.random.key(0)
-  _, state = slim_jax.thin(model.train, plan)(plan.slice(model.variables), model.x, key)
-  _, want = model.train(slim_jax.mask(model.variables, dead), model.x, key)
-  stats = plan['batch_stats']
-  assert laws.distance(stats.slice(state['batch_stats']), stats.slice(want['batch_stats'])) < 1e-10
+  results = jax.jit(slim_jax.thin(model.train, plan))(plan.slice(model.variables), model.x, key)
+  want = jax.jit(model.train)(slim_jax.mask(model.variables, dead), model.x, key)
+  got, want = (laws.sliced(plan, laws.declared(model.outs, r)) for r in (results, want))
+  assert laws.distance(got, want) < 1e-10
 
 
-def test_planning_with_the_training_function():
+@small
+def test_planning_with_the_training_function(case):
   """State declared with `outs` follows the scales: the plan is that of inference."""
-  for case in zoo.CASES:
-    model = zoo.build(case, jnp.float32)
-    dead = laws.random_dead(model.variables, 0.5)
-    plan = slim_jax.plan(model.infer, model.variables, model.x, dead=dead)
-    trained = slim_jax.plan(lambda v, x: model.train(v, x, jax.random.key(0)), model.variables,
-                            model.x, dead=dead, outs=laws.FOLLOW)
-    assert str(plan) == str(trained)
+  if case.library is zoo.equinox.functions:
+    pytest.xfail('the leaves of an Equinox State have no names: its statistics are not recognised')
+  model, dead, plan = planned(case, jnp.float32)
+  trained = slim_jax.plan(model.train, model.variables, model.x, jax.random.key(0), dead=dead,
+                          outs=model.outs)
+  assert plan.cuts.keys() == trained.cuts.keys()
+  for path, cut in plan.cuts.items():
+    assert cut.thin_shape == trained.cuts[path].thin_shape, path
 
 
-def test_works_under_the_transformations():
-  model = zoo.build(zoo.CASES[2], jnp.float32)
-  dead = laws.random_dead(model.variables, 0.5)
-  plan = slim_jax.plan(model.infer, model.variables, model.x, dead=dead)
+@small
+def test_planning_needs_shapes_alone(case):
+  model, dead, plan = planned(case, jnp.float32)
+  shapes = jax.eval_shape(lambda: model.variables)
+  x = jax.ShapeDtypeStruct((7, *model.x.shape[1:]), jnp.float32)  # the batch size does not matter
+  again = slim_jax.plan(model.infer, shapes, x, dead=dead)
+  assert again.cuts.keys() == plan.cuts.keys()
+  same([cut.indices for cut in again.cuts.values()], [cut.indices for cut in plan.cuts.values()])
+  sliced, arrays = plan.slice(shapes), plan.slice(model.variables)
+  assert list(map(jnp.shape, jax.tree.leaves(sliced))) == list(
+      map(jnp.shape, jax.tree.leaves(arrays)))
+
+
+@library
+def test_another_batch_size_than_the_plan_s(case):
+  model, _, plan = planned(case, jnp.float32)
+  v, f = plan.slice(model.variables), jax.jit(slim_jax.thin(model.infer, plan))
+  batch = jnp.concatenate([model.x, model.x, model.x])
+  assert laws.distance(f(v, batch)[:len(model.x)], f(v, model.x)) < 1e-5
+
+
+@library
+def test_works_under_the_transformations_of_functions(case):
+  model, _, plan = planned(case, jnp.float32)
   v, f, x = plan.slice(model.variables), slim_jax.thin(model.infer, plan), model.x
-  want = f(v, x)
-  assert jax.eval_shape(f, v, x).shape == want.shape
+  floats, whole = laws.differentiable(v)
+  want = jax.jit(f)(v, x)
   xs = jnp.stack([x, 2 * x])
-  per_example = jax.vmap(f, (None, 0))(v, xs)
-  assert laws.distance(per_example, jnp.stack([f(v, xs[0]), f(v, xs[1])])) < 1e-5
-  assert laws.distance(jax.pmap(f, in_axes=(None, 0), devices=jax.devices()[:2])(v, xs), per_example) < 1e-5
-  assert laws.distance(jax.checkpoint(f)(v, x), want) < 1e-6
-  exported = jax.export.deserialize(jax.export.export(jax.jit(f))(v, x).serialize())
-  assert laws.distance(exported.call(v, x), want) < 1e-5
-  batch = jnp.concatenate([x, x, x])  # another batch size than the plan's
-  assert laws.distance(f(v, batch)[:2], want) < 1e-5
-  bfloat16 = jax.tree.map(lambda a: a.astype(jnp.bfloat16), v)
-  assert laws.distance(f(bfloat16, x.astype(jnp.bfloat16)).astype(jnp.float32), want) < 0.1
+  each_alone = jnp.stack([want, jax.jit(f)(v, xs[1])])
+  assert laws.distance(jax.jit(jax.vmap(f, (None, 0)))(v, xs), each_alone) < 1e-5
+  pmapped = jax.pmap(lambda floats, x: f(whole(floats), x), in_axes=(None, 0),
+                     devices=jax.devices()[:2])
+  assert laws.distance(pmapped(floats, xs), each_alone) < 1e-5
+
+  def loss(f):
+    return jax.jit(jax.grad(lambda floats: jnp.sum(jnp.sin(f(whole(floats), x)))))
+  assert laws.distance(loss(jax.checkpoint(f))(floats), loss(f)(floats)) < 1e-4
 
 
-def test_planning_needs_shapes_alone():
-  model = zoo.build(zoo.CASES[0], jnp.float32)
-  dead = laws.random_dead(model.variables, 0.5)
-  shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), model.variables)
-  plan = slim_jax.plan(model.infer, shapes, jax.ShapeDtypeStruct((7, 32, 32, 3), jnp.float32),
-                       dead=dead)
-  assert str(plan) == str(slim_jax.plan(model.infer, model.variables, model.x, dead=dead))
-  sliced = plan.slice(shapes)
-  assert jax.tree.map(lambda a: a.shape, sliced) == jax.tree.map(
-      lambda a: a.shape, plan.slice(model.variables))
+@library
+def test_survives_export(case):
+  model, _, plan = planned(case, jnp.float32)
+  v, f, x = plan.slice(model.variables), slim_jax.thin(model.infer, plan), model.x
+  floats, whole = laws.differentiable(v)
+  leaves = list(floats.values())  # a file format does not know the trees of every library
+
+  def of_leaves(leaves, x):
+    return f(whole(dict(zip(floats, leaves, strict=True))), x)
+
+  exported = jax.export.export(jax.jit(of_leaves))(leaves, x)
+  call = jax.export.deserialize(exported.serialize()).call
+  assert laws.distance(call(leaves, x), jax.jit(f)(v, x)) < 1e-5
+
+
+@library
+def test_works_in_bfloat16(case):
+  model, dead, plan = planned(case, jnp.bfloat16)
+  got = jax.jit(slim_jax.thin(model.infer, plan))(plan.slice(model.variables), model.x)
+  want = jax.jit(model.infer)(slim_jax.mask(model.variables, dead), model.x)
+  assert got.dtype == want.dtype == jnp.bfloat16
+  assert laws.distance(got, want) < 0.1
 
 
 def test_a_branch_that_dies_is_gone(x64):
   """Every channel of one residual branch dead: the stream goes on, the branch costs nothing."""
-  model = zoo.build(zoo.CASES[2], jnp.float64)
+  model = zoo.build(zoo.case('preactivation_resnet'), jnp.float64)
   dead = laws.random_dead(model.variables, 0.2)
   dead['params']['BatchNorm_4']['scale'][:] = True
   plan = laws.check(model, dead, 1e-10)
@@ -181,8 +240,17 @@ def test_a_branch_that_dies_is_gone(x64):
   assert plan.cuts[('params', 'BatchNorm_4', 'scale')].thin_shape == (0,)
 
 
+def test_a_network_without_batch_norms_has_no_scales():
+  for name in ('mixer', 'vit'):
+    model = zoo.build(zoo.case(name), jnp.float32)
+    assert not any(jax.tree.leaves(slim_jax.batch_norm_scales(model.variables)))
+    nothing = jax.tree.map(lambda _: None, model.variables)
+    plan = slim_jax.plan(model.infer, model.variables, model.x, dead=nothing)
+    assert all(cut.live.is_whole for cut in plan.cuts.values())
+
+
 def test_a_network_cut_through_is_an_error():
-  model = zoo.build(zoo.CASES[0], jnp.float32)
+  model = zoo.build(zoo.case('vgg'), jnp.float32)
   dead = laws.random_dead(model.variables, 0.2)
   dead['params']['BatchNorm_4']['scale'][:] = True
   with pytest.raises(ValueError, match='params/BatchNorm_4/scale'):
@@ -190,9 +258,7 @@ def test_a_network_cut_through_is_an_error():
 
 
 def test_wrong_trees_are_named():
-  model = zoo.build(zoo.CASES[1], jnp.float32)
-  dead = laws.random_dead(model.variables, 0.5)
-  plan = slim_jax.plan(model.infer, model.variables, model.x, dead=dead)
+  model, dead, plan = planned(zoo.case('mlp'), jnp.float32)
   with pytest.raises(ValueError, match='missing: batch_stats'):
     plan.slice({'params': model.variables['params']})
   thin_variables = plan.slice(model.variables)
@@ -221,3 +287,17 @@ def test_the_true_vgg19(x64):
       widths=models.WIDTHS['vgg19'], num_classes=10, dtype=dtype), (2, 32, 32, 3))
   model = zoo.build(case, jnp.float64)
   laws.check(model, laws.random_dead(model.variables, 0.7), 1e-10)
+
+
+def part(variables, path):
+  """The part of a tree at a path of one name."""
+  return variables[path] if isinstance(variables, dict) else variables[int(path)]
+
+
+def same(a, b):
+  """Asserts that two trees have equal leaves."""
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x, y = jax.random.key_data(x), jax.random.key_data(y)
+    np.testing.assert_array_equal(x, y)

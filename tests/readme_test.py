@@ -1,9 +1,19 @@
 """What the README says runs."""
 
-import pathlib
-import re
+import os
 
-import pytest
+os.environ.setdefault('KERAS_BACKEND', 'jax')
+
+import pathlib  # noqa: E402  (Keras reads its backend when it is imported)
+import re  # noqa: E402
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+import config_test  # noqa: E402
+from pipeline_test import TINY  # noqa: E402
+import slim_jax  # noqa: E402
+from slim_jax import pipeline  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -13,11 +23,51 @@ def blocks(language):
   return re.findall(rf'```{language}\n(.*?)```', README, re.S)
 
 
+def run(code):
+  """What the code leaves behind, by name."""
+  made = {'__name__': 'readme'}
+  with jax.numpy_rank_promotion('allow'):  # what JAX does unless told otherwise
+    exec(compile(code, 'README.md', 'exec'), made)  # pylint: disable=exec-used
+  return made
+
+
+def one(text):
+  """The only python block with this text in it."""
+  (code,) = [code for code in blocks('python') if text in code]
+  return code
+
+
 def test_the_library_example_runs(capsys):
-  example = next(code for code in blocks('python') if 'class Net' in code)
-  exec(compile(example, 'README.md', 'exec'), {'__name__': 'readme'})  # pylint: disable=exec-used
+  run(one('class Net(nn.Module)'))
   full, thin = map(int, capsys.readouterr().out.split('->'))
   assert thin < 0.6 * full
+
+
+LIBRARIES = ['from flax import nnx', 'import haiku as hk', 'import equinox as eqx',
+             'KERAS_BACKEND']
+
+
+@pytest.mark.parametrize('library', LIBRARIES)
+def test_the_example_of_every_library_runs(library):
+  made = run(one(library))
+  before, after = (slim_jax.count(made['apply'], made['variables'], made['x']), slim_jax.count(
+      slim_jax.thin(made['apply'], made['plan']), made['thin_variables'], made['x']))
+  assert after.macs < 0.6 * before.macs
+  assert made['logits'].shape == (len(made['x']), 10)
+
+
+def test_a_finished_run_is_loaded(tmp_path, monkeypatch):
+  config = config_test.load('digits').get_config()
+  config.update_from_flattened_dict({
+      **TINY, 'data_dir': str(tmp_path / 'data'), 'passes': 1, 'train.epochs': 1,
+      'finetune.epochs': 0, 'baseline_epochs': 0})
+  pipeline.run(config, tmp_path / 'runs/digits')
+  monkeypatch.chdir(tmp_path)
+  run(one('slim_jax.load('))
+
+
+def test_every_python_block_is_run_above():
+  assert len(blocks('python')) == 2 + len(LIBRARIES)
 
 
 def test_the_first_two_commands_exist():
