@@ -54,7 +54,7 @@ def find(variables: Any) -> list[BatchNorm]:
   # differs in one name, under which there are statistics alone.
   elsewhere = {(i, module[:i] + module[i + 1:]): paths for module, paths in statistics.items()
                for i in range(len(module)) if module[:i + 1] not in with_scales}
-  inside = _equinox_modules(variables)
+  inside = _equinox(variables)
 
   def beside(module: Path) -> list[Path] | None:
     for i in range(len(module)):
@@ -67,7 +67,7 @@ def find(variables: Any) -> list[BatchNorm]:
     if not part or part[-1] not in SCALES or not getattr(leaves[path], 'shape', ()):
       continue
     module = part[:-1]
-    stats = statistics.get(module) or beside(module) or []
+    stats = inside.get(path[:-1]) or statistics.get(module) or beside(module) or []
     alone = not statistics and not inside
     if _is_vector(leaves[path]):
       is_norm = path[:-1] in inside or stats or (alone and _is_named(part))
@@ -190,13 +190,28 @@ def _statistics_module(part: Path) -> Path | None:
   return part[:-1] if part and part[-1] in STATISTICS else None
 
 
-def _equinox_modules(variables: Any) -> set[Path]:
-  """Paths of Equinox BatchNorm modules: there the leaf names ('weight') tell nothing."""
-  def is_norm(node: Any) -> bool:
-    return any(c.__name__ == 'BatchNorm' and c.__module__.startswith('equinox')
-               for c in type(node).__mro__)
+def _equinox(variables: Any) -> dict[Path, list[Path]]:
+  """Equinox BatchNorm modules, where the leaf names ('weight') tell nothing: path -> statistics.
 
-  return {path for path, node in tree.flatten(variables, is_leaf=is_norm).items() if is_norm(node)}
+  Those are in a `State` elsewhere in the tree, found by the markers that the module holds.
+  """
+  def nodes(name: str) -> dict[Path, Any]:
+    def is_it(node: Any) -> bool:
+      return any(c.__name__ == name and c.__module__.startswith('equinox')
+                 for c in type(node).__mro__)
+    return {path: node for path, node in tree.flatten(variables, is_leaf=is_it).items()
+            if is_it(node)}
+
+  modules = nodes('BatchNorm')
+  places: dict[Any, Path] = {}
+  for path, state in nodes('State').items() if modules else ():
+    places.update((marker, path + (str(i),)) for i, marker in enumerate(state.tree_flatten()[1]))
+  found = {}
+  for path, module in modules.items():
+    indices = [index for index in vars(module).values() if hasattr(index, 'marker')]
+    roots = [places[index.marker] for index in indices if index.marker in places]
+    found[path] = [leaf for leaf in tree.flatten(variables) if leaf[:-1] in roots or leaf in roots]
+  return found
 
 
 def _is_vector(leaf: Any) -> bool:

@@ -96,6 +96,10 @@ def test_equinox():
   params, _ = eqx.partition(model, eqx.is_inexact_array)
   assert scales(params) == ['layers/1/weight']
   assert scales((params, state)) == ['0/layers/1/weight']
+  # Their statistics are numbered: which they are the module's markers tell.
+  shapes = [leaf.shape for path, leaf in tree.flatten((params, state)).items()
+            if tree.show(path) in statistics((params, state))]
+  assert sorted(shapes) == [(), (4,), (4,)]
 
 
 def test_keras():

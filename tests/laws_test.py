@@ -143,6 +143,28 @@ def test_expanded_thin_variables_are_the_masked_network(case, x64):
   same(plan.slice(expanded), plan.slice(masked))
 
 
+@over([zoo.case('vgg'), zoo.case('bottleneck_resnet'), zoo.case('densenet'), zoo.case('scanned')])
+def test_a_function_may_contain_its_own_gradient(case, x64):
+  """A whole training step made thin is the step of the thin network."""
+  model, dead, plan = planned(case, jnp.float64)
+  key = jax.random.key(0)
+
+  def step(variables, x):
+    def loss(params):
+      out, state = model.train({**variables, 'params': params}, x, key)
+      return jnp.mean(jnp.square(out - 1)), state
+    grads, state = jax.grad(loss, has_aux=True)(variables['params'])
+    return {'params': jax.tree.map(lambda p, g: p - 0.1 * g, variables['params'], grads), **state}
+
+  thin, thin_variables = slim_jax.thin(step, plan, outs=''), plan.slice(model.variables)
+  want = jax.jit(step)(slim_jax.mask(model.variables, dead), model.x)
+  assert laws.distance(jax.jit(thin)(thin_variables, model.x), plan.slice(want)) < 1e-9
+  before = slim_jax.count(step, model.variables, model.x)
+  after = slim_jax.count(thin, thin_variables, model.x)
+  assert after.macs < 0.7 * before.macs
+  assert not slim_jax.plan(step, model.variables, model.x, dead=dead, outs='').unknown
+
+
 @library
 def test_training_results_demanded_in_full(case, x64):
   """Without `outs` state comes back full size, right at the live channels."""
@@ -157,8 +179,6 @@ def test_training_results_demanded_in_full(case, x64):
 @small
 def test_planning_with_the_training_function(case):
   """State declared with `outs` follows the scales: the plan is that of inference."""
-  if case.library is zoo.equinox.functions:
-    pytest.xfail('the leaves of an Equinox State have no names: its statistics are not recognised')
   model, dead, plan = planned(case, jnp.float32)
   trained = slim_jax.plan(model.train, model.variables, model.x, jax.random.key(0), dead=dead,
                           outs=model.outs)

@@ -43,6 +43,12 @@ def test_the_library_example_runs(capsys):
   assert thin < 0.6 * full
 
 
+def test_tied_channels_are_selected():
+  made = run(one('class Net(nn.Module)') + one('slim_jax.streams('))
+  lost = sum(int(d.sum()) for d in jax.tree.leaves(made['dead']))
+  assert 20 <= lost <= 28  # of 16 + 32, which are no stream
+
+
 LIBRARIES = ['from flax import nnx', 'import haiku as hk', 'import equinox as eqx',
              'KERAS_BACKEND']
 
@@ -67,7 +73,7 @@ def test_a_finished_run_is_loaded(tmp_path, monkeypatch):
 
 
 def test_every_python_block_is_run_above():
-  assert len(blocks('python')) == 2 + len(LIBRARIES)
+  assert len(blocks('python')) == 3 + len(LIBRARIES)
 
 
 def test_the_first_two_commands_exist():

@@ -597,6 +597,11 @@ COLLECTIVE = [
     case('pmean', lambda x: lax.pmean(x, 'batch'), X, named=True, single=False),
     case('pmax', lambda x: lax.pmax(x, 'batch'), X, named=True, grad=False),
     case('pmin', lambda x: lax.pmin(x, 'batch'), X, named=True, grad=False),
+    *[case(f'{name} in vmap', jax.vmap(lambda x, f=f: f(x, 'batch') * 2, axis_name='batch'), X,
+           grad=name not in ('pmax', 'pmin'), single=False)
+      for name, f in [('psum', lax.psum), ('pmax', lax.pmax), ('pmin', lax.pmin)]],
+    case('pmean in vmap, of several', jax.vmap(lambda x, y: lax.pmean((x, y), 'batch'),
+                                               axis_name='batch'), X, of(3, 2), single=False),
     case('optimization_barrier', lambda x, y: lax.optimization_barrier((x, y)), X, of(2)),
 ]
 

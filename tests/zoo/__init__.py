@@ -80,6 +80,7 @@ CASES = [
     Case('inception', linen.Inception, (2, 8, 8, 3)),
     Case('unet', linen.UNet, (2, 8, 8, 3)),
     Case('pieces', linen.Pieces, (8, 8, 8, 3)),
+    Case('scanned', linen.Scanned, (2, 8, 8, 3)),
     Case('flat_norm', linen.FlatNorm, (4, 4, 4, 3)),
     Case('mixer', linen.Mixer, (2, 8, 8, 3), scales=neurons),
     Case('vit', linen.ViT, (2, 8, 8, 3), scales=neurons),

@@ -265,6 +265,30 @@ class Inception(Net):
     return dense(5)(x.mean((1, 2)))
 
 
+class Layer(Net):
+  """One of a stack: a pre-activation block, in the form that `nn.scan` wants."""
+  train: bool
+
+  @nn.compact
+  def __call__(self, x, _):
+    conv, bn, _ = self.layers(self.train)
+    y = conv(12, (3, 3))(nn.relu(bn()(x)))
+    return x + conv(8, (1, 1))(nn.relu(bn()(y))), x.mean((1, 2))
+
+
+class Scanned(Net):
+  """Three layers that share a body, their variables stacked; each hands out a mean."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    conv, bn, dense = self.layers(train)
+    stack = nn.scan(Layer, variable_axes={'params': 0, 'batch_stats': 0},
+                    split_rngs={'params': True}, length=3)
+    x, means = stack(self.dtype, train)(conv(8, (3, 3))(x), None)
+    x = nn.relu(bn()(x)).mean((1, 2)) + means.sum(0)
+    return dense(5)(x)
+
+
 class FlatNorm(Net):
   """BatchNorm on the very input, and between flattened images and dense layers."""
 

@@ -48,7 +48,8 @@ def randomise(variables: Any, dtype: Any, seed: int) -> Any:
       return jnp.zeros(shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
     if SHIFTS & set(names):
       value = 0.3 * rng.normal(size=shape)
-    elif 'kernel' not in names and sum(n != 1 for n in shape) <= 1:
+    elif {'scale', 'var'} & set(names) or (
+        'kernel' not in names and sum(n != 1 for n in shape) <= 1):
       value = rng.uniform(0.3, 1.5, shape)
     else:  # Keras' depthwise kernels are [height, width, channels, 1]
       fan_in = math.prod(shape[:-2] if len(shape) == 4 and shape[-1] == 1 else shape[:-1])

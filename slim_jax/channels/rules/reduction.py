@@ -99,21 +99,23 @@ register([p.cumsum_p, p.cummax_p, p.cummin_p, p.cumprod_p, p.sort_p],
 register([p.cumlogsumexp_p, p.top_k_p], Rule(full_support, _slicewise_reads, _slicewise_evaluate))
 
 
-# Collectives over named axes (`lax.psum(x, 'batch')`) leave the array's own axes alone.
+# Collectives over named axes (`lax.psum(x, 'batch')`) leave the array's own axes alone. Inside a
+# `vmap` of that name the axis is one of the array's, and is gone from the result.
 
 
-def _is_named(eqn: Equation) -> bool:
-  """Whether the array's own axes are left alone (a barrier has no axes)."""
-  return 'axes' not in eqn.params or all(isinstance(axis, str) for axis in eqn.params['axes'])
+def _positions(eqn: Equation) -> list[int]:
+  """Which of the array's own axes are reduced (a barrier has none)."""
+  return sorted(axis for axis in eqn.params.get('axes', ()) if isinstance(axis, int))
 
 
 def _collective_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
-  return [f.support for f in facts] if _is_named(eqn) else full_support(eqn, facts)
+  return [drop(f.support, _positions(eqn)) for f in facts]
 
 
 def _collective_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
   del facts
-  return live if _is_named(eqn) else [blocks.whole(len(a.shape)) for a in eqn.in_avals]
+  axes = _positions(eqn)
+  return [l if l.empty else insert(l, axes, [None] * len(axes)) for l in live]
 
 
 def _collective_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
@@ -121,7 +123,7 @@ def _collective_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], l
   given = [a for a in arrays if a is not None]
   running = iter(jaxprs.bind(eqn, *given) if given else ())  # an effect runs even if all is dead
   results = [None if a is None else next(running) for a in arrays]
-  return cut(results, eqn, reads, live)
+  return cut(results, eqn, [drop(r, _positions(eqn)) for r in reads], live)
 
 
 register([p.psum_p, p.pmax_p, p.pmin_p, jaxprs.optimization_barrier_p],
