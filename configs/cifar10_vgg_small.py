@@ -27,16 +27,30 @@ def get_config() -> ml_collections.ConfigDict:
   # Name of a data set, and the TFDS directory it is in ('' for the default of TFDS).
   config.dataset = 'cifar10'
   config.data_dir = ''
+  # Side in pixels to which photographs are cropped as they are read; 0 for images of one
+  # size, which then lie in device memory. Processes that read them, 0 for threads.
+  config.image_size = 0
+  config.workers = 0
   # What to train on and what to evaluate on, in the notation of TFDS.
   config.train_split = 'train'
   config.test_split = 'test'
+  # What to choose the model on: a stage without L1 ends with the best of its checkpoints
+  # ('best' in the table). '' for none: every stage ends with its last epoch.
+  config.valid_split = ''
 
   # Images of a training step, over all devices, and of an evaluation step.
   config.batch_size = 64
   config.eval_batch_size = 500
+  # Devices of this machine to use; 0 for all.
+  config.devices = 0
+  # The batch size that learning rates are meant for: with another one they change in
+  # proportion. 0 to use them as they are.
+  config.base_batch_size = 0
 
-  # Shift by up to so many pixels (zeros come in), and mirror half of the images.
+  # Shift by up to so many pixels (zeros come in), and mirror half of the images; of the
+  # kind 'imagenet', change the colours too ('crop_flip' does not).
   config.augment = ml_collections.ConfigDict()
+  config.augment.kind = 'crop_flip'
   config.augment.pad = 4
   config.augment.flip = True
 
@@ -75,6 +89,8 @@ def get_config() -> ml_collections.ConfigDict:
   # on a scale, strength / (1 - momentum) * sum of the learning rates, must exceed the
   # 0.5 that scales start at, so shorter training needs more of it.
   config.train.strength = 7e-4
+  # Instead, the total pull itself, whatever the schedule; 0 to use the strength.
+  config.train.pull = 0.0
 
   # Which channels go: those with the smallest scales.
   config.prune = ml_collections.ConfigDict()
@@ -84,6 +100,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Every layer keeps so many channels, and loses at most such a fraction.
   config.prune.min_channels = 0
   config.prune.max_fraction = 1.0
+  # Channels of one residual stream go or stay together, ranked by the 'sum', 'mean' or 'max'
+  # of their scales; '' for each BatchNorm by itself.
+  config.prune.tied = ''
 
   # Fine-tuning of the thin network, without L1; the fields are those of `train`.
   # 0 epochs for none.
@@ -94,6 +113,13 @@ def get_config() -> ml_collections.ConfigDict:
   config.finetune.drops = (0.5, 0.75)
   config.finetune.drop_factor = 0.1
   config.finetune.warmup_epochs = 0.0
+
+  # Also train the thin network of the last pass from new weights, with the schedule of
+  # `train` and no L1: e, for as many epochs; b, for as much arithmetic, so for more of
+  # them. (Scratch-E and Scratch-B of Liu et al., ICLR 2019.)
+  config.scratch = ml_collections.ConfigDict()
+  config.scratch.e = False
+  config.scratch.b = False
 
   # Evaluate within a stage, too; 0 for at the end of each stage only.
   config.eval_every_epochs = 0

@@ -11,6 +11,7 @@
 from slim_jax.batch_norms import scales as batch_norm_scales
 from slim_jax.channels import Plan, mask, plan, streams, thin
 from slim_jax.cost import Cost, count
+from slim_jax.pull import l1_pull
 from slim_jax.select import select_global
 from slim_jax.sparsity import add_l1
 
@@ -36,5 +37,5 @@ def load(workdir):
 
 __version__ = '0.1.0'
 
-__all__ = ['Cost', 'Plan', 'add_l1', 'batch_norm_scales', 'count', 'load', 'mask', 'plan',
-           'select_global', 'streams', 'thin']
+__all__ = ['Cost', 'Plan', 'add_l1', 'batch_norm_scales', 'count', 'l1_pull', 'load', 'mask',
+           'plan', 'select_global', 'streams', 'thin']

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 import difflib
 from typing import Any
 
-import jax
 import ml_collections
 
 from slim_jax import batch_norms
 from slim_jax import data
+from slim_jax import devices
 from slim_jax import models
 from slim_jax import train
 
@@ -17,6 +17,10 @@ PyTree = Any
 
 class ConfigError(Exception):
   """A config that cannot work; the message names the fields and what they may be."""
+
+
+class PruneError(ConfigError):
+  """A trained network cannot be pruned as the config says."""
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
@@ -33,36 +37,47 @@ def check_config(config: ml_collections.ConfigDict) -> None:
                       + '\n'.join(f'  config.{problem}' for problem in problems))
 
 
-def check_data(config: ml_collections.ConfigDict, train_data: data.ArrayData,
-               test_data: data.ArrayData) -> None:
+def check_data(config: ml_collections.ConfigDict,
+               train_data: data.ArrayData | data.StreamData,
+               other_data: data.ArrayData | data.StreamData, name: str) -> None:
   """Checks the config against the data.
+
+  Args:
+    config: the config.
+    train_data: what is trained on.
+    other_data: what is evaluated on.
+    name: of the field that names its split.
 
   Raises:
     ConfigError: a split is too small, or the splits do not belong together.
   """
+  split = f'config.{name}={config[name]!r}'
   if len(train_data) < config.batch_size:
     raise ConfigError(f'config.batch_size={config.batch_size} is larger than the '
                       f'{len(train_data)} examples of {config.train_split!r}')
-  if not len(test_data):
-    raise ConfigError(f'config.test_split={config.test_split!r} holds no examples')
-  if train_data.image.shape[1:] != test_data.image.shape[1:]:
-    raise ConfigError(
-        f'{config.train_split!r} has images {train_data.image.shape[1:]} and '
-        f'{config.test_split!r} {test_data.image.shape[1:]}')
+  if not len(other_data):
+    raise ConfigError(f'{split} holds no examples')
+  if train_data.shape != other_data.shape:
+    raise ConfigError(f'{config.train_split!r} has images {train_data.shape} and {split} '
+                      f'{other_data.shape}')
+  if train_data.class_names != other_data.class_names:
+    raise ConfigError(f'{split} has other classes than {config.train_split!r}')
+  if config.augment.kind == 'imagenet' and train_data.shape[-1] != 3:
+    raise ConfigError("config.augment.kind='imagenet' is for images of 3 channels; these "
+                      f'have {train_data.shape[-1]}')
 
 
-def check_network(init: Callable[[], PyTree]) -> None:
+def check_network(shapes: Callable[[], PyTree]) -> None:
   """Checks that a network can be made for the images and can be slimmed.
 
   Args:
-    init: makes the variables; only their shapes are computed.
+    shapes: makes the shapes of the variables.
 
   Raises:
     ConfigError: the model does not take such images, or has no scale to slim by.
   """
   try:
-    variables = jax.eval_shape(init)
-    batch_norms.chosen(variables)
+    batch_norms.chosen(shapes())
   except (TypeError, ValueError) as error:
     raise ConfigError(f'config.model: {error}') from error
 
@@ -81,10 +96,14 @@ def _check_method(config: ml_collections.ConfigDict) -> Iterator[str]:
     yield f'prune.max_fraction={prune.max_fraction} must lie between 0 and 1'
   if prune.min_channels < 0:
     yield f'prune.min_channels={prune.min_channels} must not be negative'
+  if prune.tied not in ('', 'sum', 'mean', 'max'):
+    yield f"prune.tied={prune.tied!r} must be '' (not tied), 'sum', 'mean' or 'max'"
   if config.passes < 1:
     yield f'passes={config.passes} must be at least 1'
   if config.train.strength < 0:
     yield f'train.strength={config.train.strength} must not be negative'
+  if config.train.pull < 0:
+    yield f'train.pull={config.train.pull} must not be negative; 0 is to use the strength'
   if config.train.epochs < 1:
     yield f'train.epochs={config.train.epochs} must be at least 1'
   for name in ('baseline_epochs', 'eval_every_epochs'):
@@ -99,10 +118,19 @@ def _check_sizes(config: ml_collections.ConfigDict) -> Iterator[str]:
                'checkpoint_every_epochs', 'keep_checkpoints'):
     if config[name] < 1:
       yield f'{name}={config[name]} must be at least 1'
-  devices = jax.local_device_count()
-  if config.batch_size % devices:
-    yield (f'batch_size={config.batch_size} must be a multiple of the {devices} '
-           'devices')
+  found = len(devices.local())
+  used = config.devices or found
+  if not 0 < used <= found:
+    yield (f'devices={config.devices} must lie between 0, for all, and {found}, as many as '
+           'there are')
+  elif config.batch_size % used:
+    yield f'batch_size={config.batch_size} must be a multiple of the {used} devices'
+  for name in ('base_batch_size', 'image_size', 'workers'):
+    if config[name] < 0:
+      yield f'{name}={config[name]} must not be negative'
+  if config.augment.kind not in data.AUGMENTATIONS:
+    yield (f'augment.kind={config.augment.kind!r} is not one of '
+           f'{", ".join(data.AUGMENTATIONS)}')
   if config.augment.pad < 0:
     yield f'augment.pad={config.augment.pad} must not be negative'
   if not 0 <= config.momentum < 1:
@@ -127,7 +155,8 @@ def _check_model(config: ml_collections.ConfigDict) -> Iterator[str]:
       yield f'model: {error}'
   if config.dtype not in ('float32', 'bfloat16', 'float16'):
     yield f"dtype={config.dtype!r} must be 'float32', 'bfloat16' or 'float16'"
-  if not config.data_dir and config.dataset not in data.BUILDERS:
+  if (not config.data_dir and config.dataset not in data.BUILDERS
+      and not config.dataset.startswith('folder:')):
     yield (f'dataset={config.dataset!r} is not one of {", ".join(data.BUILDERS)}'
            f'{nearest(config.dataset, data.BUILDERS)}; for another one, give the '
            'data_dir in which it is prepared')

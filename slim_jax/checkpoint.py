@@ -7,6 +7,7 @@ checkpoint, a list of the checksums of its files is added, so that a damaged fil
 known by name before anything is read from it.
 """
 
+from collections.abc import Sequence
 import functools
 import json
 import logging
@@ -22,6 +23,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as ocp_managers
 
 from slim_jax import tree
 
@@ -40,20 +42,24 @@ def open_manager(directory: str | pathlib.Path, *, keep: int) -> ocp.CheckpointM
 
   Args:
     directory: one stage's own.
-    keep: how many checkpoints stay, the newest ones.
+    keep: how many checkpoints stay, the newest ones; and the one with the best score.
 
   Returns:
     A manager; close it, or use it in `with`.
   """
   directory = pathlib.Path(directory).resolve()
   return _manager(
-      directory, max_to_keep=keep, cleanup_tmp_directories=True,
+      directory, cleanup_tmp_directories=True,
+      preservation_policy=ocp_managers.AnyPreservationPolicy([
+          ocp_managers.LatestN(keep),
+          ocp_managers.BestN(get_metric_fn=_score, n=1,
+                             keep_checkpoints_without_metrics=False)]),
       async_options=ocp.options.AsyncOptions(
           post_finalization_callback=functools.partial(_add_checksums, directory)))
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: PyTree, *,
-         seconds: float) -> None:
+         seconds: float, score: float | None = None) -> None:
   """Saves `state` under `step`, in the background once it is copied to the host.
 
   A step that is saved already stays as it is: the state is a function of the step.
@@ -63,6 +69,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: PyTree, *,
     step: number of the checkpoint.
     state: a pytree that `flax.serialization` knows.
     seconds: time spent on the state so far; `restore` gives it back.
+    score: the higher the better; None if it has none.
   """
   if step in manager.all_steps():
     return
@@ -70,7 +77,8 @@ def save(manager: ocp.CheckpointManager, step: int, state: PyTree, *,
   arrays, empty = _split_empty(arrays)
   manager.save(step, args=ocp.args.Composite(
       state=ocp.args.StandardSave(arrays),
-      meta=ocp.args.JsonSave({'seconds': seconds, 'empty': empty})))
+      meta=ocp.args.JsonSave({'seconds': seconds, 'empty': empty})),
+               metrics=None if score is None else {'score': score})
 
 
 def restore(manager: ocp.CheckpointManager, like: PyTree) -> tuple[PyTree, float] | None:
@@ -91,7 +99,7 @@ def restore(manager: ocp.CheckpointManager, like: PyTree) -> tuple[PyTree, float
     CheckpointError: the checkpoint does not fit `like`, and its differences are
       listed; or there are checkpoints and none can be read.
   """
-  found = _read_newest(manager)
+  found = _read_first(manager, sorted(manager.all_steps(), reverse=True))
   if found is None:
     return None
   directory, arrays, meta, unreadable = found
@@ -104,7 +112,9 @@ def restore(manager: ocp.CheckpointManager, like: PyTree) -> tuple[PyTree, float
 
 
 def read(directory: str | pathlib.Path) -> PyTree:
-  """Nested dictionaries of the newest checkpoint of a stage that can be read.
+  """Nested dictionaries of what a stage ends with: the checkpoint with the best score.
+
+  The later of equal ones; the newest one where none has a score. Of those that can be read.
 
   Raises:
     CheckpointError: there is none; the error says why.
@@ -112,7 +122,9 @@ def read(directory: str | pathlib.Path) -> PyTree:
   if not pathlib.Path(directory).is_dir():
     raise CheckpointError(f'there is no directory of checkpoints {directory}')
   with _manager(directory, read_only=True) as manager:
-    found = _read_newest(manager)
+    scores = {step: manager.metrics(step) or {'score': -1.0} for step in manager.all_steps()}
+    found = _read_first(manager, sorted(
+        scores, key=lambda step: (_score(scores[step]), step), reverse=True))
   if found is None:
     raise CheckpointError(f'there is no checkpoint in {directory}')
   return found.arrays
@@ -146,20 +158,25 @@ def fit(arrays: PyTree, like: PyTree, *, name: str) -> PyTree:
 
 def _manager(directory: str | pathlib.Path, **options: Any) -> ocp.CheckpointManager:
   absl_logging.get_absl_logger().addFilter(_no_orbax_chatter)
-  return ocp.CheckpointManager(pathlib.Path(directory).resolve(),
-                               options=ocp.CheckpointManagerOptions(**options))
+  return ocp.CheckpointManager(
+      pathlib.Path(directory).resolve(),
+      options=ocp.CheckpointManagerOptions(best_fn=_score, **options))
+
+
+def _score(metrics: dict[str, float]) -> float:
+  return metrics['score']
 
 
 class _Found(NamedTuple):
-  directory: pathlib.Path  # of the newest checkpoint that can be read
+  directory: pathlib.Path  # of the first checkpoint that can be read
   arrays: PyTree
   meta: dict[str, Any]
-  unreadable: list[pathlib.Path]  # newer ones
+  unreadable: list[pathlib.Path]  # those before it
 
 
-def _read_newest(manager: ocp.CheckpointManager) -> _Found | None:
+def _read_first(manager: ocp.CheckpointManager, steps: Sequence[int]) -> _Found | None:
   unreadable, reasons = [], []
-  for step in sorted(manager.all_steps(), reverse=True):
+  for step in steps:
     directory = pathlib.Path(manager.directory) / str(step)
     try:
       return _Found(directory, *_read_step(manager, step), unreadable)
@@ -169,7 +186,7 @@ def _read_newest(manager: ocp.CheckpointManager) -> _Found | None:
       reason = str(error).strip().partition('\n')[0][:300] or type(error).__name__
       unreadable.append(directory)
       reasons.append(f'{directory}: {reason}')
-      absl_logging.warning('This checkpoint cannot be read, so the one before it is '
+      absl_logging.warning('This checkpoint cannot be read, so the next one is '
                            'taken. %s', reasons[-1])
   if reasons:
     raise CheckpointError(

@@ -6,7 +6,7 @@ checkpoint is bit for bit the one that was never interrupted.
 """
 
 from collections.abc import Callable
-import functools
+import contextlib
 import math
 import time
 from typing import Any, NamedTuple
@@ -21,10 +21,13 @@ import orbax.checkpoint as ocp
 
 from slim_jax import checkpoint
 from slim_jax import data
+from slim_jax import devices
+from slim_jax import feed
 from slim_jax import train
 from slim_jax.progress import Progress
 
 PyTree = Any
+Data = data.ArrayData | data.StreamData
 
 
 class DivergedError(RuntimeError):
@@ -52,24 +55,11 @@ class Task(NamedTuple):
   key: jax.Array
 
 
-def replicate(tree: PyTree) -> PyTree:
-  """A copy of `tree` on every local device, laid out as the mapped step leaves it.
-
-  Args:
-    tree: arrays without a device axis.
-
-  Returns:
-    The same arrays. The step is compiled once: were they on one device at first, it
-    would be compiled for that layout and again for its own results.
-  """
-  # Not `device_put`, which may share memory: the step consumes its state.
-  return _copier()(tree)
-
-
-def fit(state: train.TrainState, train_data: data.ArrayData, task: Task, *,
+def fit(state: train.TrainState, train_data: Data, task: Task, *,
         config: ml_collections.ConfigDict, manager: ocp.CheckpointManager,
         seconds: float = 0.0, record: Callable[..., None] = lambda **_: None,
         evaluate: Callable[[PyTree], Result] | None = None,
+        validate: Callable[[PyTree], Result] | None = None,
         ) -> tuple[train.TrainState, float]:
   """Trains from `state.step` to the end of the stage.
 
@@ -77,13 +67,16 @@ def fit(state: train.TrainState, train_data: data.ArrayData, task: Task, *,
     state: where to start.
     train_data: the training split.
     task: the stage.
-    config: batch_size, augment, log_every_steps, checkpoint_every_epochs,
+    config: batch_size, devices, augment, log_every_steps, checkpoint_every_epochs,
       eval_every_epochs.
     manager: keeps the checkpoints; the last step is always saved.
     seconds: time spent on the stage before.
     record: called once an epoch with epoch, step, loss, accuracy, learning_rate,
-      images_per_second, and test_accuracy and test_loss where evaluated.
-    evaluate: from `make_evaluate`, called every `eval_every_epochs`.
+      images_per_second, and test_accuracy and test_loss where evaluated, likewise
+      valid_accuracy and valid_loss.
+    evaluate: variables -> `Result`, called every `eval_every_epochs`.
+    validate: likewise, called before every checkpoint, which keeps the accuracy as its
+      score; so the manager keeps the best one.
 
   Returns:
     The trained state, on every device, and the seconds spent on the stage.
@@ -92,61 +85,65 @@ def fit(state: train.TrainState, train_data: data.ArrayData, task: Task, *,
     DivergedError: the loss is NaN or infinite. The checkpoints before stay.
   """
   began = time.monotonic() - seconds
-  epoch_steps = steps_per_epoch(train_data, config)
+  epoch_steps = feed.steps_per_epoch(train_data, config)
   steps = task.epochs * epoch_steps
   order_key, step_key = jax.random.split(task.key)
-  run = make_step(train_data, config, key=step_key)
-  state, step = replicate(state), int(state.step)
-  with Progress(task.name, step=step, steps=steps,
-                batch_size=config.batch_size) as progress:
+  places = devices.local(config.devices)
+  batches = feed.create(train_data, config, key=order_key)
+  run = make_step(batches, train_data, config, key=step_key)
+  state, step = devices.replicate(state, places), int(state.step)
+  with (Progress(task.name, step=step, steps=steps,
+                 batch_size=config.batch_size) as progress,
+        contextlib.closing(batches.steps(step)) as parts):
     while step < steps:
       epoch, epoch_began = step // epoch_steps, time.monotonic()
-      order = _put_order(order_key, epoch, train_data, config)
-      totals = replicate(_zeros())
+      totals = devices.replicate(_zeros(), places)
       first, last = step + 1, (epoch + 1) * epoch_steps
       for step in range(first, last + 1):
-        state, totals = run(state, totals, order)
+        state, totals = run(state, totals, next(parts))
         if step % config.log_every_steps == 0 or step == last:
           means = _means(totals, step, task, manager)
           progress.update(step, **means)
       elapsed = time.monotonic() - epoch_began
-      tested = {}
+      save = _due(epoch, config.checkpoint_every_epochs) or step == steps
+      scores = {}
       if evaluate is not None and _due(epoch, config.eval_every_epochs):
-        accuracy, loss = evaluate(variables_of(state))
-        tested = {'test_accuracy': accuracy, 'test_loss': loss}
+        scores['test_accuracy'], scores['test_loss'] = evaluate(variables_of(state))
+      if validate is not None and save:
+        scores['valid_accuracy'], scores['valid_loss'] = validate(variables_of(state))
       # Before the checkpoint: a record beyond the last checkpoint can be dropped, one
       # that is missing before it cannot be made again.
-      record(epoch=epoch + 1, step=step, **means, **tested,
+      record(epoch=epoch + 1, step=step, **means, **scores,
              learning_rate=float(task.schedule(step - 1)),
              images_per_second=(last - first + 1) * config.batch_size / elapsed)
-      if _due(epoch, config.checkpoint_every_epochs) or step == steps:
-        checkpoint.save(manager, step, state, seconds=time.monotonic() - began)
+      if save:
+        checkpoint.save(manager, step, state, seconds=time.monotonic() - began,
+                        score=scores.get('valid_accuracy'))
   manager.wait_until_finished()
   return state, time.monotonic() - began
 
 
-def make_step(train_data: data.ArrayData, config: ml_collections.ConfigDict, *,
+def make_step(batches: feed.Feed, train_data: Data, config: ml_collections.ConfigDict, *,
               key: jax.Array) -> Callable[..., tuple[train.TrainState, PyTree]]:
   """The compiled step: takes its batch, augments, normalises and trains.
 
   Args:
-    train_data: the training split; put on every device here.
-    config: batch_size, over all devices, and augment.
+    batches: what it takes its batch from.
+    train_data: the training split, for mean and standard deviation.
+    config: devices and augment.
     key: typed random key [].
 
   Returns:
-    `(state, totals, order)` -> `(state, totals)`. The state is donated. totals has
-    the sums of the metrics of the epoch and the number of steps; order is that of
-    `_put_order`.
+    `(state, totals, part)` -> `(state, totals)`. The state is donated. totals has the
+    sums of the metrics of the epoch and the number of steps; part is what `batches.steps`
+    has for the step.
   """
-  devices = jax.local_devices()
-  size = config.batch_size // len(devices)
-  epoch_steps = steps_per_epoch(train_data, config)
+  places = devices.local(config.devices)
   mean, std = train_data.mean, train_data.std
 
-  def step(state: train.TrainState, totals: PyTree, order: jax.Array, arrays: PyTree,
+  def step(state: train.TrainState, totals: PyTree, part: PyTree, shared: PyTree,
            key: jax.Array) -> tuple[train.TrainState, PyTree]:
-    batch = data.take_batch(arrays, order, state.step % epoch_steps * size, size)
+    batch = batches.take(part, shared, state.step)
     key = jax.random.fold_in(jax.random.fold_in(key, state.step),
                              lax.axis_index('batch'))
     augment_key, dropout_key = jax.random.split(key)
@@ -156,12 +153,12 @@ def make_step(train_data: data.ArrayData, config: ml_collections.ConfigDict, *,
     return state, jax.tree.map(jnp.add, totals, {**metrics, 'steps': jnp.ones([])})
 
   mapped = jax.pmap(step, axis_name='batch', in_axes=(None, None, 0, None, None),
-                    out_axes=(None, None), donate_argnums=(0,), devices=devices)
-  arrays, key = replicate((train_data.arrays(), key))
-  wait = len(devices) > 1 and devices[0].platform == 'cpu'
+                    out_axes=(None, None), donate_argnums=(0,), devices=places)
+  shared, key = devices.replicate((batches.shared, key), places)
+  wait = len(places) > 1 and places[0].platform == 'cpu'
 
-  def run(state: train.TrainState, totals: PyTree, order: jax.Array):
-    state, totals = mapped(state, totals, order, arrays, key)
+  def run(state: train.TrainState, totals: PyTree, part: PyTree):
+    state, totals = mapped(state, totals, part, shared, key)
     # Virtual CPU devices share one pool of threads: several steps in flight can fill
     # it with devices that wait for others, for ever.
     return state, jax.block_until_ready(totals) if wait else totals
@@ -169,37 +166,37 @@ def make_step(train_data: data.ArrayData, config: ml_collections.ConfigDict, *,
   return run
 
 
-def make_evaluate(predict: Callable[..., jax.Array], test_data: data.ArrayData, *,
-                  mean: np.ndarray, std: np.ndarray,
-                  batch_size: int) -> Callable[[PyTree], Result]:
+def make_evaluate(predict: Callable[..., jax.Array], *, mean: np.ndarray,
+                  std: np.ndarray, batch_size: int,
+                  places: devices.Devices | None = None) -> Callable[..., Result]:
   """A function that evaluates variables, exactly, over the whole of a split.
 
   Args:
     predict: `(variables, image)` -> logits, in inference mode.
-    test_data: the split to evaluate on.
     mean: float [channels], of the split that was trained on.
     std: float [channels], likewise.
-    batch_size: images at a time, rounded up to a multiple of the local devices.
+    batch_size: images at a time, rounded up to a multiple of the devices.
+    places: the devices; None for all of this machine.
 
   Returns:
-    A function from variables to the `Result`.
+    `(variables, split_data)` -> `Result`.
   """
-  devices = jax.local_devices()
-  size = math.ceil(batch_size / len(devices))
+  places = places or devices.local()
+  size = math.ceil(batch_size / len(places))
 
   def step(variables: PyTree, batch: PyTree) -> PyTree:
     batch = {**batch, 'image': data.normalize(batch['image'], mean, std)}
     return train.eval_step(predict, variables, batch)
 
   mapped = jax.pmap(step, axis_name='batch', in_axes=(None, 0), out_axes=None,
-                    devices=devices)
+                    devices=places)
 
-  def evaluate(variables: PyTree) -> Result:
-    variables = replicate(variables)
+  def evaluate(variables: PyTree, split_data: Data) -> Result:
+    variables = devices.replicate(variables, places)
     sums = {'loss': 0.0, 'correct': 0.0, 'count': 0.0}
-    for batch in data.eval_batches(test_data, size * len(devices)):
+    for batch in data.eval_batches(split_data, size * len(places)):
       batch = jax.tree.map(
-          lambda x: x.reshape(len(devices), size, *x.shape[1:]), batch)
+          lambda x: x.reshape(len(places), size, *x.shape[1:]), batch)
       part = jax.device_get(mapped(variables, batch))
       sums = {name: sums[name] + float(part[name]) for name in sums}
     return Result(accuracy=sums['correct'] / sums['count'],
@@ -208,45 +205,9 @@ def make_evaluate(predict: Callable[..., jax.Array], test_data: data.ArrayData, 
   return evaluate
 
 
-def steps_per_epoch(train_data: data.ArrayData,
-                    config: ml_collections.ConfigDict) -> int:
-  """Whole batches in the split; what is left over differs from epoch to epoch."""
-  return len(train_data) // config.batch_size
-
-
 def variables_of(state: train.TrainState) -> PyTree:
   """{'params': ..., 'batch_stats': ...} of a state."""
   return {'params': state.params, 'batch_stats': state.batch_stats}
-
-
-@functools.cache
-def _mesh() -> jax.sharding.Mesh:
-  return jax.sharding.Mesh(np.array(jax.local_devices()), ('batch',))
-
-
-def _sharding(spec: jax.sharding.PartitionSpec) -> jax.sharding.NamedSharding:
-  return jax.sharding.NamedSharding(_mesh(), spec)
-
-
-@functools.cache
-def _copier() -> Callable[[PyTree], PyTree]:
-  return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree),
-                 out_shardings=_sharding(jax.sharding.PartitionSpec()))
-
-
-def _put_order(key: jax.Array, epoch: int, train_data: data.ArrayData,
-               config: ml_collections.ConfigDict) -> jax.Array:
-  """Order of an epoch, int32 [devices, images of one device], each on its device.
-
-  Batch i is the same set of images on any number of devices.
-  """
-  devices = jax.local_device_count()
-  order = np.asarray(data.epoch_order(
-      jax.random.fold_in(key, epoch), len(train_data)))
-  epoch_steps = steps_per_epoch(train_data, config)
-  order = order[:epoch_steps * config.batch_size]
-  order = order.reshape(epoch_steps, devices, -1).swapaxes(0, 1).reshape(devices, -1)
-  return jax.device_put(order, _sharding(jax.sharding.PartitionSpec('batch')))
 
 
 def _due(epoch: int, every: int) -> bool:

@@ -13,7 +13,6 @@ import time
 from typing import Any, NamedTuple
 
 from absl import logging
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -26,11 +25,16 @@ from slim_jax import batch_norms
 from slim_jax import check
 from slim_jax import checkpoint
 from slim_jax import data
+from slim_jax import devices
+from slim_jax import feed
 from slim_jax import loop
-from slim_jax import models
+from slim_jax import network
+from slim_jax import pull
 from slim_jax import report
+from slim_jax import stages
 from slim_jax import train
 from slim_jax import tree
+from slim_jax.network import Network
 from slim_jax.workdir import read_json
 from slim_jax.workdir import Stage
 from slim_jax.workdir import Workdir
@@ -38,59 +42,52 @@ from slim_jax.workdir import WorkdirError
 
 PyTree = Any
 
-# Fields that may change between two calls of a run: no figure depends on them.
-HARMLESS = ('data_dir', 'eval_batch_size', 'eval_every_epochs', 'log_every_steps',
-            'checkpoint_every_epochs', 'keep_checkpoints')
-
-
-class Network(NamedTuple):
-  """The functions of a network, of thin variables where there is a plan.
-
-  Attributes:
-    apply: `(params, batch_stats, image, key)` -> `(logits, batch_stats)`, training.
-    predict: `(variables, image)` -> logits.
-    plan: what is left of the original network, None for all of it.
-  """
-  apply: Callable[..., Any]
-  predict: Callable[..., Any]
-  plan: slim_jax.Plan | None
+# |scale| below which a channel is as good as gone, for the figure that reports its share.
+SMALL = 0.01
 
 
 class Run(NamedTuple):
-  """What every stage needs; `init` makes the variables of the original network."""
+  """What every stage needs."""
   config: ml_collections.ConfigDict
   workdir: Workdir
-  train_data: data.ArrayData
-  test_data: data.ArrayData
-  init: Callable[[], PyTree]
+  train_data: loop.Data
+  test_data: loop.Data
+  valid_data: loop.Data | None
 
 
-def run(config: ml_collections.ConfigDict,
-        workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+def run(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, *,
+        last: Stage | None = None) -> list[dict[str, Any]]:
   """Runs the method, or what is left of it.
 
   Args:
     config: see configs/digits.py for every field.
     workdir: directory of this run, made if it does not exist.
+    last: the stage to stop after; None for all of them.
 
   Returns:
     A record of each stage, in order: pass, stage, accuracy (0 to 1), loss (nats),
-    params, macs (of one image), seconds, widths (channels by path of the scale).
+    params, macs (of one image), seconds, widths (channels by path of the scale); of
+    sparse stages also strength, pull, start (mean |scale| before), warning ('' if the
+    pull suffices) and small_scales (share of |scale| below `SMALL`); and best_epoch of a
+    stage whose model was chosen on `valid_split`.
 
   Raises:
     ConfigError: the config cannot work.
     DataError: the data cannot be had.
-    WorkdirError: the directory holds a run with another config. `HARMLESS` fields
-      may differ, and those that no stage has used yet.
+    WorkdirError: the directory holds a run with another config. Fields of
+      `stages.HARMLESS` may differ, and those that no stage has used yet.
     DivergedError: the loss is not finite any more.
     CheckpointError: checkpoints are damaged, or not of this run.
   """
   check.check_config(config)
   workdir = Workdir(pathlib.Path(workdir).resolve())
   records = workdir.records()
-  workdir.compare('config.json', to_json(config), free=_unused_fields(workdir, records))
+  workdir.compare('config.json', to_json(config),
+                  free=stages.unused_fields(config, workdir, records))
   done = [Stage(record['pass'], record['stage']) for record in records]
-  todo = [stage for stage in stages(config) if stage not in done]
+  order = stages.of(config)
+  order = order[:order.index(last) + 1] if last else order
+  todo = [stage for stage in order if stage not in done]
   if todo:
     for stage in done:
       logging.info('%s: complete', stage)
@@ -106,7 +103,7 @@ def run(config: ml_collections.ConfigDict,
 
 
 def load(workdir: str | pathlib.Path) -> tuple[Callable[..., jax.Array], PyTree]:
-  """The network that the last complete stage of a run left.
+  """The network that the last complete stage of a run left, but for stages from scratch.
 
   Args:
     workdir: directory of a run, wherever it has been moved.
@@ -121,14 +118,14 @@ def load(workdir: str | pathlib.Path) -> tuple[Callable[..., jax.Array], PyTree]
     CheckpointError: no checkpoint of the stage can be read.
   """
   workdir = Workdir(pathlib.Path(workdir).resolve())
-  records = workdir.records()
-  if not records:
+  done = [Stage(record['pass'], record['stage']) for record in workdir.records()]
+  done = [stage for stage in done if not stage.is_scratch]
+  if not done:
     raise WorkdirError(f'{workdir.path} holds no run with a complete stage')
   config = ml_collections.ConfigDict(read_json(workdir.path / 'config.json'))
   dataset = read_json(workdir.path / 'dataset.json')
-  last = Stage(records[-1]['pass'], records[-1]['stage'])
-  net = _network(config, dataset['num_classes'], workdir.plan_after(last))
-  arrays = checkpoint.read(workdir.checkpoints(last))
+  net = network.create(config, dataset['num_classes'], workdir.plan_after(done[-1]))
+  arrays = checkpoint.read(workdir.checkpoints(done[-1]))
   variables = {name: arrays[name] for name in ('params', 'batch_stats')}
   mean, std = (np.asarray(dataset[name], np.float32) for name in ('mean', 'std'))
 
@@ -138,51 +135,48 @@ def load(workdir: str | pathlib.Path) -> tuple[Callable[..., jax.Array], PyTree]
   return apply, jax.tree.map(jnp.asarray, variables)
 
 
-def stages(config: ml_collections.ConfigDict) -> list[Stage]:
-  """The stages of a run, in order."""
-  result = [Stage(0, 'baseline')] if config.baseline_epochs else []
-  for number in range(1, config.passes + 1):
-    result += [Stage(number, 'sparse'), Stage(number, 'pruned')]
-    if config.finetune.epochs:
-      result.append(Stage(number, 'finetuned'))
-  return result
-
-
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """The config as JSON gives it back: tuples are lists."""
   return json.loads(json.dumps(config.to_dict()))
 
 
 def _open(config: ml_collections.ConfigDict, workdir: Workdir) -> Run:
-  train_data, test_data = (
-      data.load(config.dataset, data_dir=config.data_dir, split=split)
-      for split in (config.train_split, config.test_split))
-  check.check_data(config, train_data, test_data)
-  init = jax.jit(functools.partial(_init, config, train_data))
-  check.check_network(init)
-  dataset = {'image': list(train_data.image.shape[1:]),
+  train_data, test_data, valid_data = (
+      data.load(config.dataset, data_dir=config.data_dir, split=split,
+                image_size=config.image_size, workers=config.workers) if split else None
+      for split in (config.train_split, config.test_split, config.valid_split))
+  for split_data, name in ((test_data, 'test_split'), (valid_data, 'valid_split')):
+    if split_data is not None:
+      check.check_data(config, train_data, split_data, name)
+  net = network.create(config, train_data.num_classes)
+  check.check_network(lambda: net.shapes(_image(train_data)))
+  dataset = {'image': list(train_data.shape),
              'num_classes': train_data.num_classes,
              'class_names': list(train_data.class_names),
              'mean': train_data.mean.tolist(), 'std': train_data.std.tolist()}
   workdir.compare('dataset.json', dataset)
   report.write_json(workdir.path / 'dataset.json', dataset)
-  return Run(config, workdir, train_data, test_data, init)
+  return Run(config, workdir, train_data, test_data, valid_data)
 
 
 def _run_stage(context: Run, stage: Stage) -> dict[str, Any]:
   """Runs, or continues, one stage to its end; returns its record."""
   config, workdir = context.config, context.workdir
   began = time.monotonic()
-  previous = _previous(config, stage)
-  net = _network(config, context.train_data.num_classes,
-                 None if previous is None else workdir.plan_after(previous))
-  tx, task = _training(context, stage)
-  state = _start(context, net, tx, previous)
+  previous = stages.previous(config, stage)
+  net = network.create(config, context.train_data.num_classes,
+                       _plan_before(workdir, stage, previous))
+  task, strength = _task(context, stage, net)
+  tx = train.make_tx(config, task.schedule, strength=strength)
+  state = _start(context, stage, net, tx, previous)
+  extra = {}
   if stage.name == 'pruned':
     net, state = _prune(context, stage, net, state)
+  elif stage.name == 'sparse':
+    extra = _judge_pull(context, stage, task, strength, state)
   evaluate = loop.make_evaluate(
-      net.predict, context.test_data, mean=context.train_data.mean,
-      std=context.train_data.std, batch_size=config.eval_batch_size)
+      net.predict, mean=context.train_data.mean, std=context.train_data.std,
+      batch_size=config.eval_batch_size, places=devices.local(config.devices))
   with checkpoint.open_manager(workdir.checkpoints(stage),
                                keep=config.keep_checkpoints) as manager:
     if stage.name == 'pruned':
@@ -190,110 +184,148 @@ def _run_stage(context: Run, stage: Stage) -> dict[str, Any]:
       seconds = time.monotonic() - began
     else:
       state, seconds = _train(context, stage, state, task, manager, evaluate)
-  result = evaluate(loop.variables_of(state))
+  if _is_chosen(context, stage):
+    arrays = checkpoint.read(workdir.checkpoints(stage))
+    state = checkpoint.fit(arrays, state, name=str(stage))
+    extra['best_epoch'] = int(state.step) // feed.steps_per_epoch(context.train_data, config)
+  result = evaluate(loop.variables_of(state), context.test_data)
   logging.info('%s: accuracy %.2f%%, loss %.4f', stage, 100 * result.accuracy, result.loss)
+  if stage.name == 'sparse':
+    extra['small_scales'] = float(np.mean(scales(state.params) < SMALL))
   variables = jax.eval_shape(lambda: loop.variables_of(state))
   cost = slim_jax.count(net.predict, variables, _image(context.train_data))
   return {'pass': stage.number, 'stage': stage.name, 'accuracy': result.accuracy,
           'loss': result.loss, 'params': cost.params, 'macs': cost.macs,
-          'seconds': seconds, 'widths': _widths(variables)}
+          'seconds': seconds, 'widths': _widths(variables), **extra}
 
 
 def _train(context: Run, stage: Stage, state: train.TrainState, task: loop.Task,
-           manager: ocp.CheckpointManager, evaluate: Callable[[PyTree], loop.Result],
+           manager: ocp.CheckpointManager, evaluate: Callable[..., loop.Result],
            ) -> tuple[train.TrainState, float]:
   restored = checkpoint.restore(manager, state)
   seconds = 0.0
   if restored is not None:
     state, seconds = restored
     logging.info('%s: continues from step %d', stage, state.step)
-  record = context.workdir.recorder(stage, step=int(state.step))
+  validate = None
+  if _is_chosen(context, stage):
+    validate = functools.partial(evaluate, split_data=context.valid_data)
   return loop.fit(state, context.train_data, task, config=context.config,
-                  manager=manager, seconds=seconds, record=record, evaluate=evaluate)
+                  manager=manager, seconds=seconds,
+                  record=context.workdir.recorder(stage, step=int(state.step)),
+                  evaluate=functools.partial(evaluate, split_data=context.test_data),
+                  validate=validate)
+
+
+def _is_chosen(context: Run, stage: Stage) -> bool:
+  """Whether the model of a stage is the best of its checkpoints on `valid_split`.
+
+  That of a sparse stage is always the last one: scales shrink up to the end.
+  """
+  return context.valid_data is not None and stage.name not in ('sparse', 'pruned')
 
 
 def _prune(context: Run, stage: Stage, net: Network,
            state: train.TrainState) -> tuple[Network, train.TrainState]:
   """Selects channels and slices parameters, statistics and optimiser state."""
-  config = context.config
+  config, image = context.config, _image(context.train_data)
+  num_classes = context.train_data.num_classes
   variables = loop.variables_of(state)
-  dead = slim_jax.select_global(variables, **config.prune)
-  original = _network(config, context.train_data.num_classes, None)
+  dead = select_dead(net, variables, image, **config.prune)
+  original = network.create(config, num_classes)
   try:
-    plan = slim_jax.plan(original.predict, jax.eval_shape(context.init),
-                         _image(context.train_data),
+    plan = slim_jax.plan(original.predict, original.shapes(image), image,
                          dead=dead if net.plan is None else net.plan.lift(dead))
   except ValueError as error:
-    raise check.ConfigError(f'config.prune: {error}') from error
+    raise check.PruneError(f'config.prune: {error}') from error
   cut = plan if net.plan is None else plan.relative_to(net.plan)
   context.workdir.save_plan(plan, stage)
   thin = cut.slice(variables)
   opt_state = cut['params'].slice_opt_state(state.tx, state.opt_state, state.params)
-  net = _network(config, context.train_data.num_classes, plan)
+  net = network.create(config, num_classes, plan)
   return net, state.replace(params=thin['params'], batch_stats=thin['batch_stats'],
                             opt_state=opt_state, apply_fn=net.apply)
 
 
-def _model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
-  arguments = {name: value for name, value in config.model.items() if name != 'name'}
-  return models.create(config.model.name, num_classes=num_classes,
-                       dtype=jnp.dtype(config.dtype), **arguments)
+def select_dead(net: Network, variables: PyTree, image: jax.ShapeDtypeStruct, *,
+                tied: str, **options: Any) -> PyTree:
+  """Which channels go, as `config.prune` says.
+
+  Args:
+    net: the network.
+    variables: its variables.
+    image: shape of an image.
+    tied: '' for every BatchNorm by itself; 'sum', 'mean' or 'max': channels of one stream go or
+      stay together, ranked by that of their |scale|.
+    **options: of `slim_jax.select_global`.
+  """
+  if tied:
+    options |= {'tied': slim_jax.streams(net.predict, variables, image), 'tied_by': tied}
+  return slim_jax.select_global(variables, **options)
 
 
-def _network(config: ml_collections.ConfigDict, num_classes: int,
-             plan: slim_jax.Plan | None) -> Network:
-  """The network of a config, thin if there is a plan."""
-  model = _model(config, num_classes)
-
-  def apply(params: PyTree, batch_stats: PyTree, image: jax.Array,
-            key: jax.Array) -> tuple[jax.Array, PyTree]:
-    logits, state = model.apply(
-        {'params': params, 'batch_stats': batch_stats}, image, train=True,
-        mutable=['batch_stats'], rngs={'dropout': key})
-    return logits, state['batch_stats']
-
-  def predict(variables: PyTree, image: jax.Array) -> jax.Array:
-    return model.apply(variables, image, train=False)
-
-  if plan is not None:
-    apply = slim_jax.thin(apply, plan, ins=('params', 'batch_stats', None, None),
-                          outs=(None, 'batch_stats'))
-    predict = slim_jax.thin(predict, plan)
-  return Network(apply, predict, plan)
-
-
-def _training(context: Run, stage: Stage) -> tuple[optax.GradientTransformation, loop.Task]:
-  """Optimiser and task of a stage.
+def _task(context: Run, stage: Stage, net: Network) -> tuple[loop.Task, float]:
+  """What a stage trains, and its strength.
 
   The optimiser of 'pruned' only holds the state that it passes on.
   """
   config = context.config
   section = config.finetune if stage.name == 'finetuned' else config.train
-  epochs = config.baseline_epochs if stage.name == 'baseline' else section.epochs
-  strength = config.train.strength if stage.name == 'sparse' else 0.0
-  schedule = train.make_schedule(
-      section, epochs=epochs,
-      steps_per_epoch=loop.steps_per_epoch(context.train_data, config))
+  epochs = section.epochs
+  if stage.name == 'baseline':
+    epochs = config.baseline_epochs
+  elif stage.name == 'scratch-b':
+    epochs = round(epochs * _full_macs(context) / _macs(context, net))
+  epoch_steps = feed.steps_per_epoch(context.train_data, config)
+  scale = config.batch_size / (config.base_batch_size or config.batch_size)
+  schedule = train.make_schedule(section, epochs=epochs, steps_per_epoch=epoch_steps,
+                                 scale=scale)
+  strength = 0.0
+  if stage.name == 'sparse':
+    strength = config.train.strength
+    if config.train.pull:
+      strength = config.train.pull / _pull(config, schedule, epochs * epoch_steps, 1.0)
   # The baseline and the first sparse stage see the same images in the same order.
   stream = 2 * max(stage.number, 1) + (stage.name == 'finetuned')
+  if stage.is_scratch:
+    stream = stage.name == 'scratch-b'
   key = jax.random.fold_in(jax.random.key(config.seed), stream)
-  return (train.make_tx(config, schedule, strength=strength),
-          loop.Task(str(stage), epochs, schedule, key))
+  return loop.Task(str(stage), epochs, schedule, key), strength
 
 
-def _previous(config: ml_collections.ConfigDict, stage: Stage) -> Stage | None:
-  """The stage whose network this one starts from; None for new weights."""
-  if stage.number == 0 or stage == Stage(1, 'sparse'):
-    return None
-  order = stages(config)
-  return order[order.index(stage) - 1]
+def _pull(config: ml_collections.ConfigDict, schedule: optax.Schedule, steps: int,
+          strength: float) -> float:
+  return pull.l1_pull(pull.learning_rates(schedule, steps), strength=strength,
+                      momentum=config.momentum, nesterov=config.nesterov)
 
 
-def _start(context: Run, net: Network, tx: optax.GradientTransformation,
+def _judge_pull(context: Run, stage: Stage, task: loop.Task, strength: float,
+                state: train.TrainState) -> dict[str, Any]:
+  """The pull beside the scales that it is to bring to zero; warns where it cannot."""
+  steps = task.epochs * feed.steps_per_epoch(context.train_data, context.config)
+  figures = {'strength': strength, 'start': float(np.mean(scales(state.params))),
+             'pull': _pull(context.config, task.schedule, steps, strength)}
+  warning = pull.warning(**figures)
+  if warning:
+    logging.warning('%s: %s', stage, warning)
+  return {**figures, 'warning': warning}
+
+
+def _plan_before(workdir: Workdir, stage: Stage, previous: Stage | None):
+  """What the network that a stage starts from is of the original one."""
+  if stage.is_scratch:
+    return workdir.plan_after(stage)
+  return None if previous is None else workdir.plan_after(previous)
+
+
+def _start(context: Run, stage: Stage, net: Network, tx: optax.GradientTransformation,
            previous: Stage | None) -> train.TrainState:
   """The state that a stage starts from: at step 0, momentum kept."""
   if previous is None:
-    return train.create_state(net.apply, context.init(), tx)
+    key = jax.random.key(context.config.seed)
+    if stage.is_scratch:  # new weights, not a part of those that the pruned network had
+      key = jax.random.fold_in(key, 1 + (stage.name == 'scratch-b'))
+    return train.create_state(net.apply, net.init(key, _image(context.train_data)), tx)
   directory = context.workdir.checkpoints(previous)
   arrays = checkpoint.read(directory)
   like = train.create_state(net.apply, arrays, tx)
@@ -303,15 +335,25 @@ def _start(context: Run, net: Network, tx: optax.GradientTransformation,
                        opt_state=optax.tree_utils.tree_set(state.opt_state, count=zero))
 
 
-def _init(config: ml_collections.ConfigDict, train_data: data.ArrayData) -> PyTree:
-  image = jnp.zeros(_image(train_data).shape)
-  return _model(config, train_data.num_classes).init(
-      jax.random.key(config.seed), image, train=False)
-
-
-def _image(train_data: data.ArrayData) -> jax.ShapeDtypeStruct:
+def _image(train_data: loop.Data) -> jax.ShapeDtypeStruct:
   """One normalised image."""
-  return jax.ShapeDtypeStruct((1, *train_data.image.shape[1:]), jnp.float32)
+  return jax.ShapeDtypeStruct((1, *train_data.shape), jnp.float32)
+
+
+def _macs(context: Run, net: Network) -> int:
+  image = _image(context.train_data)
+  return slim_jax.count(net.predict, net.shapes(image), image).macs
+
+
+def _full_macs(context: Run) -> int:
+  return _macs(context, network.create(context.config, context.train_data.num_classes))
+
+
+def scales(variables: PyTree) -> np.ndarray:
+  """|scale| of all BatchNorms, float [channels]."""
+  leaves = tree.flatten(variables)
+  return np.concatenate([np.abs(np.ravel(leaves[path]))
+                         for path in batch_norms.chosen(variables)])
 
 
 def _widths(variables: PyTree) -> dict[str, int]:
@@ -319,14 +361,3 @@ def _widths(variables: PyTree) -> dict[str, int]:
   leaves = tree.flatten(variables)
   return {tree.show(norm.scale): leaves[norm.scale].size
           for norm in batch_norms.find(variables)}
-
-
-def _unused_fields(workdir: Workdir, records: list[dict[str, Any]]) -> tuple[str, ...]:
-  """Fields and sections of the config that nothing that is there depends on."""
-  free = list(HARMLESS)
-  if not any(record['stage'] == 'pruned' for record in records):
-    free.append('prune')
-  if (all(record['pass'] <= 1 for record in records)
-      and not workdir.checkpoints(Stage(1, 'finetuned')).exists()):
-    free.append('finetune')
-  return tuple(free)

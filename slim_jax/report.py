@@ -13,6 +13,10 @@ import rich.table
 from slim_jax.progress import clock
 
 _SUMMARY = ('pass', 'stage', 'accuracy', 'loss', 'params', 'macs', 'seconds')
+_SOME = ('best_epoch', 'strength', 'pull', 'start', 'small_scales')
+# Columns of output that no terminal limits.
+_WIDE = 120
+_STAGES = ('baseline', 'sparse', 'pruned', 'finetuned', 'scratch-e', 'scratch-b')
 
 
 def table(stages: Sequence[dict[str, Any]]) -> rich.table.Table:
@@ -31,7 +35,7 @@ def table(stages: Sequence[dict[str, Any]]) -> rich.table.Table:
     result.add_column(name, justify='right', no_wrap=True)
   for stage in stages:
     result.add_row(
-        str(stage['pass']), stage['stage'], f"{stage['accuracy']:.2%}",
+        str(stage['pass']), stage['stage'] + _chosen(stage), f"{stage['accuracy']:.2%}",
         f"{stage['loss']:.4f}",
         short(stage['params']), change(stage['params'], stages[0]['params']),
         short(stage['macs']), change(stage['macs'], stages[0]['macs']),
@@ -40,8 +44,57 @@ def table(stages: Sequence[dict[str, Any]]) -> rich.table.Table:
 
 
 def show(stages: Sequence[dict[str, Any]]) -> None:
-  """Prints the table on the standard output."""
-  rich.console.Console().print(table(stages))
+  """Prints the table, and the warnings under it, on the standard output."""
+  console = rich.console.Console()
+  console.print(table(stages))
+  for text in warnings(stages):
+    console.print(f'Warning: {text}', highlight=False, markup=False)
+
+
+def warnings(stages: Sequence[dict[str, Any]]) -> list[str]:
+  """What the stages warn of, each with the name of its stage."""
+  return [f"{stage['stage']}, pass {stage['pass']}: {stage['warning']}"
+          for stage in stages if stage.get('warning')]
+
+
+def sweep_table(points: Sequence[dict[str, Any]]) -> rich.table.Table:
+  """A row for each point of a study: its values, the error of each stage, and its size.
+
+  Args:
+    points: what `sweep.run` returns. Of several passes the last counts.
+  """
+  found = [{row['stage']: row for row in point['stages']} for point in points]
+  names = [name for name in _STAGES if any(name in stages for stages in found)]
+  result = rich.table.Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0),
+                            caption='test error in per cent', caption_justify='left')
+  for field in points[0]['values']:
+    result.add_column(field.rpartition('.')[2], no_wrap=True)
+  for name in (*names, 'small scales', 'params', 'MACs'):
+    result.add_column(name, justify='right', no_wrap=True)
+  for point, stages in zip(points, found):
+    row = [f"{100 * (1 - stages[name]['accuracy']):.2f}" if name in stages else '-'
+           for name in names]
+    row.append(f"{stages['sparse']['small_scales']:.1%}" if 'sparse' in stages else '-')
+    row += [change(stages['pruned'][size], point['stages'][0][size])
+            if 'pruned' in stages else '-' for size in ('params', 'macs')]
+    result.add_row(*map(str, point['values'].values()), *row)
+  return result
+
+
+def show_sweep(points: Sequence[dict[str, Any]]) -> None:
+  """Prints the table of a study, and under it what went wrong, on the standard output."""
+  console = rich.console.Console()
+  if not console.is_terminal:
+    console.width = _WIDE
+  console.print(sweep_table(points))
+  for point in points:
+    if point['error']:
+      console.print(f"{point['workdir']}: {point['error']}", highlight=False, markup=False)
+
+
+def _chosen(stage: dict[str, Any]) -> str:
+  """Names the epoch where it is not the last."""
+  return f" (best, epoch {stage['best_epoch']})" if 'best_epoch' in stage else ''
 
 
 def short(value: int) -> str:
@@ -59,9 +112,14 @@ def change(value: int, first: int) -> str:
 
 def write_summary(path: pathlib.Path, config: dict[str, Any],
                   stages: Sequence[dict[str, Any]]) -> None:
-  """Writes {'config': ..., 'stages': [...]} with the figures of each stage."""
-  rows = [{name: stage[name] for name in _SUMMARY} for stage in stages]
-  write_json(path, {'config': config, 'stages': rows})
+  """Writes {'config': ..., 'warnings': [...], 'stages': [...]}, a row for each stage."""
+  write_json(path, {'config': config, 'warnings': warnings(stages), 'stages': rows(stages)})
+
+
+def rows(stages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+  """The figures of each stage, and those that only some stages have."""
+  return [{name: stage[name] for name in (*_SUMMARY, *_SOME) if name in stage}
+          for stage in stages]
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

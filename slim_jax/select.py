@@ -26,8 +26,9 @@ def select_global(variables: Any, *, fraction: float, min_channels: int = 0,
     per_layer: apply the rule to each layer by itself instead of to all at once.
     tied: tree of int [channels] at each scale leaf, as `streams` gives: channels with one label go
       or stay together. Each counts as often as it has scales.
-    tied_by: what tied channels are ranked by, the 'sum' or the 'max' of their |scale|. With
-      `per_layer` they go if they would in each of their layers.
+    tied_by: what tied channels are ranked by, the 'sum', 'mean' or 'max' of their |scale|. A sum
+      over many layers outranks single channels. With `per_layer` they go if they would in each
+      of their layers.
     scales: which leaves are scales, if not those `batch_norm_scales` finds: a tree of bools, a
       prefix of it, or a function that makes one of `variables`.
 
@@ -46,8 +47,8 @@ def select_global(variables: Any, *, fraction: float, min_channels: int = 0,
     raise ValueError(f'max_fraction must be in [0, 1], got {max_fraction}')
   if min_channels < 0:
     raise ValueError(f'min_channels must be 0 or more, got {min_channels}')
-  if tied_by not in ('sum', 'max'):
-    raise ValueError(f"tied_by must be 'sum' or 'max', got {tied_by!r}")
+  if tied_by not in ('sum', 'mean', 'max'):
+    raise ValueError(f"tied_by must be 'sum', 'mean' or 'max', got {tied_by!r}")
   leaves = tree.flatten(variables)
   scales_of = {path: _by_channel(leaves[path]) for path in batch_norms.chosen(variables, scales)}
   for path, scale in scales_of.items():
@@ -95,12 +96,13 @@ def _scores(scales: dict[tree.Path, np.ndarray], labels: dict[tree.Path, np.ndar
             tied_by: str) -> tuple[np.ndarray, np.ndarray]:
   """What each decision is ranked by, and how many scales it is about."""
   count = max(label.max(initial=-1) for label in labels.values()) + 1
-  score, size = np.zeros(count), np.zeros(count, int)
-  gather = np.add if tied_by == 'sum' else np.maximum
+  score, size, members = np.zeros(count), np.zeros(count, int), np.zeros(count, int)
+  gather = np.maximum if tied_by == 'max' else np.add
   for path, label in labels.items():
     gather.at(score, label, scales[path].max(axis=1))
     np.add.at(size, label, scales[path].shape[1])
-  return score, size
+    np.add.at(members, label, 1)
+  return (score / members if tied_by == 'mean' else score), size
 
 
 def _above(score: np.ndarray, ranked: np.ndarray, fraction: float) -> np.ndarray:

@@ -63,7 +63,7 @@ def create_state(apply_fn: Callable[..., Any], variables: PyTree,
 
 
 def make_schedule(section: ml_collections.ConfigDict, *, epochs: int,
-                  steps_per_epoch: int) -> optax.Schedule:
+                  steps_per_epoch: int, scale: float = 1.0) -> optax.Schedule:
   """Learning rate by step.
 
   Drops happen at whole steps: a fraction of training is rounded to a step once,
@@ -74,9 +74,10 @@ def make_schedule(section: ml_collections.ConfigDict, *, epochs: int,
       of `SCHEDULES`), drops, drop_factor, warmup_epochs.
     epochs: length of the training.
     steps_per_epoch: optimiser steps in an epoch.
+    scale: multiplies all learning rates.
 
   Returns:
-    A function from an int step, or int32 [], to the learning rate, float32 [].
+    A function from steps, int32 of any shape, to learning rates, float32 of it.
   """
   steps = epochs * steps_per_epoch
   warmup = round(section.warmup_epochs * steps_per_epoch)
@@ -93,7 +94,7 @@ def make_schedule(section: ml_collections.ConfigDict, *, epochs: int,
 
   def schedule(step: jax.Array) -> jax.Array:
     ramp = jnp.minimum((step + 1) / warmup, 1.0) if warmup else 1.0
-    return section.learning_rate * ramp * decay(step)
+    return scale * section.learning_rate * ramp * decay(step)
 
   return schedule
 

@@ -14,7 +14,9 @@ Files are replaced whole, so that a run may end at any moment.
 from collections.abc import Callable
 import dataclasses
 import json
+import os
 import pathlib
+import shutil
 from typing import Any, NamedTuple
 
 from slim_jax import channels
@@ -27,9 +29,17 @@ class WorkdirError(Exception):
 
 
 class Stage(NamedTuple):
-  """One row of the table: 'baseline', 'sparse', 'pruned' or 'finetuned' of a pass."""
+  """One row of the table: 'baseline', or what is done in a pass.
+
+  'sparse', 'pruned', 'finetuned'; and 'scratch-e' and 'scratch-b', the network of the last
+  pass trained from new weights.
+  """
   number: int  # of the pass, from 1; 0 for the baseline
   name: str
+
+  @property
+  def is_scratch(self) -> bool:
+    return self.name.startswith('scratch')
 
   def __str__(self) -> str:
     return self.name if self.number == 0 else f'{self.name}, pass {self.number}'
@@ -57,6 +67,23 @@ class Workdir:
     """Makes these the records of the complete stages."""
     report.write_json(self.path / 'stages.json', records)
 
+  def adopt(self, other: 'Workdir') -> None:
+    """Begins a new run with the complete stages of another; a run that is there stays.
+
+    Args:
+      other: a run of which nothing is pruned yet. Checkpoints are linked where the file
+        system can, not copied; they are never changed.
+    """
+    if (self.path / 'stages.json').exists():
+      return
+    for record in other.records():
+      stage = Stage(record['pass'], record['stage'])
+      shutil.copytree(other.checkpoints(stage), self.checkpoints(stage),
+                      copy_function=_link, dirs_exist_ok=True)
+    for name in ('dataset.json', 'config.json', 'metrics.jsonl'):
+      shutil.copy(other.path / name, self.path / name)
+    self.write_records(other.records())
+
   def compare(self, name: str, value: dict[str, Any], *,
               free: tuple[str, ...] = ()) -> None:
     """Compares a JSON file, if there is one, with what it would be now.
@@ -64,7 +91,7 @@ class Workdir:
     Args:
       name: of the file.
       value: what it would say.
-      free: names at its top level that may differ.
+      free: fields and sections that may differ, dotted.
 
     Raises:
       WorkdirError: listing what differs.
@@ -75,7 +102,8 @@ class Workdir:
     before, now = _flatten(read_json(path)), _flatten(value)
     lines = [f'  {".".join(p)}: {before.get(p)} there, {now.get(p)} now'
              for p in sorted({*before, *now})
-             if before.get(p) != now.get(p) and p[0] not in free]
+             if before.get(p) != now.get(p)
+             and not any('.'.join(p[:n]) in free for n in range(1, len(p) + 1))]
     if lines:
       raise WorkdirError(
           f'{path} differs from what this call asks for; use the same values to '
@@ -122,6 +150,15 @@ class Workdir:
 
   def _plan_path(self, number: int) -> pathlib.Path:
     return self.path / f'plan-{number}.npz'
+
+
+def _link(source: str, target: str) -> None:
+  """A second name for a file, or a copy where that cannot be."""
+  pathlib.Path(target).unlink(missing_ok=True)
+  try:
+    os.link(source, target)
+  except OSError:
+    shutil.copy(source, target)
 
 
 def read_json(path: pathlib.Path) -> Any:

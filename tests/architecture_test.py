@@ -15,13 +15,15 @@ PACKAGE = ROOT / 'slim_jax'
 
 # Each floor may import from the floors below it, and a package from itself.
 FLOORS = [
-    {'jaxprs', 'tree', 'progress'},
+    {'jaxprs', 'tree', 'progress', 'devices', 'pull', 'plot'},
     {'batch_norms'},
     {'channels', 'sparsity', 'cost', 'models', 'data'},
-    {'select', 'train', 'checkpoint', 'report', 'import_torch'},
+    {'select', 'train', 'checkpoint', 'report', 'import_torch', 'feed', 'initialise'},
     {'', 'check', 'loop', 'workdir'},  # '' is slim_jax itself: the library without the program
+    {'network', 'stages'},
     {'pipeline'},
-    {'main'},
+    {'command'},
+    {'main', 'sweep'},
 ]
 FLOOR = {room: n for n, floor in enumerate(FLOORS) for room in floor}
 # The package offers `load`, which it finds in the program when it is called.

@@ -130,3 +130,14 @@ def test_moved_directory(tmp_path):
   save(tmp_path / 'here', 3)
   (tmp_path / 'here').rename(tmp_path / 'there')
   assert checkpoint.read(tmp_path / 'there')['step'] == 3
+
+
+def test_best_checkpoint_stays_and_is_what_the_stage_ends_with(tmp_path):
+  with checkpoint.open_manager(tmp_path, keep=1) as manager:
+    for step, score in ((1, 0.5), (2, 0.9), (3, 0.9), (4, 0.7)):
+      checkpoint.save(manager, step, {'w': np.full(2, step)}, seconds=0.0, score=score)
+    manager.wait_until_finished()
+    assert sorted(manager.all_steps()) == [3, 4]
+    restored, _ = checkpoint.restore(manager, {'w': np.zeros(2, int)})
+    assert restored['w'][0] == 4
+  assert checkpoint.read(tmp_path)['w'][0] == 3

@@ -21,6 +21,7 @@ from slim_jax import checkpoint
 from slim_jax import data
 from slim_jax import pipeline
 from slim_jax import report
+from slim_jax import stages as stages_module
 from slim_jax import tree
 from slim_jax import workdir as workdir_module
 
@@ -70,22 +71,34 @@ def changed(config, **changes):
 
 
 def test_stages_follow_the_config(config):
-  names = [str(stage) for stage in pipeline.stages(config)]
+  names = [str(stage) for stage in stages_module.of(config)]
   assert names == ['baseline', 'sparse, pass 1', 'pruned, pass 1', 'finetuned, pass 1',
                    'sparse, pass 2', 'pruned, pass 2', 'finetuned, pass 2']
   short = changed(config, **{'baseline_epochs': 0, 'finetune.epochs': 0, 'passes': 1})
-  assert [stage.name for stage in pipeline.stages(short)] == ['sparse', 'pruned']
+  assert [stage.name for stage in stages_module.of(short)] == ['sparse', 'pruned']
 
 
 def test_summary_has_every_stage(config, finished):
   workdir, records = finished
   summary = json.loads((workdir / 'summary.json').read_text())
   assert summary['config'] == pipeline.to_json(config)
-  assert [(row['pass'], row['stage']) for row in summary['stages']] == pipeline.stages(config)
+  assert [(row['pass'], row['stage']) for row in summary['stages']] == stages_module.of(config)
   for row, record in zip(summary['stages'], records, strict=True):
-    assert set(row) == {'pass', 'stage', 'accuracy', 'loss', 'params', 'macs', 'seconds'}
+    only = {'strength', 'pull', 'start', 'small_scales'} if row['stage'] == 'sparse' else set()
+    assert set(row) == only | {'pass', 'stage', 'accuracy', 'loss', 'params', 'macs', 'seconds'}
     assert row.items() <= record.items()
     assert 0 <= row['accuracy'] <= 1 and row['seconds'] > 0
+
+
+def test_summary_warns_of_a_pull_that_is_too_small(finished):
+  """8 steps at strength 0.01 do not bring scales from 0.5 to 0."""
+  workdir, records = finished
+  sparse = records[1]
+  assert sparse['pull'] < sparse['start'] == 0.5
+  warnings = json.loads((workdir / 'summary.json').read_text())['warnings']
+  assert warnings[0] == f"sparse, pass 1: {sparse['warning']}"
+  assert f"pulls a scale by {sparse['pull']:.3g} in all" in warnings[0]
+  assert len(warnings) == 2
 
 
 def test_network_gets_thinner_in_each_pass(finished):
@@ -109,7 +122,7 @@ def test_pruned_network_is_the_masked_one(config, finished):
   sparse = checkpoint.read(workdir / 'checkpoints' / '1-sparse')
   pruned = checkpoint.read(workdir / 'checkpoints' / '1-pruned')
   variables = variables_of(workdir, '1-sparse')
-  dead = slim_jax.select_global(variables, **config.prune)
+  dead = slim_jax.select_global(variables, fraction=0.3, min_channels=1)
   image = np.random.RandomState(0).randn(5, 8, 8, 1).astype(np.float32)
   model = slim_jax.models.create('vgg', num_classes=10, widths=(6, 'M', 6))
   plan = slim_jax.Plan.load(workdir / 'plan-1.npz')

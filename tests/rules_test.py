@@ -338,7 +338,7 @@ def gathered(size, strides):
 
 def pooled(size, strides):
   """The result of pooling an image."""
-  shape = jax.eval_shape(window(_MAX, size, strides), jax.ShapeDtypeStruct(IMAGE.shape, float)).shape
+  shape = jax.eval_shape(window(_MAX, size, strides), jax.ShapeDtypeStruct(IMAGE.shape, np.float32)).shape
   return of(*shape)
 
 

@@ -111,7 +111,7 @@ def test_labels_of_their_own_change_nothing():
   v = random_variables(3)
   free = tied(np.arange(7), 7 + np.arange(30), 37 + np.arange(12))
   for options in ({}, {'per_layer': True}, {'min_channels': 3}, {'max_fraction': 0.5}):
-    for by in ('sum', 'max'):
+    for by in ('sum', 'mean', 'max'):
       assert dead(slim_jax.select_global(v, fraction=0.6, tied=free, tied_by=by, **options)) == dead(
           slim_jax.select_global(v, fraction=0.6, **options))
 
@@ -125,6 +125,9 @@ def test_tied_channels_share_a_decision():
   # Maxima: 0: 9, 1: 5, 2: 4.
   got = slim_jax.select_global(v, fraction=0.25, tied=labels, tied_by='max')
   assert dead(got) == [[False, False, True], [True, False, False], [True, True]]
+  # Means: 0: 5, 1: 3, 2: 3.5.
+  got = slim_jax.select_global(v, fraction=0.25, tied=labels, tied_by='mean')
+  assert dead(got) == [[False, True, False], [False, True, False], [True, True]]
 
 
 def test_guards_keep_tied_channels_together():
@@ -152,8 +155,8 @@ def test_stacked_layers_lose_what_is_small_in_all():
 
 def test_bad_ties_are_named():
   v = variables([1., 2.])
-  with pytest.raises(ValueError, match="tied_by must be 'sum' or 'max', got 'mean'"):
-    slim_jax.select_global(v, fraction=0.5, tied=tied([0, 0]), tied_by='mean')
+  with pytest.raises(ValueError, match="tied_by must be 'sum', 'mean' or 'max', got 'min'"):
+    slim_jax.select_global(v, fraction=0.5, tied=tied([0, 0]), tied_by='min')
   with pytest.raises(ValueError, match=r'tied must have int\[2\] at params/BatchNorm_0/scale'):
     slim_jax.select_global(v, fraction=0.5, tied=tied([0, 0, 1]))
   with pytest.raises(ValueError, match='it has nothing'):

@@ -11,6 +11,7 @@ import pytest
 
 from slim_jax import checkpoint
 from slim_jax import data
+from slim_jax import feed
 from slim_jax import loop
 from slim_jax import models
 from slim_jax import train
@@ -18,8 +19,9 @@ from slim_jax import train
 
 def make_config(**changes):
   config = ml_collections.ConfigDict(dict(
-      batch_size=16, momentum=0.9, nesterov=True, weight_decay=1e-2,
-      augment=dict(pad=1, flip=True), log_every_steps=2, checkpoint_every_epochs=1,
+      batch_size=16, devices=0, momentum=0.9, nesterov=True, weight_decay=1e-2,
+      augment=dict(kind='crop_flip', pad=1, flip=True),
+      log_every_steps=2, checkpoint_every_epochs=1,
       eval_every_epochs=0,
       train=dict(learning_rate=0.1, schedule='piecewise', drops=(0.5, 0.75),
                  drop_factor=0.1, warmup_epochs=0.0)))
@@ -59,7 +61,7 @@ def fit(toy, directory, config, *, epochs=3, **arguments):
   train_data = make_data()
   schedule = train.make_schedule(
       config.train, epochs=epochs,
-      steps_per_epoch=loop.steps_per_epoch(train_data, config))
+      steps_per_epoch=feed.steps_per_epoch(train_data, config))
   task = loop.Task('toy', epochs, schedule, jax.random.key(1))
   state = train.create_state(toy.apply, toy.variables,
                              train.make_tx(config, schedule, strength=1e-3))
@@ -150,11 +152,11 @@ def test_devices_share_one_batch():
 def test_evaluation_is_exact_over_the_whole_split():
   toy, test_data = Toy(), make_data(37)
   mean, std = np.full(1, 100, np.float32), np.full(1, 50, np.float32)
-  evaluate = loop.make_evaluate(toy.predict, test_data, mean=mean, std=std, batch_size=10)
+  evaluate = loop.make_evaluate(toy.predict, mean=mean, std=std, batch_size=10)
   logits = toy.predict(toy.variables, (test_data.image - np.float32(100)) / np.float32(50))
   accuracy = np.mean(np.argmax(logits, -1) == test_data.label)
   loss = np.mean(train.cross_entropy(logits, test_data.label))
-  np.testing.assert_allclose(evaluate(toy.variables), (accuracy, loss), rtol=1e-5)
+  np.testing.assert_allclose(evaluate(toy.variables, test_data), (accuracy, loss), rtol=1e-5)
 
 
 def test_step_is_traced_once_and_state_has_no_device_axis(tmp_path):

@@ -1,7 +1,7 @@
-"""Batches of a data set that lives in device memory.
+"""Batches of a data set that lives in device memory, and what is done to any batch.
 
 All but `eval_batches` are pure functions to call inside a compiled training
-step: the host only sends the step a key and a number.
+step: for a data set in device memory the host only sends the step a key and a number.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from slim_jax.data import colors
 from slim_jax.data.load import ArrayData
+from slim_jax.data.stream import StreamData
+
+# What `augment` can do. The figures of 'imagenet' are those of the network slimming
+# paper, which are those of fb.resnet.torch.
+AUGMENTATIONS = ('crop_flip', 'imagenet')
+JITTER = 0.4
+LIGHTING = 0.1
 
 
 @functools.partial(jax.jit, static_argnames='n')
@@ -55,24 +63,48 @@ def take_batch(data: Mapping[str, jax.Array], order: jax.Array, start: Any,
           for name, value in data.items()}
 
 
-def augment(key: jax.Array, image: jax.Array, *, pad: int,
+def augment(key: jax.Array, image: jax.Array, *, kind: str = 'crop_flip', pad: int,
             flip: bool) -> jax.Array:
-  """Shifts and mirrors each image at random.
+  """Changes each image at random.
 
-  Pads with zeros, crops to the old size at a uniformly drawn place, and mirrors
-  left to right with probability one half, as He et al. (CVPR 2016, section 4.2)
-  and the network slimming paper do on CIFAR. The zeros are pixel values: call it
+  'crop_flip' pads with zeros, crops to the old size at a uniformly drawn place, and
+  mirrors left to right with probability one half, as He et al. (CVPR 2016, section
+  4.2) and the network slimming paper do on CIFAR. The zeros are pixel values: call it
   before `normalize`.
+
+  'imagenet' does the same, then changes brightness, contrast and saturation by up to
+  `JITTER`, and adds colours of standard deviation `LIGHTING`: see
+  `slim_jax.data.colors`. The crops of photographs are drawn before, as they are
+  decoded; so pad is 0.
 
   Args:
     key: random key.
-    image: [batch, height, width, channels] of any dtype.
+    image: [batch, height, width, channels] of any dtype; for 'imagenet', 3 channels.
+    kind: one of `AUGMENTATIONS`.
     pad: pixels on each side, 0 for no shifts.
     flip: whether to mirror.
 
   Returns:
-    Images of the same shape and dtype.
+    Images of the same shape, in pixel values; of the same dtype, or float32 for
+    'imagenet'.
+
+  Raises:
+    ValueError: no such kind, or not 3 channels.
   """
+  if kind not in AUGMENTATIONS:
+    raise ValueError(f'{kind!r} is not one of {", ".join(AUGMENTATIONS)}')
+  image = _crop_flip(key, image, pad=pad, flip=flip)
+  if kind == 'crop_flip':
+    return image
+  if image.shape[-1] != 3:
+    raise ValueError(f"the augmentation 'imagenet' is for images of 3 channels, not "
+                     f'{image.shape[-1]}')
+  jitter_key, lighting_key = jax.random.split(jax.random.fold_in(key, 1))
+  image = colors.color_jitter(jitter_key, image.astype(jnp.float32), strength=JITTER)
+  return colors.lighting(lighting_key, image, std=LIGHTING)
+
+
+def _crop_flip(key, image, *, pad, flip):
   shift_key, flip_key = jax.random.split(key)
   batch, height, width, channels = image.shape
   if pad:
@@ -109,8 +141,9 @@ def normalize(image: jax.Array, mean: jax.Array, std: jax.Array, *,
   return ((image.astype(jnp.float32) - mean) / std).astype(dtype)
 
 
-def eval_batches(data: ArrayData,
-                 batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(data: ArrayData | StreamData, batch_size: int, *,
+                 process_index: int = 0,
+                 process_count: int = 1) -> Iterator[dict[str, np.ndarray]]:
   """Yields the data set once, in order, in batches of one shape.
 
   The last batch is filled up with zeros, which `mask` marks, so that sums
@@ -118,18 +151,30 @@ def eval_batches(data: ArrayData,
 
   Args:
     data: the split to evaluate on.
-    batch_size: number of examples in each batch.
+    batch_size: number of examples in each batch, over all processes.
+    process_index: which part of each batch to take.
+    process_count: number of parts.
 
   Yields:
-    `image` uint8 [batch_size, height, width, channels], `label` int32
-    [batch_size], and `mask` float32 [batch_size], 1 for examples and 0 for
-    filling.
+    `image` uint8 [batch_size / process_count, height, width, channels], `label` int32
+    and `mask` float32 of as many, 1 for examples and 0 for filling.
+
+  Raises:
+    ValueError: the batch cannot be divided among the processes.
   """
+  if isinstance(data, StreamData):
+    yield from data.eval_batches(batch_size, process_index=process_index,
+                                 process_count=process_count)
+    return
+  if batch_size % process_count:
+    raise ValueError(f'a batch of {batch_size} cannot be divided among {process_count} '
+                     f'processes')
+  part = batch_size // process_count
   for start in range(0, len(data), batch_size):
-    batch = {name: value[start:start + batch_size]
-             for name, value in data.arrays().items()}
+    begin = start + process_index * part
+    batch = {name: value[begin:begin + part] for name, value in data.arrays().items()}
     batch['mask'] = np.ones(len(batch['label']), np.float32)
-    missing = batch_size - len(batch['label'])
+    missing = part - len(batch['label'])
     if missing:
       batch = {name: np.concatenate(
           [value, np.zeros((missing,) + value.shape[1:], value.dtype)])

@@ -1,7 +1,6 @@
 """The handwritten digits inside scikit-learn, as a TFDS builder."""
 
 import numpy as np
-from sklearn import datasets
 import tensorflow_datasets as tfds
 
 from slim_jax.data.builders import png
@@ -60,6 +59,8 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _split_generators(self, dl_manager):
     del dl_manager
+    # Here, because it takes a second that every worker process of a stream would wait.
+    from sklearn import datasets
     digits = datasets.load_digits()
     image = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     test = test_mask(digits.target)

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from slim_jax.data import builders
 from slim_jax.data import digits
+from slim_jax.data import imagenet
 from slim_jax.data.errors import DataError
 
 # Data sets that are prepared on first use.
@@ -22,6 +23,7 @@ BUILDERS = {
     'cifar10': builders.Cifar10,
     'cifar100': builders.Cifar100,
     'svhn_cropped': builders.SvhnCropped,
+    'imagenet2012': imagenet.Imagenet2012,
 }
 
 DEFAULT_DATA_DIR = '~/tensorflow_datasets'
@@ -30,7 +32,8 @@ _OWN_DATA = (
     'To use data of your own, write a TFDS builder with the features `image` and '
     '`label`, prepare it once with '
     "`MyBuilder(data_dir=...).download_and_prepare(file_format='array_record')`, "
-    'and give its name and the same data_dir')
+    "and give its name and the same data_dir; or give a folder of images, a directory "
+    "for each class, as 'folder:/PATH'")
 
 
 def directory(name: str, *, data_dir: str = '') -> pathlib.Path:
@@ -93,6 +96,8 @@ def _find(name: str, root: pathlib.Path) -> pathlib.Path | None:
 def _prepare(name: str, root: pathlib.Path) -> None:
   """Downloads, verifies and writes a data set of `BUILDERS`."""
   manual = root / 'downloads' / 'manual' / name
+  if name == 'imagenet2012':
+    manual = _imagenet_archives(manual)
   (tfds.enable_progress_bar if sys.stderr.isatty()
    else tfds.disable_progress_bar)()
   logging.info('preparing the data set %s in %s', name, root)
@@ -123,3 +128,16 @@ def _prepare(name: str, root: pathlib.Path) -> None:
   if _find(name, root) is None:
     raise DataError(f'{builder.data_dir} holds no complete data set; remove it and '
                     f'try again')
+
+
+def _imagenet_archives(manual: pathlib.Path) -> pathlib.Path:
+  """The directory of the archives that a user has fetched: manual, or above it."""
+  for path in (manual, manual.parent):  # TFDS asks for them in the one above.
+    if all((path / file).exists() for file in imagenet.ARCHIVES):
+      return path
+  raise DataError(
+      f"the data set 'imagenet2012' is not prepared, and cannot be downloaded without "
+      f'an account. Register at {imagenet.SITE}, put {" and ".join(imagenet.ARCHIVES)} '
+      f'(148 and 6.7 GB) into {manual}, and run the same command again: it prepares the '
+      f'data set once, which needs 155 GB more and no TensorFlow. Or give the data_dir '
+      f"in which it is prepared, or, for the images in directories, 'folder:/PATH'")

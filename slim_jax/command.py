@@ -1,0 +1,58 @@
+"""What the command lines have in common: flags, and errors without a traceback."""
+
+from collections.abc import Callable
+import logging as std_logging
+import pathlib
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+from ml_collections import config_flags
+
+from slim_jax import check
+from slim_jax import checkpoint
+from slim_jax import data
+from slim_jax import loop
+from slim_jax import pipeline
+
+CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'A config such as configs/digits.py.', lock_config=True)
+WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run lives.')
+flags.mark_flags_as_required(['config', 'workdir'])
+
+# What a person can put right: shown without a traceback.
+_ERRORS = (check.ConfigError, checkpoint.CheckpointError, data.DataError,
+           loop.DivergedError, pipeline.WorkdirError)
+
+
+def run(main: Callable[[], None]) -> None:
+  """Parses the flags and calls `main`; whatever the user can mend ends with one line."""
+  def checked(argv: list[str]) -> None:
+    if len(argv) > 1:
+      raise app.UsageError(f'not a flag: {argv[1]}')
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().addFilter(_is_ours_or_serious)
+    try:
+      main()
+    except _ERRORS as error:
+      sys.exit(f'{type(error).__name__}: {error}')
+
+  app.run(checked, flags_parser=_parse_flags)
+
+
+def _parse_flags(args: list[str]) -> list[str]:
+  """Parses flags; a field that the config does not have ends without a traceback."""
+  try:
+    return app.parse_flags_with_usage(args)
+  except AttributeError as error:
+    # ml_collections wraps a KeyError that also names the nearest field.
+    cause = error.args[0]
+    text = cause.args[0] if isinstance(cause, KeyError) else str(cause)
+    sys.exit(f'ConfigError: the config has no field {text}'.replace('\n', '. '))
+
+
+def _is_ours_or_serious(record: std_logging.LogRecord) -> bool:
+  """Leaves out what the libraries underneath have to tell."""
+  ours = pathlib.Path(__file__).parent in pathlib.Path(record.pathname).parents
+  return ours or record.levelno >= std_logging.WARNING

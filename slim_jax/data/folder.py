@@ -1,0 +1,144 @@
+"""A folder of images, a directory for each class, as a data set."""
+
+from collections.abc import Sequence
+import hashlib
+import os
+import pathlib
+import types
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from slim_jax.data.errors import DataError
+
+# Names of data sets that are folders: 'folder:/path'.
+PREFIX = 'folder:'
+
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm',
+            '.pgm')
+
+_SPLITS = ('train', 'val', 'valid', 'validation', 'test')
+
+_LAYOUT = ('Lay it out as SPLIT/CLASS/IMAGE, with the splits train and val, or as '
+           "CLASS/IMAGE, with the splits 'train[:90%]' and 'train[90%:]'")
+
+
+class Folder:
+  """The images of a split of a folder, read by index.
+
+  The folder is `SPLIT/CLASS/.../IMAGE`, if it has any of the directories train, val,
+  valid, validation and test; each of those that holds directories of classes is a
+  split. Or it is `CLASS/.../IMAGE`, and all of it is the split 'train', to be used in
+  parts. Classes are numbered in the order of their names. The order of the images
+  follows from their names alone and is as good as random, so that a part such as
+  'train[90%:]' holds images of every class, always the same ones.
+
+  Args:
+    path: of the folder.
+    split: in the notation of TFDS, such as 'train', 'val[:1000]' or 'train[90%:]'.
+
+  Attributes:
+    path: absolute path of the folder.
+    class_names: names of the classes, in their order.
+
+  Raises:
+    DataError: no such folder or split, no classes, classes without images, or splits
+      that differ in their classes.
+  """
+
+  def __init__(self, path: str, *, split: str):
+    self.path = pathlib.Path(path).expanduser().resolve()
+    if not self.path.is_dir():
+      raise DataError(f'no folder {self.path}; give the directory of the images as '
+                      f"'{PREFIX}/PATH'. {_LAYOUT}")
+    there = {name: self.path / name for name in _SPLITS if (self.path / name).is_dir()}
+    # A test set without labels is often a directory of images.
+    labelled = {name: path for name, path in there.items() if _directories(path)}
+    self._splits = labelled or there or {'train': self.path}
+    self.class_names = self._classes()
+    # Names as bytes of one length: a million Python strings would be several times
+    # that, and every worker process gets a copy.
+    self._names, self._labels = self._take(split)
+    if not len(self._labels):
+      raise DataError(f'{self.path}: the split {split!r} is empty')
+
+  def __len__(self) -> int:
+    return len(self._labels)
+
+  def __getitems__(self, keys: Sequence[int]) -> list[dict[str, Any]]:
+    """Reads some images; raises DataError with the name of one that cannot be."""
+    return [self._read(os.fsdecode(self._names[key]), self._labels[key]) for key in keys]
+
+  def _read(self, name, label):
+    try:
+      image = (self.path / name).read_bytes()
+    except OSError as error:
+      raise DataError(f'{self.path / name} cannot be read: {error}') from error
+    return {'image': image, 'label': int(label), 'file_name': name}
+
+  def _classes(self):
+    """Names of the classes, which must be those of every split."""
+    found = {name: _directories(path) for name, path in self._splits.items()}
+    (first, names), *others = found.items()
+    if not any(found.values()):
+      raise DataError(f'{self.path} has no directories of classes. {_LAYOUT}')
+    for other, theirs in others:
+      if theirs != names:
+        raise DataError(
+            f'{self.path}: the classes of {first} and {other} differ. Only {first} has '
+            f'{_some(set(names) - set(theirs))}; only {other} has '
+            f'{_some(set(theirs) - set(names))}. Give both the same directories, or '
+            f'move away the split that is not used')
+    return tuple(names)
+
+  def _take(self, split):
+    """Names and labels of a split, a part of one or a sum of such."""
+    orders = {name: self._order(name) for name in self._splits
+              if name in split or 'all' in split}
+    sizes = {name: types.SimpleNamespace(num_examples=len(labels))
+             for name, (_, labels) in orders.items()}
+    try:
+      parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes)
+    except (ValueError, KeyError, AssertionError) as error:
+      raise DataError(
+          f'{self.path} has no split {split!r}. It has {", ".join(self._splits)}, and '
+          f"parts and sums of them such as '{next(iter(self._splits))}[:90%]' ({error})"
+      ) from error
+    taken = [(names[part.from_:part.to], labels[part.from_:part.to]) for part in parts
+             for names, labels in [orders[part.splitname]]]
+    names, labels = zip(*taken)
+    return np.concatenate(names), np.concatenate(labels)
+
+  def _order(self, split):
+    """Names relative to the folder, bytes [n], and labels int32 [n], in order."""
+    names, labels = [], []
+    for label, name in enumerate(self.class_names):
+      found = list(_images(self._splits[split] / name))
+      if not found:
+        raise DataError(
+            f'{self._splits[split] / name} is the directory of a class and holds no '
+            f'images ({", ".join(SUFFIXES)}); fill it or remove it')
+      names += [os.fsencode(os.path.relpath(path, self.path)) for path in found]
+      labels += [label] * len(found)
+    digests = [hashlib.blake2b(name, digest_size=8).digest() for name in names]
+    order = sorted(range(len(names)), key=lambda index: (digests[index], names[index]))
+    return np.array(names)[order], np.array(labels, np.int32)[order]
+
+
+def _directories(path):
+  return sorted(each.name for each in path.iterdir()
+                if each.is_dir() and not each.name.startswith('.'))
+
+
+def _images(directory):
+  for parent, _, files in os.walk(directory):
+    for name in files:
+      if name.lower().endswith(SUFFIXES) and not name.startswith('.'):
+        yield os.path.join(parent, name)
+
+
+def _some(names):
+  listed = sorted(names)
+  return (', '.join(listed[:5]) + (f' and {len(listed) - 5} more' if listed[5:] else '')
+          or 'nothing else')

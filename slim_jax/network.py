@@ -1,0 +1,73 @@
+"""The network of a config, full or thin: its functions, and new weights for it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+import slim_jax
+from slim_jax import initialise
+from slim_jax import models
+
+PyTree = Any
+
+
+class Network(NamedTuple):
+  """The functions of a network, of thin variables where there is a plan.
+
+  Attributes:
+    apply: `(params, batch_stats, image, key)` -> `(logits, batch_stats)`, training.
+    predict: `(variables, image)` -> logits.
+    init: `(key, image)` -> new variables; image is a shape.
+    shapes: `image` -> shapes of the variables.
+    plan: what is left of the original network, None for all of it.
+  """
+  apply: Callable[..., Any]
+  predict: Callable[..., Any]
+  init: Callable[[jax.Array, jax.ShapeDtypeStruct], PyTree]
+  shapes: Callable[[jax.ShapeDtypeStruct], PyTree]
+  plan: slim_jax.Plan | None
+
+
+def create(config: ml_collections.ConfigDict, num_classes: int,
+           plan: slim_jax.Plan | None = None) -> Network:
+  """The network of a config.
+
+  Args:
+    config: model and dtype.
+    num_classes: length of the logits.
+    plan: makes it thin.
+  """
+  model = _model(config, num_classes)
+
+  def apply(params: PyTree, batch_stats: PyTree, image: jax.Array,
+            key: jax.Array) -> tuple[jax.Array, PyTree]:
+    logits, state = model.apply(
+        {'params': params, 'batch_stats': batch_stats}, image, train=True,
+        mutable=['batch_stats'], rngs={'dropout': key})
+    return logits, state['batch_stats']
+
+  def predict(variables: PyTree, image: jax.Array) -> jax.Array:
+    return model.apply(variables, image, train=False)
+
+  def init(key: jax.Array, image: jax.ShapeDtypeStruct) -> PyTree:
+    return initialise.initialise(model, image, key=key, plan=plan)
+
+  def shapes(image: jax.ShapeDtypeStruct) -> PyTree:
+    full = initialise.shapes(model, image)
+    return full if plan is None else plan.slice(full)
+
+  if plan is not None:
+    apply = slim_jax.thin(apply, plan, ins=('params', 'batch_stats', None, None),
+                          outs=(None, 'batch_stats'))
+    predict = slim_jax.thin(predict, plan)
+  return Network(apply, predict, init, shapes, plan)
+
+
+def _model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
+  arguments = {name: value for name, value in config.model.items() if name != 'name'}
+  return models.create(config.model.name, num_classes=num_classes,
+                       dtype=jnp.dtype(config.dtype), **arguments)

@@ -1,0 +1,59 @@
+"""Plots of studies, as files."""
+
+from collections.abc import Mapping, Sequence
+import pathlib
+
+from matplotlib import figure
+import numpy as np
+
+# Stages before pruning do not depend on what is removed: a level, not a curve.
+_LEVELS = {'baseline': 'unpruned, no L1', 'sparse': 'unpruned, with L1'}
+
+
+def errors(points: Sequence[tuple[float, Mapping[str, float]]], path: pathlib.Path, *,
+           name: str) -> None:
+  """Draws the error of each stage against what varies.
+
+  Args:
+    points: (value, error in per cent by stage); of equal values the mean is drawn, too.
+    path: of the PNG.
+    name: of what varies.
+  """
+  picture = figure.Figure(figsize=(6, 4), layout='constrained')
+  axes = picture.subplots()
+  stages = list(dict.fromkeys(stage for _, found in points for stage in found))
+  for number, stage in enumerate(stages):
+    x, y = np.array([(x, found[stage]) for x, found in points if stage in found]).T
+    color = f'C{number}'
+    if stage in _LEVELS:
+      axes.axhline(y.mean(), color=color, linestyle='--', label=_LEVELS[stage])
+      continue
+    values = np.unique(x)
+    axes.plot(values, [y[x == value].mean() for value in values], color=color, label=stage)
+    axes.plot(x, y, 'o', color=color, markersize=4)
+  # Without fine-tuning a network may guess; that must not flatten all other curves.
+  others = [y for _, found in points for stage, y in found.items() if stage != 'pruned']
+  highest = max(y for _, found in points for y in found.values())
+  top = min(1.05 * highest, 2 * max(others, default=highest)) or 1
+  axes.set(xlabel=name, ylabel='test error, %', ylim=(0, top))
+  axes.grid(alpha=0.3)
+  axes.legend()
+  picture.savefig(path, dpi=150)
+
+
+def histograms(values: Mapping[str, np.ndarray], path: pathlib.Path, *, name: str) -> None:
+  """Draws a histogram for each name, side by side on the same bins.
+
+  Args:
+    values: float [n] by title.
+    path: of the PNG.
+    name: of the values.
+  """
+  picture = figure.Figure(figsize=(3 * max(len(values), 1), 3), layout='constrained')
+  grid = picture.subplots(1, max(len(values), 1), squeeze=False, sharey=True)
+  highest = max((array.max(initial=0) for array in values.values()), default=0) or 1
+  for axes, (title, array) in zip(grid[0], values.items()):
+    axes.hist(array, bins=np.linspace(0, highest, 51))
+    axes.set(title=title, xlabel=name, yscale='log')
+  grid[0][0].set_ylabel('channels')
+  picture.savefig(path, dpi=150)

@@ -1,0 +1,61 @@
+"""Which stages a config asks for, and which of its fields each depends on."""
+
+from typing import Any
+
+import ml_collections
+
+from slim_jax.workdir import Stage
+from slim_jax.workdir import Workdir
+
+# Fields that may change between two calls of a run: where data and checkpoints are, what is seen
+# of it, what it runs on, and which networks are trained from new weights to compare with.
+HARMLESS = ('data_dir', 'workers', 'devices', 'eval_batch_size', 'eval_every_epochs',
+            'log_every_steps', 'checkpoint_every_epochs', 'keep_checkpoints', 'scratch')
+
+# Fields and sections that no stage depends on before the one that is named.
+LATER = {
+    'sparse': ('train.strength', 'train.pull'),
+    'pruned': ('prune',),
+    'finetuned': ('finetune',),
+}
+
+
+def of(config: ml_collections.ConfigDict) -> list[Stage]:
+  """The stages of a run, in order."""
+  result = [Stage(0, 'baseline')] if config.baseline_epochs else []
+  for number in range(1, config.passes + 1):
+    result += [Stage(number, 'sparse'), Stage(number, 'pruned')]
+    if config.finetune.epochs:
+      result.append(Stage(number, 'finetuned'))
+  scratch = {'scratch-e': config.scratch.e, 'scratch-b': config.scratch.b}
+  return result + [Stage(config.passes, name) for name, wanted in scratch.items() if wanted]
+
+
+def previous(config: ml_collections.ConfigDict, stage: Stage) -> Stage | None:
+  """The stage whose network this one starts from; None for new weights."""
+  if stage.number == 0 or stage == Stage(1, 'sparse') or stage.is_scratch:
+    return None
+  order = of(config)
+  return order[order.index(stage) - 1]
+
+
+def depends(stage: str, field: str) -> bool:
+  """Whether 'baseline', or a stage of the first pass, depends on a dotted field."""
+  order = ['baseline', *LATER]
+  later = [*HARMLESS, *(name for after in order[order.index(stage) + 1:]
+                        for name in LATER[after])]
+  return not any(f'{field}.'.startswith(f'{name}.') for name in later)
+
+
+def unused_fields(config: ml_collections.ConfigDict, workdir: Workdir,
+                  records: list[dict[str, Any]]) -> tuple[str, ...]:
+  """Fields and sections of the config that nothing that is there depends on."""
+  # The model is chosen among the checkpoints.
+  free = [name for name in HARMLESS
+          if not (name == 'checkpoint_every_epochs' and config.valid_split)]
+  for name, fields in LATER.items():
+    # What has been pruned is done again in no time: only a complete stage counts.
+    begun = name != 'pruned' and workdir.checkpoints(Stage(1, name)).exists()
+    if not begun and not any(record['stage'] == name for record in records):
+      free += fields
+  return tuple(free)

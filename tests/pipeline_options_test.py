@@ -1,0 +1,206 @@
+"""What a config can ask for besides: model choice, new weights, tied channels, streams."""
+
+import json
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+import config_test
+import slim_jax
+from slim_jax import check
+from slim_jax import checkpoint
+from slim_jax import data
+from slim_jax import feed
+from slim_jax import network
+from slim_jax import pipeline
+from slim_jax import report
+from slim_jax import tree
+
+TINY = {
+    'train_split': 'train[:256]', 'test_split': 'test[:100]', 'eval_batch_size': 100,
+    'model.widths': (6, 'M', 6), 'baseline_epochs': 3, 'train.epochs': 2, 'train.pull': 1.5,
+    'prune.fraction': 0.4, 'prune.min_channels': 1, 'finetune.epochs': 2,
+    'checkpoint_every_epochs': 1, 'keep_checkpoints': 1, 'devices': 1,
+    'batch_size': 64, 'base_batch_size': 32, 'valid_split': 'train[256:320]+test[100:120]',
+    'scratch.e': True, 'scratch.b': True}
+
+
+def make_config(**changes):
+  config = config_test.load('digits').get_config()
+  config.update_from_flattened_dict({**TINY, **changes})
+  return config
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  config = make_config(data_dir=str(tmp_path_factory.mktemp('tfds')))
+  workdir = tmp_path_factory.mktemp('run')
+  return config, workdir, {row['stage']: row for row in pipeline.run(config, workdir)}
+
+
+def variables_of(workdir, stage):
+  arrays = checkpoint.read(workdir / 'checkpoints' / stage)
+  return {name: arrays[name] for name in ('params', 'batch_stats')}
+
+
+def lines_of(workdir, stage):
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  return [line for line in lines if line['stage'] == stage]
+
+
+def test_pull_decides_the_strength(finished):
+  _, _, rows = finished
+  sparse = rows['sparse']
+  assert sparse['pull'] == pytest.approx(1.5) and sparse['start'] == 0.5
+  # 8 steps, twice the learning rate: 4 at 0.2, 2 at 0.02 and 2 at 0.002.
+  assert sparse['strength'] * 10 * 0.844 > 1.5 > sparse['strength'] * 0.844
+  assert sparse['warning'] == '' and 0 <= sparse['small_scales'] <= 1
+
+
+def test_learning_rate_follows_the_batch_size(finished):
+  _, workdir, _ = finished
+  assert [line['learning_rate'] for line in lines_of(workdir, 'baseline')] == (
+      pytest.approx([0.2, 0.02, 0.002]))
+
+
+def test_model_is_the_best_on_the_validation_split(finished):
+  config, workdir, rows = finished
+  for stage in ('baseline', 'finetuned', 'scratch-e'):
+    accuracy = [line['valid_accuracy'] for line in lines_of(workdir, stage)]
+    best = max(range(len(accuracy)), key=lambda i: (accuracy[i], i)) + 1
+    assert rows[stage]['best_epoch'] == best
+  assert 'best_epoch' not in rows['sparse'] and 'best_epoch' not in rows['pruned']
+  assert 'valid_accuracy' not in lines_of(workdir, 'sparse')[0]
+
+  # What is reported is that model, and the next stage would start from it.
+  train_data, test = (data.load('digits', data_dir=config.data_dir, split=split)
+                      for split in (config.train_split, config.test_split))
+  net = network.create(config, 10)
+  image = data.normalize(test.image, train_data.mean, train_data.std)
+  logits = net.predict(variables_of(workdir, '0-baseline'), image)
+  assert np.mean(np.argmax(logits, -1) == test.label) == (
+      pytest.approx(rows['baseline']['accuracy']))
+
+
+def test_table_names_the_best(finished):
+  _, _, rows = finished
+  table = report.table(list(rows.values()))
+  stages = list(table.columns[1].cells)
+  assert stages[0] == f"baseline (best, epoch {rows['baseline']['best_epoch']})"
+  assert stages[1] == 'sparse'
+
+
+def test_scratch_trains_the_thin_network_from_new_weights(finished):
+  _, workdir, rows = finished
+  assert list(rows) == ['baseline', 'sparse', 'pruned', 'finetuned', 'scratch-e', 'scratch-b']
+  for name in ('scratch-e', 'scratch-b'):
+    assert [rows[name][k] for k in ('params', 'macs', 'widths')] == [
+        rows['pruned'][k] for k in ('params', 'macs', 'widths')]
+  assert len(lines_of(workdir, 'scratch-e')) == 2
+  assert len(lines_of(workdir, 'scratch-b')) == round(
+      2 * rows['baseline']['macs'] / rows['pruned']['macs']) > 2
+  a, b = (variables_of(workdir, f'1-scratch-{letter}') for letter in 'eb')
+  assert jax.tree.map(np.shape, a) == jax.tree.map(np.shape, b)
+  assert not np.array_equal(a['params']['Conv_0']['kernel'], b['params']['Conv_0']['kernel'])
+
+
+def test_load_and_changes_leave_scratch_aside(finished):
+  config, workdir, rows = finished
+  _, variables = slim_jax.load(workdir)
+  jax.tree.map(np.testing.assert_array_equal, variables, variables_of(workdir, '1-finetuned'))
+  with config.unlocked():
+    config = make_config(data_dir=config.data_dir, **{'scratch.b': False})
+  assert {row['stage']: row for row in pipeline.run(config, workdir)} == rows
+
+
+@pytest.mark.parametrize('tied', ['sum', 'max'])
+def test_tied_channels_go_together_in_every_pass(tied):
+  config = make_config(**{'prune.tied': tied})
+  with config.unlocked():
+    config.model = {'name': 'resnet', 'blocks': (2, 2), 'width': 4}
+  image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+  original = net = network.create(config, 10)
+  random = np.random.RandomState(0)
+
+  def shuffled(variables):
+    return tree.map_with_path(
+        lambda path, x: random.rand(*x.shape).astype(np.float32) + 0.01, variables)
+
+  before = shuffled(net.shapes(image))
+  widths = []
+  for _ in range(2):
+    dead = pipeline.select_dead(net, before, image, **config.prune)
+    plan = slim_jax.plan(original.predict, original.shapes(image), image,
+                         dead=net.plan.lift(dead) if net.plan else dead)
+    net = network.create(config, 10, plan)
+    before = shuffled(net.shapes(image))
+    thin = tree.flatten(before)
+    # The stream itself gets thin: all that is added to it has as many channels.
+    out = [thin['params', f'Block_{block}', name, 'kernel'].shape[-1]
+           for stage in ((0, 1), (2, 3)) for block, name in zip((stage[0], *stage), (
+               'projection', 'Conv_2', 'Conv_2'))]
+    assert out == [out[0]] * 3 + [out[3]] * 3
+    widths.append((out[0], out[3]))
+  assert np.all(np.diff([(16, 32), *widths], axis=0) < 0), widths
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """Photographs of two classes and several sizes."""
+  path, random = tmp_path_factory.mktemp('photos'), np.random.RandomState(0)
+  for split, count in (('train', 12), ('val', 5)):
+    for label, name in enumerate(('dark', 'light')):
+      (path / split / name).mkdir(parents=True)
+      for i in range(count):
+        pixels = random.randint(0, 128, (20 + i, 30, 3)) + 127 * label
+        PIL.Image.fromarray(pixels.astype(np.uint8)).save(path / split / name / f'{i}.png')
+  return path
+
+
+def make_stream_config(folder):
+  return make_config(**{
+      'dataset': f'folder:{folder}', 'image_size': 16, 'train_split': 'train',
+      'test_split': 'val', 'valid_split': '', 'batch_size': 8, 'base_batch_size': 0,
+      'augment.kind': 'imagenet', 'augment.pad': 0, 'augment.flip': True,
+      'baseline_epochs': 0, 'finetune.epochs': 0, 'scratch.e': False, 'scratch.b': False})
+
+
+def test_photographs_are_streamed(folder, tmp_path):
+  records = pipeline.run(make_stream_config(folder), tmp_path)
+  assert [row['stage'] for row in records] == ['sparse', 'pruned']
+  lines = lines_of(tmp_path, 'sparse')
+  assert [line['step'] for line in lines] == [3, 6]
+  apply, variables = slim_jax.load(tmp_path)
+  assert apply(variables, np.zeros((2, 16, 16, 3), np.uint8)).shape == (2, 2)
+
+
+def test_stream_continues_where_it_stopped(folder):
+  config = make_stream_config(folder)
+  train_data = data.load(config.dataset, split='train', image_size=16)
+  batches = feed.create(train_data, config, key=jax.random.key(0))
+  whole = [jax.device_get(part) for _, part in zip(range(5), batches.steps(0))]
+  rest = [jax.device_get(part) for _, part in zip(range(2), batches.steps(3))]
+  assert whole[0]['image'].shape == (1, 8, 16, 16, 3)
+  jax.tree.map(np.testing.assert_array_equal, whole[3:], rest)
+
+
+def test_splits_must_belong_together(folder):
+  config = make_stream_config(folder)
+  one = data.load(config.dataset, split='train', image_size=16)
+  other = data.load(config.dataset, split='val', image_size=24)
+  with pytest.raises(check.ConfigError, match=r"test_split='val' \(24, 24, 3\)"):
+    check.check_data(config, one, other, 'test_split')
+
+
+def test_batches_are_the_same_on_any_number_of_devices(finished):
+  config, _, _ = finished
+  train_data = data.load('digits', data_dir=config.data_dir, split='train[:256]')
+  seen = []
+  for count in (1, 4):
+    config = make_config(devices=count)
+    part = next(feed.create(train_data, config, key=jax.random.key(0)).steps(5))
+    assert part.sharding.num_devices == count and part.shape == (count, 256 // count)
+    seen.append(sorted(np.asarray(part)[:, 64 // count:128 // count].ravel()))
+  assert seen[0] == seen[1]
