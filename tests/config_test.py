@@ -107,7 +107,7 @@ def test_nothing_is_read_with_a_default():
     ({'augment.pad': -1}, 'config.augment.pad=-1 must not be negative'),
     ({'augment.kind': 'crop'}, "config.augment.kind='crop' is not one of crop_flip, imagenet"),
     ({'train.pull': -1.0}, 'config.train.pull=-1.0 must not be negative'),
-    ({'prune.tied': 'mean'}, "config.prune.tied='mean' must be '' "),
+    ({'prune.tied': 'min'}, "config.prune.tied='min' must be '' "),
     ({'devices': 9}, 'config.devices=9 must lie between 0, for all, and 8'),
     ({'devices': 3}, 'config.batch_size=64 must be a multiple of the 3 devices'),
     ({'base_batch_size': -1}, 'config.base_batch_size=-1 must not be negative'),
