@@ -202,7 +202,7 @@ def _equinox(variables: Any) -> dict[Path, list[Path]]:
     return {path: node for path, node in tree.flatten(variables, is_leaf=is_it).items()
             if is_it(node)}
 
-  modules = nodes('BatchNorm')
+  modules, leaves = nodes('BatchNorm'), tree.flatten(variables)
   places: dict[Any, Path] = {}
   for path, state in nodes('State').items() if modules else ():
     places.update((marker, path + (str(i),)) for i, marker in enumerate(state.tree_flatten()[1]))
@@ -210,7 +210,7 @@ def _equinox(variables: Any) -> dict[Path, list[Path]]:
   for path, module in modules.items():
     indices = [index for index in vars(module).values() if hasattr(index, 'marker')]
     roots = [places[index.marker] for index in indices if index.marker in places]
-    found[path] = [leaf for leaf in tree.flatten(variables) if leaf[:-1] in roots or leaf in roots]
+    found[path] = [leaf for leaf in leaves if leaf[:-1] in roots or leaf in roots]
   return found
 
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 
 from slim_jax import batch_norms, tree
@@ -67,7 +66,7 @@ def select_global(variables: Any, *, fraction: float, min_channels: int = 0,
     spare = int(len(label) * max_fraction)
     spare = max(0, min(spare, len(label) - min_channels))
     goes[_excess(score, goes, label, spare)] = False
-  return _with_none(variables, {path: goes[label] for path, label in labels.items()})
+  return tree.like(variables, {path: goes[label] for path, label in labels.items()})
 
 
 def _by_channel(leaf: Any) -> np.ndarray:
@@ -79,16 +78,15 @@ def _by_channel(leaf: Any) -> np.ndarray:
 
 def _labels(scales: dict[tree.Path, np.ndarray], tied: Any) -> dict[tree.Path, np.ndarray]:
   """For each layer the number of the decision that each channel belongs to, [channels]."""
+  ends = np.cumsum([len(scale) for scale in scales.values()])
   if tied is None:
-    ends = np.cumsum([0, *(len(scale) for scale in scales.values())])
-    return {path: np.arange(a, b) for path, a, b in zip(scales, ends, ends[1:])}
+    return dict(zip(scales, np.split(np.arange(ends[-1]), ends[:-1])))
   given = tree.flatten(tied)
   for path, scale in scales.items():
     found = np.shape(given[path]) if path in given else 'nothing'
     if found != (len(scale),):
       raise ValueError(f'tied must have int[{len(scale)}] at {tree.show(path)}, it has {found}')
   _, dense = np.unique(np.concatenate([given[path] for path in scales]), return_inverse=True)
-  ends = np.cumsum([len(scale) for scale in scales.values()])
   return dict(zip(scales, np.split(dense, ends[:-1])))
 
 
@@ -119,9 +117,3 @@ def _excess(score: np.ndarray, goes: np.ndarray, label: np.ndarray, most: int) -
   """
   order = [i for i in np.argsort(score[label], kind='stable') if goes[label[i]]]
   return label[order[most:]]
-
-
-def _with_none(variables: Any, dead: dict[tree.Path, np.ndarray]) -> Any:
-  """A tree like `variables` with the vectors at their paths and None elsewhere."""
-  vectors = [dead.get(path) for path in tree.flatten(variables)]
-  return jax.tree.unflatten(jax.tree.structure(variables), vectors)

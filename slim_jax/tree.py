@@ -41,6 +41,11 @@ def map_with_path(f: Callable[[Path, Any], Any], tree: Any) -> Any:
   return jax.tree_util.tree_map_with_path(lambda k, leaf: f(path_of(k), leaf), tree)
 
 
+def like(tree: Any, leaves: Mapping[Path, Any]) -> Any:
+  """A tree of the same structure with these leaves, None where there is none."""
+  return jax.tree.unflatten(jax.tree.structure(tree), [leaves.get(path) for path in flatten(tree)])
+
+
 def spread(prefix: Any, tree: Any, *, name: str) -> list[Any]:
   """The leaf of a prefix tree that stands over each leaf of `tree`, as `vmap` reads `in_axes`.
 

@@ -1,16 +1,15 @@
 """The law, for the models of the paper: thin equals masked, in float64."""
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import laws
 import slim_jax
 from slim_jax import models
 from slim_jax import tree
-
-TOLERANCE = 1e-10
+from zoo import linen
 
 CASES = {
     'preresnet': (models.PreResNet(num_classes=5, depth=20, width=4, dtype=jnp.float64),
@@ -43,46 +42,6 @@ def _variables(model, shape, seed=0):
   return tree.map_with_path(fill, shapes)
 
 
-def _close(got, want, what):
-  got, want = tree.flatten(got), tree.flatten(want)
-  assert got.keys() == want.keys(), what
-  size = max(float(np.abs(leaf).max(initial=0)) for leaf in want.values())
-  for path, leaf in want.items():
-    np.testing.assert_allclose(got[path], leaf, rtol=TOLERANCE, atol=TOLERANCE * size,
-                               err_msg=f'{what}: {tree.show(path)}')
-
-
-def _check(model: nn.Module, variables, x, dead):
-  """Inference, training with its statistics, gradients; returns the plan."""
-  masked = slim_jax.mask(variables, dead)
-
-  def infer(variables, x):
-    return model.apply(variables, x, train=False)
-
-  def train(variables, x, key):
-    return model.apply(variables, x, train=True, mutable=['batch_stats'],
-                       rngs={'dropout': key})
-
-  plan = slim_jax.plan(infer, variables, x, dead=dead)
-  thin_variables = plan.slice(variables)
-  got = jax.jit(slim_jax.thin(infer, plan))(thin_variables, x)
-  _close({'logits': got}, {'logits': jax.jit(infer)(masked, x)}, 'inference')
-
-  def gradients(f, variables):
-    def loss(params):
-      logits, state = f(variables | {'params': params}, x, jax.random.key(1))
-      return jnp.sum(jnp.cos(jnp.arange(logits.size).reshape(logits.shape)) * logits), state
-    return jax.jit(jax.grad(loss, has_aux=True))(variables['params'])
-
-  thin_train = slim_jax.thin(train, plan, outs=(None, {'batch_stats': 'batch_stats'}))
-  grads, state = gradients(thin_train, thin_variables)
-  full_grads, full_state = gradients(train, masked)
-  _close(state['batch_stats'], plan['batch_stats'].slice(full_state['batch_stats']),
-         'statistics')
-  _close(grads, plan['params'].slice(full_grads), 'gradients')
-  return plan
-
-
 @pytest.mark.parametrize('name, emptied', [
     ('preresnet', ('Bottleneck_3', 'BatchNorm_1')),
     ('densenet', ('BatchNorm_1',)),
@@ -99,7 +58,7 @@ def test_thin_is_masked(x64, name, emptied):
   emptied = ('params', *emptied, 'scale')
   dead = tree.map_with_path(lambda path, v: np.ones_like(v) if path == emptied else v, dead)
   x = jax.random.normal(jax.random.key(2), shape, jnp.float64)
-  plan = _check(model, variables, x, dead)
+  plan = laws.check(linen.functions(model, x)._replace(variables=variables), dead, 1e-11)
   thin, full = plan.slice(variables)['params'], variables['params']
   assert sum(leaf.size for leaf in jax.tree.leaves(thin)) < 0.8 * sum(
       leaf.size for leaf in jax.tree.leaves(full))

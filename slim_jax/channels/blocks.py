@@ -89,6 +89,13 @@ def union(a: Block, b: Block) -> Block:
   return block(map(either, a.axes, b.axes))
 
 
+def along(held: Block, axis: int, index_set: Axis) -> Block:
+  """The block with the index set of one axis replaced."""
+  if held.empty:
+    return held
+  return block(index_set if i == axis else a for i, a in enumerate(held.axes))
+
+
 def contains(a: Block, b: Block) -> bool:
   """Whether every element of `b` is in `a`."""
   return same(union(a, b), a)

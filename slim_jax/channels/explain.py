@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+
 from slim_jax.channels import blocks
 from slim_jax.channels.analysis import Analysis
-from slim_jax.channels.blocks import Block
 from slim_jax.channels.rule import RULES
 from slim_jax.jaxprs import Equation, Program, primitives as p
 from slim_jax.tree import Path
@@ -67,12 +68,12 @@ class _Walk:
     self.found = found
     self.ends: dict[_Place, _End] = {}
     self.outputs = set(program.outputs)
-    self.last: dict[int, list[int]] = {}  # readers of each value
+    self.readers: dict[int, list[int]] = {}  # of each value, in order
     self.moving = set(data)  # values that depend on the data
     for k, (eqn, reads) in enumerate(zip(program.equations, found.reads, strict=True)):
       if reads is not None:
         for number in dict.fromkeys(eqn.inputs):
-          self.last.setdefault(number, []).append(k)
+          self.readers.setdefault(number, []).append(k)
       if self.moving.intersection(eqn.inputs):
         self.moving.update(eqn.outputs)
 
@@ -98,7 +99,7 @@ class _Walk:
     if number in self.outputs:
       return _End('reaches the output', '')
     # The last reader is nearest to the output: a stream is followed to its end.
-    for k in reversed(self.last.get(number, [])):
+    for k in reversed(self.readers.get(number, [])):
       eqn, reads = self.program.equations[k], self.found.reads[k]
       for operand, (i, read) in enumerate(zip(eqn.inputs, reads, strict=True)):
         if i == number and not read.empty and read.axes[axis] is None:
@@ -121,15 +122,8 @@ class _Walk:
                   for b, n in enumerate(aval.shape) if n > 1 and live[r].axes[b] is None]
     # Most operations keep position or size: those are tried first.
     for r, b, n in sorted(candidates, key=lambda c: (c[2] != size, c[1] != axis)):
-      fewer = live[:r] + [_without_first(live[r], b, n)] + live[r + 1:]
+      fewer = live[:r] + [blocks.along(live[r], b, np.arange(n) > 0)] + live[r + 1:]
       read = RULES[eqn.primitive].reads(eqn, facts, fewer)[operand]
       if read.empty or read.axes[axis] is not None:
         return eqn.outputs[r], b
     return None
-
-
-def _without_first(block: Block, axis: int, size: int) -> Block:
-  """The block without index 0 of an axis that is whole."""
-  left = blocks.vector(None, size)
-  left[0] = False
-  return Block((*block.axes[:axis], left, *block.axes[axis + 1:]))

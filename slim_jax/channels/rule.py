@@ -78,6 +78,16 @@ def cut(results: list[Any], eqn: Equation, have: list[Block], live: list[Block])
           for r, h, l, a in zip(results, have, live, eqn.out_avals, strict=True)]
 
 
+def untouched(reads: list[Block], live: list[Block]) -> bool:
+  """Whether nothing is cut: the operation can run as it is."""
+  return all(block.is_whole for block in [*reads, *live])
+
+
+def wanted(live: list[Block]) -> list[Block | None]:
+  """None for what is empty, as `present` and `restore` take it."""
+  return [None if block.empty else block for block in live]
+
+
 def present(items: Sequence[Any], by: Sequence[Any]) -> list[Any]:
   """The items at whose place `by` is not None: what can pass through a transformation."""
   return [item for item, flag in zip(items, by, strict=True) if flag is not None]

@@ -50,7 +50,7 @@ def streams(f: Callable[..., Any], variables: Any, *args: Any, scales: Any = Non
   groups = ties.groups()
   chosen = batch_norms.chosen(variables, scales)
   labels = {path: groups[of_leaf[path][batch_norms.channel_axis(leaves[path])]] for path in chosen}
-  return jax.tree.unflatten(jax.tree.structure(variables), [labels.get(path) for path in leaves])
+  return tree.like(variables, labels)
 
 
 class _Ties:
@@ -112,7 +112,7 @@ def _index_maps(eqn: Equation, facts: list[Fact]) -> Iterator[tuple[_Place, _Pla
 
       def read(half: np.ndarray, r=r, axis=axis) -> list[Block]:
         live = [blocks.nothing()] * len(eqn.out_avals)
-        live[r] = blocks.block(half if i == axis else None for i in range(len(aval.shape)))
+        live[r] = blocks.along(blocks.whole(len(aval.shape)), axis, half)
         return RULES[eqn.primitive].reads(eqn, facts, live)
 
       places = [(i, j) for i, block in enumerate(read(np.arange(n) > 0)) if not block.empty

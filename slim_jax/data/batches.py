@@ -14,6 +14,7 @@ import numpy as np
 
 from slim_jax.data import colors
 from slim_jax.data.load import ArrayData
+from slim_jax.data.stream import part_size
 from slim_jax.data.stream import StreamData
 
 # What `augment` can do. The figures of 'imagenet' are those of the network slimming
@@ -166,10 +167,7 @@ def eval_batches(data: ArrayData | StreamData, batch_size: int, *,
     yield from data.eval_batches(batch_size, process_index=process_index,
                                  process_count=process_count)
     return
-  if batch_size % process_count:
-    raise ValueError(f'a batch of {batch_size} cannot be divided among {process_count} '
-                     f'processes')
-  part = batch_size // process_count
+  part = part_size(batch_size, process_count)
   for start in range(0, len(data), batch_size):
     begin = start + process_index * part
     batch = {name: value[begin:begin + part] for name, value in data.arrays().items()}

@@ -105,7 +105,7 @@ class StreamData:
     if not 0 < batch_size <= len(self):
       raise ValueError(f'a batch of {batch_size} is larger than the data set of '
                        f'{len(self)} examples')
-    part = _part(batch_size, process_count)
+    part = part_size(batch_size, process_count)
     crop = functools.partial(_train_example, size=self.image_size)
     # The generator of a crop is seeded by the place of its image among those of all
     # epochs and processes.
@@ -135,7 +135,7 @@ class StreamData:
       ValueError: the batch is not divisible.
       DataError: an image cannot be read or decoded, or a worker process is gone.
     """
-    part = _part(batch_size, process_count)
+    part = part_size(batch_size, process_count)
     filled = -(-len(self) // batch_size) * batch_size
     example = functools.partial(_eval_example, records=self.records, size=self.image_size)
     batches = grain.MapDataset.range(filled).map(example).batch(part)
@@ -193,7 +193,8 @@ def _closing(iterator, stream):
     iterator.close()
 
 
-def _part(batch_size, process_count):
+def part_size(batch_size: int, process_count: int) -> int:
+  """Images of a batch that each process takes; ValueError if it cannot be divided."""
   if batch_size < 1 or batch_size % process_count:
     raise ValueError(f'a batch of {batch_size} cannot be divided among {process_count} '
                      f'processes')

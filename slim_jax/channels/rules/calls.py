@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from slim_jax import jaxprs
-from slim_jax.channels import analysis, blocks
+from slim_jax.channels import analysis, blocks, rule
 from slim_jax.channels.analysis import Analysis
 from slim_jax.channels.blocks import Block
 from slim_jax.channels.rule import (
@@ -110,17 +110,17 @@ def _custom_jvp_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> li
 
 def _custom_jvp_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
                          *arrays: Any) -> list[Any]:
-  if all(block.is_whole for block in [*reads, *live]):
+  if rule.untouched(reads, live):
     return jaxprs.bind(eqn, *arrays)
   body = _thin(_body(eqn), facts, reads, live)
-  wanted = [None if block.empty else block for block in live]
+  wanted = rule.wanted(live)
 
   @jax.custom_jvp
   def thin(*operands):
     return present(body(*restore(operands, arrays)), wanted)
 
   @thin.defjvp
-  def rule(primals, tangents):  # pylint: disable=unused-variable
+  def derivative(primals, tangents):  # pylint: disable=unused-variable
     program, moving, turning = jaxprs.once(eqn, _derivative, plain=False)
     inner = _thin(program, _with_tangents(facts, moving), reads + present(reads, moving),
                   live + present(live, turning))
@@ -208,7 +208,7 @@ def _custom_vjp_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], l
     have = [blocks.whole(len(a.shape)) for a in eqn.out_avals]
     return cut(jaxprs.bind(eqn, *arrays), eqn, have, live)
   body = _thin(_body(eqn), facts, reads, live)
-  wanted = [None if block.empty else block for block in live]
+  wanted = rule.wanted(live)
 
   @jax.custom_vjp
   def thin(*operands):
@@ -236,7 +236,7 @@ register([p.custom_vjp_call_p],
 def _remat_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
                     *arrays: Any) -> list[Any]:
   body = _thin(_body(eqn), facts, reads, live)
-  wanted = [None if block.empty else block for block in live]
+  wanted = rule.wanted(live)
 
   def thin(*operands):
     return present(body(*restore(operands, arrays)), wanted)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jax import lax
 
 from slim_jax import jaxprs
-from slim_jax.channels import analysis, blocks
+from slim_jax.channels import analysis, blocks, rule
 from slim_jax.channels.analysis import Analysis
 from slim_jax.channels.blocks import Block
 from slim_jax.channels.rule import FULL_WIDTH, Fact, Rule, cut, present, register, restore
@@ -27,6 +27,11 @@ def _settle(start: list[Block], step: Callable[[list[Block]], list[Block]]) -> l
     if all(blocks.same(a, b) for a, b in zip(start, grown, strict=True)):
       return start
     start = grown
+
+
+def _three(items: list[Any], first: int, second: int) -> tuple[list[Any], list[Any], list[Any]]:
+  """The first so many, the next so many, and the rest."""
+  return items[:first], items[first:first + second], items[first + second:]
 
 
 def _unstack(block: Block) -> Block:
@@ -50,8 +55,7 @@ class _Scan(NamedTuple):
 
   def parts(self, items: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
     """Constants, carry and stacked operands."""
-    first, second = self.constants, self.constants + self.carried
-    return items[:first], items[first:second], items[second:]
+    return _three(items, self.constants, self.carried)
 
 
 def _scan(eqn: Equation) -> _Scan:
@@ -106,7 +110,7 @@ def _scan_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Blo
 
 def _scan_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
                    *arrays: Any) -> list[Any]:
-  if all(block.is_whole for block in [*reads, *live]):
+  if rule.untouched(reads, live):
     return jaxprs.bind(eqn, *arrays)
   scan = _scan(eqn)
   found, carry = _scan_analysis(eqn, facts, live)
@@ -114,7 +118,7 @@ def _scan_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: l
   have = constant_reads + carry + [_unstack(r) for r in stacked_reads]
   demands = carry + [_unstack(l) for l in live[scan.carried:]]
   constants, start, stacked = scan.parts(list(arrays))
-  wanted = [None if demand.empty else demand for demand in demands]
+  wanted = rule.wanted(demands)
   carry_wanted, slices_wanted = wanted[:scan.carried], wanted[scan.carried:]
 
   def step(carried, slices):
@@ -146,8 +150,7 @@ class _While(NamedTuple):
 
   def parts(self, items: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
     """Constants of the condition, constants of the body, carry."""
-    first, second = self.condition_constants, self.condition_constants + self.body_constants
-    return items[:first], items[first:second], items[second:]
+    return _three(items, self.condition_constants, self.body_constants)
 
 
 def _while(eqn: Equation) -> _While:
@@ -211,7 +214,7 @@ def _while_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Bl
 
 def _while_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
                     *arrays: Any) -> list[Any]:
-  if _is_batched(eqn) or all(block.is_whole for block in [*reads, *live]):
+  if _is_batched(eqn) or rule.untouched(reads, live):
     return FULL_WIDTH.evaluate(eqn, facts, reads, live, *arrays)
   loop = _while(eqn)
   condition, body, carry = _while_analyses(eqn, facts, live)
@@ -260,10 +263,10 @@ def _cond_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Blo
 
 def _cond_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
                    *arrays: Any) -> list[Any]:
-  if all(block.is_whole for block in [*reads, *live]):
+  if rule.untouched(reads, live):
     return jaxprs.bind(eqn, *arrays)
   index, *operands = arrays
-  wanted = [None if l.empty else l for l in live]
+  wanted = rule.wanted(live)
 
   def thin(branch: Program, found: Analysis) -> Callable[..., list[Any]]:
     def run(*given):

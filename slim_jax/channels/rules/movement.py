@@ -60,7 +60,7 @@ def _permute_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
   support, axis, index = facts[0].support, eqn.params['axis'], eqn.params['index']
   if support.empty or support.axes[axis] is None:
     return [support]
-  return [_with_axis(support, axis, support.axes[axis][index])]
+  return [blocks.along(support, axis, support.axes[axis][index])]
 
 
 def _permute_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
@@ -70,7 +70,7 @@ def _permute_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[
     return [live[0]]
   read = np.zeros(len(index), bool)
   read[index[live[0].axes[axis]]] = True
-  return [_with_axis(live[0], axis, read)]
+  return [blocks.along(live[0], axis, read)]
 
 
 def _permute_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
@@ -87,10 +87,6 @@ def _permute_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live
   places = (np.cumsum(held) - 1)[index[live[0].axes[axis]]].astype(np.int32)
   at = (slice(None),) * axis + (places,)
   return [jnp.asarray(x).at[at].get(mode='promise_in_bounds', unique_indices=True)]
-
-
-def _with_axis(block: Block, axis: int, index_set: Axis) -> Block:
-  return Block((*block.axes[:axis], index_set, *block.axes[axis + 1:]))
 
 
 register([jaxprs.permute_p], Rule(_permute_support, _permute_reads, _permute_evaluate))

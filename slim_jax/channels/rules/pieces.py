@@ -11,11 +11,6 @@ from slim_jax.channels.rule import Fact, Rule, cut, register
 from slim_jax.jaxprs import Equation, primitives as p
 
 
-def along(block: Block, axis: int, index_set: Axis) -> Block:
-  """`block` with the index set of one axis replaced."""
-  return blocks.block(index_set if i == axis else a for i, a in enumerate(block.axes))
-
-
 # concatenate: the result's axis is the operands' axes one after the other.
 
 
@@ -28,10 +23,10 @@ def _concatenate_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
       parts.append(np.zeros(size, bool))
     else:
       parts.append(blocks.vector(fact.support.axes[axis], size))
-      rest = blocks.union(rest, along(fact.support, axis, None))
+      rest = blocks.union(rest, blocks.along(fact.support, axis, None))
   if rest.empty:
     return [rest]
-  return [along(rest, axis, np.concatenate(parts))]
+  return [blocks.along(rest, axis, np.concatenate(parts))]
 
 
 def _concatenate_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
@@ -39,7 +34,7 @@ def _concatenate_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> l
   axis = eqn.params['dimension']
   wanted = blocks.vector(live[0].axes[axis], eqn.out_avals[0].shape[axis])
   ends = np.cumsum([a.shape[axis] for a in eqn.in_avals])
-  return [along(live[0], axis, part) for part in np.split(wanted, ends[:-1])]
+  return [blocks.along(live[0], axis, part) for part in np.split(wanted, ends[:-1])]
 
 
 def _concatenate_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
@@ -66,7 +61,7 @@ def _split_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
   support, axis = facts[0].support, eqn.params['axis']
   if support.empty:
     return [support] * len(eqn.out_avals)
-  return [along(support, axis, part) for part in _split_parts(eqn, support.axes[axis])]
+  return [blocks.along(support, axis, part) for part in _split_parts(eqn, support.axes[axis])]
 
 
 def _split_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
@@ -77,8 +72,8 @@ def _split_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Bl
       parts.append(np.zeros(size, bool))
     else:
       parts.append(blocks.vector(block.axes[axis], size))
-      rest = blocks.union(rest, along(block, axis, None))
-  return [along(rest, axis, np.concatenate(parts))]
+      rest = blocks.union(rest, blocks.along(block, axis, None))
+  return [blocks.along(rest, axis, np.concatenate(parts))]
 
 
 def _split_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
@@ -95,7 +90,7 @@ def _split_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: 
     else:
       wanted = np.zeros(size, bool)
       wanted[start:start + length] = blocks.vector(block.axes[axis], length)
-      results.append(blocks.take(array, read, along(block, axis, wanted), shape))
+      results.append(blocks.take(array, read, blocks.along(block, axis, wanted), shape))
     start += length
   return results
 
@@ -166,7 +161,7 @@ def _pad_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
     (axis,) = padded
     source = sources[axis]
     kept = (source < 0) | x.axes[axis][source]
-    return [along(blocks.whole(rank), axis, kept)]
+    return [blocks.along(blocks.whole(rank), axis, kept)]
   if x.empty:
     return [x]
   axes = []

@@ -62,12 +62,6 @@ def _has_terms(eqn: Equation) -> bool:
 # Cumulative sums and sorting: the axis stays, in the order of the operation.
 
 
-def _free_axis(block: Block, axis: int) -> Block:
-  if block.empty:
-    return block
-  return Block(tuple(None if i == axis else a for i, a in enumerate(block.axes)))
-
-
 def _along(eqn: Equation) -> int:
   """The axis that the operation works along."""
   for name in ('axis', 'dimension'):
@@ -78,19 +72,19 @@ def _along(eqn: Equation) -> int:
 
 def _slicewise_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
   """A zero slice stays zero (results may permute their own operand, or sum it)."""
-  return [_free_axis(fact.support, _along(eqn)) for fact in facts]
+  return [blocks.along(fact.support, _along(eqn), None) for fact in facts]
 
 
 def _slicewise_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
   wanted = blocks.nothing()
   for block in live:
-    wanted = blocks.union(wanted, _free_axis(block, _along(eqn)))
+    wanted = blocks.union(wanted, blocks.along(block, _along(eqn), None))
   return [wanted] * len(facts)
 
 
 def _slicewise_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
                         *arrays: Any) -> list[Any]:
-  results = bind_fenced(eqn, lambda block: _free_axis(block, _along(eqn)), facts, live, arrays)
+  results = bind_fenced(eqn, lambda block: blocks.along(block, _along(eqn), None), facts, live, arrays)
   return cut(results, eqn, [reads[0]] * len(live), live)
 
 
