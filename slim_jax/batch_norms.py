@@ -120,25 +120,28 @@ def chosen(variables: Any, mask: Any = None) -> list[Path]:
   return paths
 
 
-def zeroed(variables: Any, dead: Any) -> dict[Path, np.ndarray]:
+def zeroed(variables: Any, dead: Any, bias: str = 'zero') -> dict[Path, np.ndarray]:
   """Which channels of which leaves a `dead` tree sets to zero: scales and their biases.
 
   Args:
     variables: the tree of variables (arrays or shapes).
     dead: a tree like it with a bool vector at each scale leaf, None elsewhere. For stacked
       layers [layers, channels] it may have that shape too: a channel goes where it is dead in all.
+    bias: 'zero', or 'keep' for scales alone.
 
   Returns:
     Bool vectors [channels] by path. Apply one along `channel_axis` of its leaf.
 
   Raises:
-    ValueError: naming the leaf, when `dead` does not fit.
+    ValueError: naming the leaf, when `dead` does not fit; for another `bias`.
   """
+  if bias not in ('zero', 'keep'):
+    raise ValueError(f"bias must be 'zero' or 'keep', got {bias!r}")
   leaves = tree.flatten(variables)
   vectors = {path: np.asarray(v) for path, v in tree.flatten(dead).items()}
   if extra := [tree.show(path) for path in vectors if path not in leaves]:
     raise ValueError(f'dead names leaves that the variables do not have: {", ".join(extra)}')
-  biases = _biases(leaves)
+  biases = _biases(leaves) if bias == 'zero' else {}
   zero = {}
   for path, v in vectors.items():
     shape = tuple(leaves[path].shape)
@@ -153,6 +156,15 @@ def zeroed(variables: Any, dead: Any) -> dict[Path, np.ndarray]:
       if target is not None:
         zero[target] = zero.get(target, False) | v
   return zero
+
+
+def without(leaf: Any, dead: np.ndarray | None) -> Any:
+  """A scale or bias whose dead channels, bool [channels], are zero; None: as it is."""
+  if dead is None:
+    return leaf
+  shape = [1] * leaf.ndim
+  shape[channel_axis(leaf)] = -1
+  return leaf * (~dead.reshape(shape)).astype(leaf.dtype)
 
 
 def channel_axis(leaf: Any) -> int:

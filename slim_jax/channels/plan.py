@@ -7,38 +7,14 @@ import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from slim_jax import batch_norms, tree
 from slim_jax.channels import blocks
 from slim_jax.channels.blocks import Block
+from slim_jax.channels.cuts import Cut, Fold
 from slim_jax.tree import Path
-
-
-@dataclasses.dataclass(frozen=True)
-class Cut:
-  """What is left of one leaf.
-
-  Attributes:
-    shape: shape of the leaf in the original network.
-    live: the block that is left.
-  """
-  shape: tuple[int, ...]
-  live: Block
-
-  @property
-  def thin_shape(self) -> tuple[int, ...]:
-    return blocks.shape_of(self.live, self.shape)
-
-  @property
-  def indices(self) -> tuple[np.ndarray, ...]:
-    """Live indices of every axis, increasing."""
-    if self.live.empty:
-      return tuple(np.arange(0) for _ in self.shape)
-    return tuple(np.flatnonzero(blocks.vector(axis, size))
-                 for axis, size in zip(self.live.axes, self.shape, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,20 +31,25 @@ class Plan:
       primitive: each 'primitive(operands) -> results at module path'.
     reasons: why an axis of a leaf stayed whole: it reaches the output, is read by an operation
       without a rule, is tied to a stream, or all of it is read by a later layer.
+    folds: kernels that take over what the biases of removed channels contributed, and how
+      (`plan` with `bias='keep'`), in order.
   """
   cuts: Mapping[Path, Cut]
   unknown: tuple[str, ...] = ()
   reasons: Mapping[Path, str] = dataclasses.field(default_factory=dict)
+  folds: Mapping[Path, tuple[Fold, ...]] = dataclasses.field(default_factory=dict)
 
   def __getitem__(self, path: str) -> 'Plan':
     """The plan of the part of the tree at `path` ('params/Conv_0')."""
     root = tree.parse(path)
-    cuts = {p[len(root):]: cut for p, cut in self.cuts.items() if p[:len(root)] == root}
+    def inside(of: Mapping[Path, Any]) -> dict[Path, Any]:
+      return {p[len(root):]: v for p, v in of.items() if p[:len(root)] == root}
+
+    cuts = inside(self.cuts)
     if not cuts:
       raise KeyError(f'the plan has no {path!r}; it has '
                      + ', '.join(sorted({p[0] for p in self.cuts if p})))
-    return Plan(cuts, self.unknown, {p[len(root):]: why for p, why in self.reasons.items()
-                                     if p[:len(root)] == root})
+    return Plan(cuts, self.unknown, inside(self.reasons), inside(self.folds))
 
   def slice(self, variables: Any) -> Any:
     """The thin variables: same tree, smaller arrays (NumPy in, NumPy out; else JAX arrays).
@@ -80,15 +61,22 @@ class Plan:
       ValueError: listing missing, unexpected and misshapen leaves.
     """
     self._check(variables, lambda cut: cut.shape, 'slice')
-    return tree.map_with_path(lambda path, leaf: _cut(leaf, self.cuts[path]), variables)
+
+    def thin(path: Path, leaf: Any) -> Any:
+      for fold in self.folds.get(path, ()):
+        leaf = fold.apply(leaf)
+      return self.cuts[path].slice(leaf)
+
+    return tree.map_with_path(thin, variables)
 
   def expand(self, thin: Any) -> Any:
     """The thin variables at their original shapes, zeros where channels were removed."""
     self._check(thin, lambda cut: cut.thin_shape, 'expand')
-    return tree.map_with_path(lambda path, leaf: _expand(leaf, self.cuts[path]), thin)
+    return tree.map_with_path(lambda path, leaf: self.cuts[path].expand(leaf), thin)
 
   def slice_opt_state(self, tx: optax.GradientTransformation, opt_state: Any, params: Any) -> Any:
-    """The optimizer state of the thin parameters: what mirrors a parameter is cut like it.
+    """The optimizer state of the thin parameters: what mirrors a parameter is cut like it
+    (and not added up where kernels are: momentum is not linear in them).
 
     Args:
       tx: the transformation that `opt_state` belongs to.
@@ -97,7 +85,7 @@ class Plan:
     """
     self._check(params, lambda cut: cut.shape, 'slice')
     cuts = tree.map_with_path(lambda path, _: self.cuts[path], params)
-    return optax.tree_map_params(tx, _cut, opt_state, cuts)
+    return optax.tree_map_params(tx, lambda leaf, cut: cut.slice(leaf), opt_state, cuts)
 
   def then(self, other: 'Plan') -> 'Plan':
     """The plan that cuts like this one and then, what is left, like `other`."""
@@ -110,8 +98,13 @@ class Plan:
     for path, cut in self.cuts.items():
       inner = other.cuts[path]
       kept = [i[j] for i, j in zip(cut.indices, inner.indices, strict=True)]
-      cuts[path] = _cut_at(cut.shape, kept)
-    return Plan(cuts, other.unknown, other.reasons)
+      cuts[path] = Cut.at(cut.shape, kept)
+    folds = dict(self.folds)
+    for path, more in other.folds.items():
+      original = self.cuts[path].indices
+      folds[path] = folds.get(path, ()) + tuple(
+          fold.renumbered(original[fold.axis]) for fold in more)
+    return Plan(cuts, other.unknown, other.reasons, folds)
 
   def relative_to(self, earlier: 'Plan') -> 'Plan':
     """The plan that cuts what `earlier` left down to what this plan leaves.
@@ -125,8 +118,10 @@ class Plan:
       if not blocks.contains(before.live, cut.live):
         raise ValueError(f'{tree.show(path)}: the plan keeps what the earlier plan removed')
       kept = [np.searchsorted(i, j) for i, j in zip(before.indices, cut.indices, strict=True)]
-      cuts[path] = _cut_at(before.thin_shape, kept)
-    return Plan(cuts, self.unknown, self.reasons)
+      cuts[path] = Cut.at(before.thin_shape, kept)
+    folds = {path: tuple(fold.renumbered(_positions(earlier.cuts[path], fold.axis))
+                         for fold in folds) for path, folds in self.folds.items()}
+    return Plan(cuts, self.unknown, self.reasons, folds)
 
   def lift(self, dead: Any) -> Any:
     """`dead` of the thin variables in the index space of the original network.
@@ -147,7 +142,11 @@ class Plan:
     """Writes the plan to one .npz file (NumPy's format; no pickles)."""
     arrays, leaves = {}, []
     for n, (leaf, cut) in enumerate(self.cuts.items()):
-      leaves.append({'path': leaf, 'shape': cut.shape, 'empty': cut.live.empty})
+      folds = self.folds.get(leaf, ())
+      leaves.append({'path': leaf, 'shape': cut.shape, 'empty': cut.live.empty,
+                     'folds': [[fold.axis, fold.carrier] for fold in folds]})
+      for i, fold in enumerate(folds):
+        arrays |= {f'{n}.fold{i}.sources': fold.sources, f'{n}.fold{i}.weights': fold.weights}
       for i, axis in enumerate(cut.live.axes):
         if axis is not None:
           arrays[f'{n}.{i}'] = axis
@@ -172,13 +171,17 @@ class Plan:
       if isinstance(error, FileNotFoundError):
         raise
       raise ValueError(f'{os.fspath(path)} is not a plan, or is damaged: {error}') from error
-    cuts = {}
+    cuts, folds = {}, {}
     for n, leaf in enumerate(head['leaves']):
       axes = tuple(arrays.get(f'{n}.{i}') for i in range(len(leaf['shape'])))
       live = blocks.nothing() if leaf['empty'] else Block(axes)
       cuts[tuple(leaf['path'])] = Cut(tuple(leaf['shape']), live)
+      if found := leaf.get('folds'):
+        folds[tuple(leaf['path'])] = tuple(
+            Fold(axis, arrays[f'{n}.fold{i}.sources'], arrays[f'{n}.fold{i}.weights'], carrier)
+            for i, (axis, carrier) in enumerate(found))
     return Plan(cuts, tuple(head['unknown']),
-                {tuple(leaf): why for leaf, why in head.get('reasons', ())})
+                {tuple(leaf): why for leaf, why in head.get('reasons', ())}, folds)
 
   def _check(self, variables: Any, shape: Callable[[Cut], tuple[int, ...]], verb: str) -> None:
     leaves = tree.flatten(variables)
@@ -207,39 +210,8 @@ class Plan:
     return '\n'.join(lines)
 
 
-def _cut(leaf: Any, cut: Cut) -> Any:
-  """The live part of one array."""
-  if isinstance(leaf, jax.ShapeDtypeStruct):
-    return jax.ShapeDtypeStruct(cut.thin_shape, leaf.dtype)
-  if cut.live.is_whole:
-    return leaf
-  if isinstance(leaf, jax.core.Tracer):
-    return leaf[jnp.ix_(*cut.indices)]
-  # On the host: NumPy raises on a bad index, JAX would clamp it.
-  thin = np.asarray(leaf)
-  for i, index in enumerate(cut.indices):
-    if len(index) < cut.shape[i]:
-      thin = thin.take(index, i)
-  return thin if isinstance(leaf, np.ndarray) else jax.device_put(thin)
-
-
-def _expand(leaf: Any, cut: Cut) -> Any:
-  """One thin array at its original shape."""
-  if isinstance(leaf, jax.ShapeDtypeStruct):
-    return jax.ShapeDtypeStruct(cut.shape, leaf.dtype)
-  if cut.live.is_whole:
-    return leaf
-  if isinstance(leaf, jax.core.Tracer):
-    return jnp.zeros(cut.shape, leaf.dtype).at[jnp.ix_(*cut.indices)].set(leaf)
-  full = np.zeros(cut.shape, leaf.dtype)
-  full[np.ix_(*cut.indices)] = np.asarray(leaf)
-  return full if isinstance(leaf, np.ndarray) else jax.device_put(full)
-
-
-def _cut_at(shape: tuple[int, ...], indices: list[np.ndarray]) -> Cut:
-  axes = []
-  for size, index in zip(shape, indices, strict=True):
-    axis = np.zeros(size, bool)
-    axis[index] = True
-    axes.append(axis)
-  return Cut(shape, blocks.block(axes))
+def _positions(cut: Cut, axis: int) -> np.ndarray:
+  """int [size]: where each index of an axis is among those that are left (-1: it is not)."""
+  position = np.full(cut.shape[axis], -1)
+  position[cut.indices[axis]] = np.arange(len(cut.indices[axis]))
+  return position

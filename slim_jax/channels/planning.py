@@ -7,15 +7,17 @@ import jax
 import numpy as np
 
 from slim_jax import batch_norms, jaxprs, tree
-from slim_jax.channels import analysis, blocks, explain, interface
+from slim_jax.channels import analysis, blocks, explain, folding, interface
 from slim_jax.channels.blocks import Block
-from slim_jax.channels.plan import Cut, Plan
+from slim_jax.channels.cuts import Cut, Fold
+from slim_jax.channels.plan import Plan
 from slim_jax.channels.rule import Fact
 from slim_jax.jaxprs import Equation, Program
 from slim_jax.tree import Path
 
 
-def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any = None) -> Plan:
+def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any = None,
+         bias: str = 'zero') -> Plan:
   """Finds what is left of the variables when dead channels go.
 
   Zeros of the dead scales and biases are followed forward through the jaxpr of `f`, need is
@@ -32,18 +34,22 @@ def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any
     outs: prefix tree over the results of `f`: None where a result is wanted whole (default), a
       path string ('batch_stats', '' for all) where it is the new state of that part of the
       variables. Statistics of removed channels are then not wanted.
+    bias: 'zero': dead channels lose their biases with their scales, as in the paper. 'keep': what
+      their biases go on to contribute stays, under the kernel of one of them (see `folding`), so
+      that removing a channel whose scale is zero changes nothing:
+      `thin(f, plan)(plan.slice(v), x) == f(mask(v, dead, bias='keep'), x)` for the variables
+      that were planned with. Biases that no kernel can take over stay.
 
   Returns:
     The `Plan`.
 
   Raises:
-    ValueError: when `dead` does not fit the variables, or when the results would not depend
-      on `args` any more.
+    ValueError: when `dead` does not fit the variables, when the results would not depend
+      on `args` any more, or when `bias='keep'` gets shapes for variables.
   """
-  zero = batch_norms.zeroed(variables, dead)
+  zero = batch_norms.zeroed(variables, dead, bias)
   leaves = tree.flatten(variables)
-  shapes = jax.tree.map(interface.struct, (variables, *args))
-  program, results = jaxprs.trace(f, *shapes)
+  program, results = (f if isinstance(f, Traced) else Traced(f, variables, *args)).trace
   states = interface.states(outs, results)
   if lost := [tree.show(path) for path in states if path is not None and path not in leaves]:
     raise ValueError(f'outs: the variables have no leaf {", ".join(lost)}')
@@ -56,6 +62,14 @@ def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any
       axes[batch_norms.channel_axis(leaf)] = ~zero[path]
       supports[n] = blocks.block(axes)
   after = analysis.forward(program, [Fact(support) for support in supports])
+  folds = {}
+  if bias == 'keep':
+    folds = _folds(program, before, after, leaves, zero, args)
+    for n, (path, leaf) in enumerate(leaves.items()):
+      if path in folds:
+        fold = folds[path]
+        supports[n] = blocks.along(supports[n], fold.axis, fold.kept(leaf.shape[fold.axis]))
+    after = analysis.forward(program, [Fact(support) for support in supports])
 
   norms = batch_norms.find(variables)
   statistics = {path for norm in norms for path in norm.statistics}
@@ -86,7 +100,31 @@ def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any
           for path, leaf in leaves.items()}
   why = explain.reasons(program, found, dict(zip(leaves, program.inputs)),
                         program.inputs[len(leaves):])
-  return Plan(cuts, tuple(analysis.without_rule(program, found)), why)
+  return Plan(cuts, tuple(analysis.without_rule(program, found)), why,
+              {path: (fold,) for path, fold in folds.items()})
+
+
+def _folds(program: Program, before: list[Fact], after: list[Fact], leaves: Mapping[Path, Any],
+           zero: Mapping[Path, np.ndarray], args: tuple[Any, ...]) -> dict[Path, Fold]:
+  """Kernels that take over what the biases of dead channels contribute."""
+  if shapes := [path for path, v in leaves.items() if isinstance(v, jax.ShapeDtypeStruct)]:
+    raise ValueError("bias='keep' needs the values of the variables, not their shapes: "
+                     f'{tree.show(shapes[0])}')
+  arrays = [batch_norms.without(leaf, zero.get(path)) for path, leaf in leaves.items()]
+  data = dict(zip(program.inputs[len(leaves):], jax.tree.leaves(args), strict=True))
+  found = folding.find(program, before, after, arrays, data)
+  return {list(leaves)[n]: fold for n, fold in found.items()}
+
+
+class Traced:
+  """A function traced once, for callers that plan it often with the same arguments."""
+
+  def __init__(self, f: Callable[..., Any], *args: Any):
+    self.trace = jaxprs.trace(f, *jax.tree.map(interface.struct, args))
+
+
+class CutThroughError(ValueError):
+  """So much is dead that the results would no longer depend on the inputs."""
 
 
 class _Reads(NamedTuple):
@@ -106,21 +144,27 @@ def _together(norm: batch_norms.BatchNorm, reads: Mapping[Path, _Reads],
   """
   def channels(path: Path) -> np.ndarray:
     shape, support, base = reads[path]
-    left = support if base.empty else live[path]
-    axis = _channel_axis(shape)
-    return np.zeros(shape[axis], bool) if left.empty else blocks.vector(left.axes[axis], shape[axis])
+    return _vector(support if base.empty else live[path], shape)
 
   own = [norm.scale] if norm.bias is None else [norm.scale, norm.bias]
   read = [path for path in own if not reads[path].base.empty] or own
   kept = np.logical_or.reduce([channels(path) for path in read])
+  scaled = kept & _vector(reads[norm.scale].support, reads[norm.scale].shape)
   alike = []
   for path in (*own, *norm.statistics):
     shape = reads[path].shape
     if shape and shape[_channel_axis(shape)] == kept.size:
       axes: list[Any] = [None] * len(shape)
-      axes[_channel_axis(shape)] = kept
+      # The bias of a channel without a scale may stay alone.
+      axes[_channel_axis(shape)] = kept if path == norm.bias else scaled
       alike.append((path, blocks.block(axes)))
   return alike
+
+
+def _vector(block: Block, shape: tuple[int, ...]) -> np.ndarray:
+  """bool [channels] of a block of a leaf."""
+  axis = _channel_axis(shape)
+  return np.zeros(shape[axis], bool) if block.empty else blocks.vector(block.axes[axis], shape[axis])
 
 
 def _channel_axis(shape: tuple[int, ...]) -> int:
@@ -151,7 +195,7 @@ def _check_alive(program: Program, base: analysis.Analysis, found: analysis.Anal
   if read and all(found.live[i].empty for i in read):
     gone = [tree.show(path) for path in zero if zero[path].all()]
     ends = [str(eqn) for eqn in _dead_ends(program, found.facts, numbers)]
-    raise ValueError(
+    raise CutThroughError(
         'the network is cut through: its results no longer depend on its inputs. '
         f'Layers that lose every channel: {", ".join(gone) or "none"}. '
         f'What depends on the inputs ends in: {"; ".join(ends[:3]) or "its results"}. '

@@ -67,7 +67,7 @@ def thin(f: Callable[..., Any], plan: Plan, *, ins: Any = None, outs: Any = None
   return thin_f
 
 
-def mask(variables: Any, dead: Any) -> Any:
+def mask(variables: Any, dead: Any, *, bias: str = 'zero') -> Any:
   """The network with dead channels switched off: their scales and biases set to zero.
 
   This is what thin networks are exact to.
@@ -75,20 +75,13 @@ def mask(variables: Any, dead: Any) -> Any:
   Args:
     variables: tree of arrays.
     dead: tree like it: a bool vector [channels] at each scale leaf, None elsewhere.
+    bias: 'keep' sets the scales alone to zero: the channels then send their biases on.
 
   Returns:
     Variables of the same shapes and dtypes.
   """
-  zero = batch_norms.zeroed(variables, dead)
-
-  def masked(path: tree.Path, leaf: Any) -> Any:
-    if path not in zero:
-      return leaf
-    shape = [1] * leaf.ndim
-    shape[batch_norms.channel_axis(leaf)] = -1
-    return leaf * (~zero[path].reshape(shape)).astype(leaf.dtype)
-
-  return tree.map_with_path(masked, variables)
+  zero = batch_norms.zeroed(variables, dead, bias)
+  return tree.map_with_path(lambda path, leaf: batch_norms.without(leaf, zero.get(path)), variables)
 
 
 def _cut(plan: Plan, path: tree.Path, name: str) -> Any:
