@@ -42,11 +42,13 @@ def test_residual_branches_are_one_stream():
   assert len(set(stem)) == len(stem)
 
 
-def test_a_concatenation_is_read_by_all_that_follow():
-  labels = labels_of(*built('densenet', depth=10, growth=3, stem=4))
-  widths = [len(labels[f'BatchNorm_{i}']) for i in range(2)]
-  assert widths == [4, 7]
-  assert labels['BatchNorm_1'][:4].tolist() == labels['BatchNorm_0'].tolist()
+@pytest.mark.parametrize('growth', [1, 3])
+def test_a_concatenation_is_read_by_all_that_follow(growth):
+  labels = labels_of(*built('densenet', depth=13, growth=growth, stem=4))
+  first, second, third = (labels[f'BatchNorm_{i}'].tolist() for i in range(3))
+  assert [len(first), len(second), len(third)] == [4, 4 + growth, 4 + 2 * growth]
+  assert third[:len(second)] == second and second[:4] == first
+  assert len(set(third)) == len(third)
 
 
 def zigzag(variables, x):

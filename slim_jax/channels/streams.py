@@ -115,10 +115,9 @@ def _index_maps(eqn: Equation, facts: list[Fact]) -> Iterator[tuple[_Place, _Pla
         live[r] = blocks.along(blocks.whole(len(aval.shape)), axis, half)
         return RULES[eqn.primitive].reads(eqn, facts, live)
 
-      places = [(i, j) for i, block in enumerate(read(np.arange(n) > 0)) if not block.empty
-                for j, left in enumerate(block.axes) if left is not None]
-      if not places:
-        continue
+      # Of axes of size 1, which whole operands hang on, only the one in the same place.
+      places = [(i, j) for i, operand in enumerate(eqn.in_avals)
+                for j, m in enumerate(operand.shape) if m > 1 or (m == 1 and j == axis)]
       sizes = [eqn.in_avals[i].shape[j] for i, j in places]
       code = [np.zeros(m, int) for m in sizes]
       alone = [np.ones(m, bool) for m in sizes]
