@@ -30,6 +30,9 @@ class Cost:
       matrix products and pooling write: a measure of memory traffic, not a peak.
     equations: every convolution and matrix product, in order.
     loops: `while` loops, whose number of turns is not known: counted as one turn each.
+    value_bytes: sum of the bytes of the results of all operations in all their runs, those on
+      parameters alone too: the activation memory of training if nothing is fused, freed or
+      recomputed. Operations that hold others (calls, loops, branches) count as what they hold.
   """
   params: int
   macs: int
@@ -37,6 +40,7 @@ class Cost:
   activation_bytes: int
   equations: tuple[EquationCost, ...]
   loops: int
+  value_bytes: int
 
   @property
   def by_module(self) -> dict[str, int]:
@@ -60,24 +64,30 @@ def count(f: Callable[..., Any], *args: Any) -> Cost:
     as often as it turns, a `cond` as its dearest branch.
   """
   program, _ = jaxprs.trace(f, *args)
+  return of_program(program, args[0])
+
+
+def of_program(program: Program, variables: Any) -> Cost:
+  """`count` of what has been traced, with the variables that were its first argument."""
   found: list[EquationCost] = []
   totals = _Totals()
   _walk(program, 1, '', found, totals)
-  statistics = {path for norm in batch_norms.find(args[0]) for path in norm.statistics}
+  statistics = {path for norm in batch_norms.find(variables) for path in norm.statistics}
   params = param_bytes = 0
-  for path, leaf in tree.flatten(args[0]).items():
+  for path, leaf in tree.flatten(variables).items():
     if path not in statistics and path[:1] != ('batch_stats',):
       size = math.prod(leaf.shape)
       params += size
       param_bytes += size * leaf.dtype.itemsize
   return Cost(params, sum(e.macs for e in found), param_bytes, totals.activation_bytes,
-              tuple(found), totals.loops)
+              tuple(found), totals.loops, totals.value_bytes)
 
 
 @dataclasses.dataclass
 class _Totals:
   activation_bytes: int = 0
   loops: int = 0
+  value_bytes: int = 0
 
 
 def _walk(program: Program, times: int, prefix: str, found: list[EquationCost],
@@ -86,9 +96,9 @@ def _walk(program: Program, times: int, prefix: str, found: list[EquationCost],
     module = '/'.join(part for part in (prefix, eqn.module) if part)
     if eqn.primitive in _MACS:
       found.append(EquationCost(module, str(eqn), times * _MACS[eqn.primitive](eqn)))
-    if eqn.primitive in _WRITES:
-      totals.activation_bytes += times * sum(
-          math.prod(a.shape) * a.dtype.itemsize for a in eqn.out_avals)
+    written = times * sum(math.prod(a.shape) * a.dtype.itemsize for a in eqn.out_avals)
+    totals.activation_bytes += written * (eqn.primitive in _WRITES)
+    totals.value_bytes += written * (eqn.primitive not in _HOLDS)
     totals.loops += times * (eqn.primitive is p.while_p)
     turns = times * eqn.params['length'] if eqn.primitive is p.scan_p else times
     inner = []
@@ -101,6 +111,7 @@ def _walk(program: Program, times: int, prefix: str, found: list[EquationCost],
       found.extend(equations)
       totals.activation_bytes += part.activation_bytes
       totals.loops += part.loops
+      totals.value_bytes += part.value_bytes
 
 
 def _dot_macs(eqn: Equation) -> int:
@@ -120,3 +131,4 @@ def _conv_macs(eqn: Equation) -> int:
 _MACS = {p.dot_general_p: _dot_macs, p.conv_general_dilated_p: _conv_macs}
 _WRITES = {p.dot_general_p, p.conv_general_dilated_p, p.reduce_window_max_p, p.reduce_window_sum_p,
            p.reduce_window_min_p, p.reduce_window_p}
+_HOLDS = {p.custom_jvp_call_p, p.custom_vjp_call_p, p.remat_p, p.scan_p, p.while_p, p.cond_p}

@@ -95,3 +95,17 @@ def test_activation_bytes():
   cost = slim_jax.count(lambda w, x: nn.max_pool(nn_conv(x, w), (2, 2), (2, 2)),
                         jnp.ones((3, 3, 2, 8)), jnp.ones((1, 4, 4, 2)))
   assert cost.activation_bytes == 4 * (16 * 8 + 4 * 8)
+
+
+def test_value_bytes():
+  """What every operation makes, calls and loops as what they hold."""
+  w, x = jnp.ones((3, 3)), jnp.ones((2, 3))
+  assert slim_jax.count(lambda w, x: jnp.sin(x @ w) + x, w, x).value_bytes == 3 * 24
+  assert slim_jax.count(lambda w, x: jax.jit(jnp.sin)(x @ w), w, x).value_bytes == 2 * 24
+  relu = slim_jax.count(lambda w, x: nn.relu(x @ w), w, x)
+  assert relu.value_bytes == 2 * 24
+  def loop(w, x):
+    return lax.scan(lambda h, _: (h @ w, None), x, length=7)[0]
+  assert slim_jax.count(loop, w, x).value_bytes == 7 * 24
+  halves = slim_jax.count(lambda w, x: x.astype(jnp.bfloat16) * 2, w, x)
+  assert halves.value_bytes == 2 * 12

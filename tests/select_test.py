@@ -161,3 +161,182 @@ def test_bad_ties_are_named():
     slim_jax.select_global(v, fraction=0.5, tied=tied([0, 0, 1]))
   with pytest.raises(ValueError, match='it has nothing'):
     slim_jax.select_global(v, fraction=0.5, tied={'other': np.zeros(2)})
+
+
+# Thresholds.
+
+
+def test_an_absolute_threshold():
+  v = variables([1., -2., 3.], [2., 0.5])
+  assert dead(slim_jax.select_global(v, threshold=2)) == [[True, True, False], [True, True]]
+  assert dead(slim_jax.select_global(v, threshold=0.4)) == [[False] * 3, [False] * 2]
+  assert dead(slim_jax.select_global(v, threshold=2, per_layer=True)) == dead(
+      slim_jax.select_global(v, threshold=2))
+
+
+def test_the_gap():
+  """Where two clusters of scales are furthest apart, seen as ratios."""
+  rng = np.random.default_rng(0)
+  small, large = 10 ** rng.uniform(-4, -3, 40), rng.uniform(0.3, 1.5, 60)
+  both = rng.permutation(np.concatenate([small, large]))
+  v = variables(both[:30], both[30:], [0., 1e-12])  # nothing, and next to it: no gap below
+  got = dead(slim_jax.select_global(v, threshold='gap'))
+  assert got == [(both[:30] < 0.01).tolist(), (both[30:] < 0.01).tolist(), [True, True]]
+  # As differences, 1 and 2 are nearer than 10 and 20; as ratios 1 and 3 are furthest apart.
+  assert dead(slim_jax.select_global(variables([1., 3., 6., 12.]), threshold='gap')) == [
+      [True, False, False, False]]
+  layers = variables([1., 9.], [100., 300., 9000.])
+  assert dead(slim_jax.select_global(layers, threshold='gap', per_layer=True)) == [
+      [True, False], [True, True, False]]
+  assert dead(slim_jax.select_global(variables([2., 2.], [2.]), threshold='gap')) == [
+      [False] * 2, [False]]
+
+
+@pytest.mark.parametrize('arguments, message', [
+    ({}, 'give fraction or threshold'), (dict(fraction=0.5, threshold=0.1), 'give fraction or'),
+    (dict(threshold='valley'), "'gap', got 'valley'"), (dict(threshold=np.nan), 'finite')])
+def test_bad_thresholds(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    slim_jax.select_global(variables([1., 2.]), **arguments)
+
+
+# Guards by layer.
+
+
+def left(tree):
+  return [len(d) - sum(d) for d in dead(tree)]
+
+
+def test_guards_by_pattern():
+  v = variables(np.arange(1., 11), np.arange(1., 11), np.arange(101., 111), np.arange(101., 111))
+  def widths(**options):
+    return left(slim_jax.select_global(v, fraction=0.49, **options))
+  assert widths() == [0, 0, 10, 10]
+  assert widths(min_channels={'*BatchNorm_1*': 3}) == [0, 3, 10, 10]
+  assert widths(max_fraction={'params/BatchNorm_[02]/scale': 0.8}) == [2, 0, 10, 10]
+  # The longest pattern counts, in whatever order they come.
+  for order in (1, -1):
+    patterns = dict([('*', 2), ('*BatchNorm_1*', 5), ('params/BatchNorm_1/scale', 4)][::order])
+    assert widths(min_channels=patterns) == [2, 4, 10, 10]
+  # Of two as long, the later.
+  assert widths(min_channels={'*_0/*': 5, '*_?/*': 7}) == [7, 7, 10, 10]
+  # What stays is the best of it.
+  got = dead(slim_jax.select_global(v, fraction=0.49, min_channels={'*_0/*': 3}))
+  assert got[0] == [True] * 7 + [False] * 3
+
+
+def test_kept_layers_are_not_ranked():
+  v = variables([1., 2., 3., 4.], [5., 6., 7., 8.])
+  got = dead(slim_jax.select_global(v, fraction=0.5, keep=['*BatchNorm_0/scale']))
+  assert got == [[False] * 4, [True, True, True, False]]
+  assert got == dead(slim_jax.select_global(v, fraction=0.5, keep='*BatchNorm_0*', per_layer=True))
+  assert not np.any(dead(slim_jax.select_global(v, fraction=0.5, keep='*')))
+  labels = tied([0, 1, 2, 3], [0, 1, 4, 5])
+  got = dead(slim_jax.select_global(v, threshold=1000, keep='*BatchNorm_0*', tied=labels))
+  assert got == [[False] * 4, [False, False, True, True]]
+
+
+@pytest.mark.parametrize('guard', [dict(keep=['*BatchNorm_9*']),
+                                   dict(min_channels={'BatchNorm_1': 2}),
+                                   dict(max_fraction={'param/BatchNorm_1/scale': 0.5})])
+def test_a_pattern_that_matches_nothing_is_an_error(guard):
+  v = variables([1., 2.], [3., 4.])
+  with pytest.raises(ValueError, match=f'{next(iter(guard))}: no layer .*params/BatchNorm_1/scale'):
+    slim_jax.select_global(v, fraction=0.5, **guard)
+
+
+@pytest.mark.parametrize('guard', [dict(min_channels={'*': -1}), dict(max_fraction={'*': 1.1}),
+                                   dict(multiple_of=0), dict(multiple_of=2.5)])
+def test_guards_out_of_range(guard):
+  with pytest.raises(ValueError, match='must be'):
+    slim_jax.select_global(variables([1., 2.]), fraction=0.5, **guard)
+
+
+@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('multiple', [4, 8])
+def test_widths_are_rounded_up(seed, multiple):
+  sizes = (7, 30, 12, 64)
+  v = random_variables(seed, sizes)
+  plain = slim_jax.select_global(v, fraction=0.6)
+  got = slim_jax.select_global(v, fraction=0.6, multiple_of=multiple)
+  want = [min(size, -(-n // multiple) * multiple) for n, size in zip(left(plain), sizes)]
+  assert left(got) == want
+  for i, (before, after) in enumerate(zip(dead(plain), dead(got))):
+    scale = np.abs(np.asarray(v['params'][f'BatchNorm_{i}']['scale']))
+    before, after = np.array(before), np.array(after)
+    assert not (after & ~before).any()
+    back = before & ~after  # the best of the dead
+    assert not back.any() or not after.any() or scale[back].min() >= scale[after].max()
+
+
+def test_a_layer_without_channels_stays_so_when_rounded():
+  v = variables(np.arange(1., 9), np.arange(101., 109))
+  assert left(slim_jax.select_global(v, fraction=0.5, multiple_of=4)) == [0, 8]
+  assert left(slim_jax.select_global(v, fraction=0.5, multiple_of=4, min_channels=1)) == [4, 8]
+
+
+def test_rounding_keeps_tied_channels_together():
+  rng = np.random.default_rng(1)
+  v = variables(rng.uniform(size=16), rng.uniform(size=24), rng.uniform(size=8))
+  labels = tied(np.arange(16), np.arange(8, 32), np.arange(24, 32))
+  got = slim_jax.select_global(v, fraction=0.5, tied=labels, multiple_of=4)
+  assert not np.any(np.array(left(got)) % 4) and sum(left(got)) < 16 + 24 + 8
+  first, second, third = map(np.array, dead(got))
+  assert (first[8:] == second[:8]).all() and (second[16:] == third).all()
+
+
+# Other scores.
+
+
+scores_at = tied  # a tree with these arrays at the scales
+
+
+def test_scores_take_the_place_of_scales():
+  v = variables([1., 2., 3.], [4., 5., 6.])
+  given = scores_at([6., -1., 2.], [3., 4., 5.])
+  def widths(**options):
+    return dead(slim_jax.select_global(v, scores=given, **options))
+  assert widths(fraction=0.5) == [[False, True, True], [True, True, False]]
+  assert widths(threshold=2) == [[False, True, True], [False] * 3]
+  assert widths(fraction=0.4, per_layer=True) == [[False, True, True], [True, True, False]]
+  labels = tied([0, 1, 2], [1, 3, 4])  # sums: 6, -1 + 3, 2, 4, 5
+  assert widths(threshold=2, tied=labels) == [[False, True, True], [True, False, False]]
+  assert widths(threshold=2, tied=labels, tied_by='max') == [[False, False, True], [False] * 3]
+  assert widths(fraction=0.5, multiple_of=2) == [[False, True, False], [True, False, False]]
+
+
+def test_scores_of_the_scales_change_nothing():
+  v = random_variables(2)
+  given = slim_jax.scores.scale_magnitude(v)
+  for options in ({}, dict(per_layer=True), dict(min_channels=3), dict(multiple_of=4)):
+    assert dead(slim_jax.select_global(v, fraction=0.6, scores=given, **options)) == dead(
+        slim_jax.select_global(v, fraction=0.6, **options))
+
+
+def test_scores_of_stacked_layers():
+  scale = jnp.ones((2, 3))
+  v = {'BatchNorm_0': {'scale': scale, 'mean': scale},
+       'BatchNorm_1': {'scale': scale[0], 'mean': scale[0]}}
+  for first in (np.array([[1., 4., 0.], [2., 0., 3.]]), np.array([2., 4., 3.])):
+    given = {'BatchNorm_0': {'scale': first, 'mean': None},
+             'BatchNorm_1': {'scale': np.array([2.5, 1., 5.]), 'mean': None}}
+    got = slim_jax.select_global(v, scores=given, threshold=2.5)
+    assert got['BatchNorm_0']['scale'].tolist() == [True, False, False]
+    assert got['BatchNorm_1']['scale'].tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize('first, message', [
+    ([1.], r'scores must have float\[2\] at params/BatchNorm_0/scale'),
+    ([1., np.inf], 'BatchNorm_0/scale has scores that are not finite'), (None, 'it has nothing')])
+def test_scores_that_do_not_fit(first, message):
+  given = scores_at([1., 2.])
+  given['params']['BatchNorm_0']['scale'] = None if first is None else np.asarray(first)
+  with pytest.raises(ValueError, match=message):
+    slim_jax.select_global(variables([1., 2.]), fraction=0.5, scores=given)
+
+
+def test_scores_where_no_scale_is():
+  given = scores_at([1., 2.])
+  given['params']['BatchNorm_0']['bias'] = np.ones(2)
+  with pytest.raises(ValueError, match='stand where no scale is: params/BatchNorm_0/bias'):
+    slim_jax.select_global(variables([1., 2.]), fraction=0.5, scores=given)
