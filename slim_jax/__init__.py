@@ -8,12 +8,15 @@
     logits = thin_apply(thin_variables, x)
 """
 
+from slim_jax import scores
 from slim_jax.batch_norms import scales as batch_norm_scales
+from slim_jax.budget import BudgetError, select_budget
+from slim_jax.channel_cost import macs_per_channel
 from slim_jax.channels import Plan, mask, plan, streams, thin
 from slim_jax.cost import Cost, count
 from slim_jax.pull import l1_pull
 from slim_jax.select import select_global
-from slim_jax.sparsity import add_l1
+from slim_jax.sparsity import add_l1, add_polarization, clip_scales, scale_shares, soft_threshold
 
 
 def load(workdir):
@@ -37,5 +40,7 @@ def load(workdir):
 
 __version__ = '0.1.0'
 
-__all__ = ['Cost', 'Plan', 'add_l1', 'batch_norm_scales', 'count', 'l1_pull', 'load', 'mask',
-           'plan', 'select_global', 'streams', 'thin']
+__all__ = ['BudgetError', 'Cost', 'Plan', 'add_l1', 'add_polarization', 'batch_norm_scales',
+           'clip_scales', 'count', 'l1_pull', 'load', 'macs_per_channel', 'mask', 'plan',
+           'scale_shares', 'scores', 'select_budget', 'select_global', 'soft_threshold', 'streams',
+           'thin']

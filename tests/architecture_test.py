@@ -17,8 +17,10 @@ PACKAGE = ROOT / 'slim_jax'
 FLOORS = [
     {'jaxprs', 'tree', 'progress', 'devices', 'pull', 'plot'},
     {'batch_norms'},
-    {'channels', 'sparsity', 'cost', 'models', 'data'},
-    {'select', 'train', 'checkpoint', 'report', 'import_torch', 'feed', 'initialise'},
+    {'channels', 'sparsity', 'cost', 'models', 'data', 'guards', 'ranking'},
+    {'select'},
+    {'train', 'checkpoint', 'report', 'import_torch', 'feed', 'initialise', 'channel_cost',
+     'budget', 'scores'},
     {'', 'check', 'loop', 'workdir'},  # '' is slim_jax itself: the library without the program
     {'network', 'stages'},
     {'pipeline'},
