@@ -49,6 +49,17 @@ def test_tied_channels_are_selected():
   assert 20 <= lost <= 28  # of 16 + 32, which are no stream
 
 
+def test_budgets_guards_and_scores():
+  made = run(one('class Net(nn.Module)') + one('slim_jax.select_budget('))
+  first, second = (made['dead']['params'][f'BatchNorm_{i}']['scale'] for i in range(2))
+  assert not first.any()
+  assert second.sum() % 4 == 0 and 16 <= second.sum() <= 25
+  thin = made['plan'].slice(made['variables'])
+  logits = slim_jax.thin(made['apply'], made['plan'])(thin, made['x'])
+  kept = slim_jax.mask(made['variables'], made['dead'], bias='keep')
+  assert jax.numpy.allclose(logits, made['apply'](kept, made['x']), atol=1e-5)
+
+
 LIBRARIES = ['from flax import nnx', 'import haiku as hk', 'import equinox as eqx',
              'KERAS_BACKEND']
 
@@ -73,7 +84,7 @@ def test_a_finished_run_is_loaded(tmp_path, monkeypatch):
 
 
 def test_every_python_block_is_run_above():
-  assert len(blocks('python')) == 3 + len(LIBRARIES)
+  assert len(blocks('python')) == 4 + len(LIBRARIES)
 
 
 def test_the_first_two_commands_exist():
