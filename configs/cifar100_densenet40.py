@@ -95,13 +95,23 @@ def get_config() -> ml_collections.ConfigDict:
   config.prune = ml_collections.ConfigDict()
   # Of all channels; with per_layer, of each layer by itself.
   config.prune.fraction = 0.4
+  # Instead, a budget for what is left: 'macs:0.5', 'params:0.3' or 'memory:0.5', as shares of
+  # the network before the cut; '' to use the fraction.
+  config.prune.target = ''
   config.prune.per_layer = False
   # Every layer keeps so many channels, and loses at most such a fraction.
   config.prune.min_channels = 0
   config.prune.max_fraction = 1.0
+  # Layers left alone, as patterns of the path of their scale ('*/BatchNorm_0/*'), and what
+  # widths are rounded up to a multiple of.
+  config.prune.keep = ()
+  config.prune.multiple_of = 1
   # Channels of one residual stream go or stay together, ranked by the 'sum', 'mean' or 'max'
   # of their scales; '' for each BatchNorm by itself.
   config.prune.tied = ''
+  # What the biases of removed channels go on to contribute: 'zero', nothing, as in the paper;
+  # 'keep', all of it, through one channel in each layer that takes the others over.
+  config.prune.bias = 'zero'
 
   # Fine-tuning of the thin network, without L1; the fields are those of `train`.
   # 0 epochs for none.

@@ -96,6 +96,15 @@ def _check_method(config: ml_collections.ConfigDict) -> Iterator[str]:
     yield f'prune.max_fraction={prune.max_fraction} must lie between 0 and 1'
   if prune.min_channels < 0:
     yield f'prune.min_channels={prune.min_channels} must not be negative'
+  if prune.target:
+    name, _, share = prune.target.partition(':')
+    if name not in ('macs', 'params', 'memory') or not _is_share(share):
+      yield (f"prune.target={prune.target!r} must be '', or 'macs:SHARE', 'params:SHARE' or "
+             "'memory:SHARE' with a share above 0 and at most 1")
+  if prune.multiple_of < 1:
+    yield f'prune.multiple_of={prune.multiple_of} must be at least 1'
+  if prune.bias not in ('zero', 'keep'):
+    yield f"prune.bias={prune.bias!r} must be 'zero' or 'keep'"
   if prune.tied not in ('', 'sum', 'mean', 'max'):
     yield f"prune.tied={prune.tied!r} must be '' (not tied), 'sum', 'mean' or 'max'"
   if config.passes < 1:
@@ -111,6 +120,13 @@ def _check_method(config: ml_collections.ConfigDict) -> Iterator[str]:
       yield f'{name}={config[name]} must not be negative; 0 is never'
   if config.finetune.epochs < 0:
     yield f'finetune.epochs={config.finetune.epochs} must not be negative'
+
+
+def _is_share(text: str) -> bool:
+  try:
+    return 0 < float(text) <= 1
+  except ValueError:
+    return False
 
 
 def _check_sizes(config: ml_collections.ConfigDict) -> Iterator[str]:

@@ -231,11 +231,12 @@ def _prune(context: Run, stage: Stage, net: Network,
   config, image = context.config, _image(context.train_data)
   num_classes = context.train_data.num_classes
   variables = loop.variables_of(state)
-  dead = select_dead(net, variables, image, **config.prune)
   original = network.create(config, num_classes)
   try:
-    plan = slim_jax.plan(original.predict, original.shapes(image), image,
-                         dead=dead if net.plan is None else net.plan.lift(dead))
+    dead, full = select_dead(net, variables, image, config.prune), variables
+    if net.plan is not None:
+      dead, full = net.plan.lift(dead), net.plan.expand(variables)
+    plan = slim_jax.plan(original.predict, full, image, dead=dead, bias=config.prune.bias)
   except ValueError as error:
     raise check.PruneError(f'config.prune: {error}') from error
   cut = plan if net.plan is None else plan.relative_to(net.plan)
@@ -247,21 +248,30 @@ def _prune(context: Run, stage: Stage, net: Network,
                             opt_state=opt_state, apply_fn=net.apply)
 
 
-def select_dead(net: Network, variables: PyTree, image: jax.ShapeDtypeStruct, *,
-                tied: str, **options: Any) -> PyTree:
-  """Which channels go, as `config.prune` says.
+def select_dead(net: Network, variables: PyTree, image: jax.ShapeDtypeStruct,
+                prune: ml_collections.ConfigDict) -> PyTree:
+  """Which channels go.
 
   Args:
     net: the network.
     variables: its variables.
     image: shape of an image.
-    tied: '' for every BatchNorm by itself; 'sum', 'mean' or 'max': channels of one stream go or
-      stay together, ranked by that of their |scale|.
-    **options: of `slim_jax.select_global`.
+    prune: `config.prune`.
+
+  Returns:
+    As `slim_jax.select_global`.
+
+  Raises:
+    ValueError: it cannot be done as asked.
   """
-  if tied:
-    options |= {'tied': slim_jax.streams(net.predict, variables, image), 'tied_by': tied}
-  return slim_jax.select_global(variables, **options)
+  options: dict[str, Any] = dict(
+      per_layer=prune.per_layer, min_channels=prune.min_channels, max_fraction=prune.max_fraction,
+      keep=prune.keep, multiple_of=prune.multiple_of)
+  if prune.tied:
+    options |= {'tied': slim_jax.streams(net.predict, variables, image), 'tied_by': prune.tied}
+  if prune.target:
+    return slim_jax.select_budget(net.predict, variables, image, target=prune.target, **options)
+  return slim_jax.select_global(variables, fraction=prune.fraction, **options)
 
 
 def _task(context: Run, stage: Stage, net: Network) -> tuple[loop.Task, float]:

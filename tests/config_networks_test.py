@@ -72,7 +72,7 @@ def test_config_trains_and_is_pruned(name):
        'train': {**config.train, 'strength': None, 'epochs': None}}))
   image = jax.ShapeDtypeStruct((8, *shape), np.float32)
   net = network.create(config, 5)
-  dead = pipeline.select_dead(net, variables, image, **config.prune)
+  dead = pipeline.select_dead(net, variables, image, config.prune)
   plan = slim_jax.plan(net.predict, variables, image, dead=dead)
   assert slim_jax.count(
       network.create(config, 5, plan).predict, plan.slice(variables), image).macs < (

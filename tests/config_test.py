@@ -71,11 +71,11 @@ def test_every_field_is_read():
   source = '\n'.join(path.read_text() for path in (ROOT / 'slim_jax').rglob('*.py'))
   for name in fields(load('digits').get_config()):
     section, _, field = name.rpartition('.')
-    if section in ('prune', 'augment'):  # handed on whole, as keyword arguments
-      assert f'**config.{section}' in source or f'**context.config.{section}' in source
+    if section == 'augment':  # handed on whole, as keyword arguments
+      assert '**config.augment' in source or '**context.config.augment' in source
       assert re.search(rf'\b{field}: ', source), name
     else:
-      assert re.search(rf'(config|section|config\.{section})\.{field}\b', source), name
+      assert re.search(rf'(config|section|(config\.)?{section})\.{field}\b', source), name
 
 
 def test_nothing_is_read_with_a_default():
@@ -107,6 +107,10 @@ def test_nothing_is_read_with_a_default():
     ({'augment.pad': -1}, 'config.augment.pad=-1 must not be negative'),
     ({'augment.kind': 'crop'}, "config.augment.kind='crop' is not one of crop_flip, imagenet"),
     ({'train.pull': -1.0}, 'config.train.pull=-1.0 must not be negative'),
+    ({'prune.target': 'macs=0.5'}, "config.prune.target='macs=0.5' must be '', or 'macs:SHARE'"),
+    ({'prune.target': 'params:2'}, "config.prune.target='params:2' must be '', or"),
+    ({'prune.multiple_of': 0}, 'config.prune.multiple_of=0 must be at least 1'),
+    ({'prune.bias': 'drop'}, "config.prune.bias='drop' must be 'zero' or 'keep'"),
     ({'prune.tied': 'min'}, "config.prune.tied='min' must be '' "),
     ({'devices': 9}, 'config.devices=9 must lie between 0, for all, and 8'),
     ({'devices': 3}, 'config.batch_size=64 must be a multiple of the 3 devices'),

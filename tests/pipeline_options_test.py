@@ -131,7 +131,7 @@ def test_tied_channels_go_together_in_every_pass(tied):
   before = shuffled(net.shapes(image))
   widths = []
   for _ in range(2):
-    dead = pipeline.select_dead(net, before, image, **config.prune)
+    dead = pipeline.select_dead(net, before, image, config.prune)
     plan = slim_jax.plan(original.predict, original.shapes(image), image,
                          dead=net.plan.lift(dead) if net.plan else dead)
     net = network.create(config, 10, plan)
@@ -144,6 +144,48 @@ def test_tied_channels_go_together_in_every_pass(tied):
     assert out == [out[0]] * 3 + [out[3]] * 3
     widths.append((out[0], out[3]))
   assert np.all(np.diff([(16, 32), *widths], axis=0) < 0), widths
+
+
+def test_biases_stay_in_every_pass(finished, tmp_path):
+  config, _, _ = finished
+  config = make_config(data_dir=config.data_dir, **{
+      'prune.bias': 'keep', 'passes': 2, 'baseline_epochs': 0, 'finetune.epochs': 1,
+      'valid_split': '', 'scratch.e': False, 'scratch.b': False})
+  pipeline.run(config, tmp_path)
+  full = network.create(config, 10)
+  image = np.random.RandomState(0).randn(5, 8, 8, 1).astype(np.float32)
+  before = None
+  for number in (1, 2):
+    plan = slim_jax.Plan.load(tmp_path / f'plan-{number}.npz')
+    variables = variables_of(tmp_path, f'{number}-sparse')
+    dead = slim_jax.select_global(variables, fraction=config.prune.fraction, min_channels=1)
+    if before is not None:
+      dead, variables = before.lift(dead), before.expand(variables)
+    got = slim_jax.thin(full.predict, plan)(variables_of(tmp_path, f'{number}-pruned'), image)
+    want = full.predict(slim_jax.mask(variables, dead, bias='keep'), image)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    before = plan
+  assert slim_jax.load(tmp_path)[0] is not None
+
+
+@pytest.mark.parametrize('changes, check_widths', [
+    ({'prune.target': 'params:0.4'}, lambda widths: widths != [6, 6]),
+    ({'prune.keep': ('*BatchNorm_0*',)}, lambda widths: widths[0] == 6 > widths[1]),
+    ({'prune.multiple_of': 3}, lambda widths: all(n % 3 == 0 for n in widths))])
+def test_what_goes_is_said_in_the_config(changes, check_widths):
+  config = make_config(**changes)
+  net = network.create(config, 10)
+  image = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
+  random = np.random.RandomState(0)
+  variables = jax.tree.map(lambda x: random.rand(*x.shape).astype(np.float32) + 0.01,
+                           net.shapes(image))
+  dead = pipeline.select_dead(net, variables, image, config.prune)
+  widths = [int((~mark).sum()) for mark in jax.tree.leaves(dead)]
+  assert check_widths(widths), widths
+  if config.prune.target:
+    plan = slim_jax.plan(net.predict, variables, image, dead=dead)
+    left = slim_jax.count(slim_jax.thin(net.predict, plan), plan.slice(variables), image).params
+    assert left <= 0.4 * slim_jax.count(net.predict, variables, image).params
 
 
 @pytest.fixture(scope='module')
