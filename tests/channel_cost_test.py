@@ -44,8 +44,8 @@ def check(apply, variables, x, scales=None):
 @pytest.mark.parametrize('name', [
     'densenet', 'grouped', 'mixer',
     *(pytest.param(name, marks=pytest.mark.slow)
-      for name in ('preactivation_resnet', 'resnet', 'inverted_residual', 'inception', 'scanned', 'nnx_resnet',
-                   'haiku_resnet', 'equinox_resnet'))])
+      for name in ('preactivation_resnet', 'resnet', 'inverted_residual', 'inception', 'scanned',
+                   'nnx_resnet', 'haiku_resnet', 'equinox_resnet'))])
 def test_brute_force(name):
   model = zoo.build(zoo.case(name), jnp.float32)
   check(model.infer, model.variables, model.x, model.scales)
