@@ -114,6 +114,10 @@ def get_config() -> ml_collections.ConfigDict:
   # 'keep', all of it, through one channel in each layer that takes the others over.
   config.prune.bias = 'zero'
 
+  # Training batches to estimate the BatchNorm statistics of the thin network from, before it is
+  # judged and fine-tuned; 0 for none.
+  config.recalibrate_batches = 0
+
   # Fine-tuning of the thin network, without L1; the fields are those of `train`.
   # 0 epochs for none.
   config.finetune = ml_collections.ConfigDict()

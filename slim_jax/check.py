@@ -115,7 +115,7 @@ def _check_method(config: ml_collections.ConfigDict) -> Iterator[str]:
     yield f'train.pull={config.train.pull} must not be negative; 0 is to use the strength'
   if config.train.epochs < 1:
     yield f'train.epochs={config.train.epochs} must be at least 1'
-  for name in ('baseline_epochs', 'eval_every_epochs'):
+  for name in ('baseline_epochs', 'eval_every_epochs', 'recalibrate_batches'):
     if config[name] < 0:
       yield f'{name}={config[name]} must not be negative; 0 is never'
   if config.finetune.epochs < 0:

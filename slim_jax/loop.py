@@ -139,16 +139,11 @@ def make_step(batches: feed.Feed, train_data: Data, config: ml_collections.Confi
     has for the step.
   """
   places = devices.local(config.devices)
-  mean, std = train_data.mean, train_data.std
 
   def step(state: train.TrainState, totals: PyTree, part: PyTree, shared: PyTree,
            key: jax.Array) -> tuple[train.TrainState, PyTree]:
-    batch = batches.take(part, shared, state.step)
-    key = jax.random.fold_in(jax.random.fold_in(key, state.step),
-                             lax.axis_index('batch'))
-    augment_key, dropout_key = jax.random.split(key)
-    image = data.augment(augment_key, batch['image'], **config.augment)
-    batch['image'] = data.normalize(image, mean, std)
+    batch, dropout_key = _prepared(batches.take(part, shared, state.step), train_data, config,
+                                   jax.random.fold_in(key, state.step))
     state, metrics = train.train_step(state, batch, key=dropout_key)
     return state, jax.tree.map(jnp.add, totals, {**metrics, 'steps': jnp.ones([])})
 
@@ -164,6 +159,57 @@ def make_step(batches: feed.Feed, train_data: Data, config: ml_collections.Confi
     return state, jax.block_until_ready(totals) if wait else totals
 
   return run
+
+
+def _prepared(batch: PyTree, train_data: Data, config: ml_collections.ConfigDict,
+              key: jax.Array) -> tuple[PyTree, jax.Array]:
+  """A batch augmented and normalised, inside a compiled step, and a key for dropout."""
+  augment_key, dropout_key = jax.random.split(
+      jax.random.fold_in(key, lax.axis_index('batch')))
+  image = data.augment(augment_key, batch['image'], **config.augment)
+  return {**batch, 'image': data.normalize(image, train_data.mean, train_data.std)}, dropout_key
+
+
+def recalibrate(state: train.TrainState, train_data: Data, *,
+                config: ml_collections.ConfigDict, key: jax.Array) -> train.TrainState:
+  """BatchNorm statistics estimated anew, with the weights as they are.
+
+  Those that a network has kept are of itself before the cut, and of the weights of many steps.
+
+  Args:
+    state: the state; its parameters stay.
+    train_data: the training split.
+    config: recalibrate_batches (at most an epoch of them), batch_size, devices, augment.
+    key: typed random key [].
+
+  Returns:
+    The state with the mean of the statistics of these batches, on every device.
+
+  References:
+    Li et al., EagleEye, ECCV 2020.
+  """
+  places = devices.local(config.devices)
+  order_key, step_key = jax.random.split(key)
+  batches = feed.create(train_data, config, key=order_key)
+  count = min(config.recalibrate_batches, feed.steps_per_epoch(train_data, config))
+
+  def step(state: train.TrainState, totals: PyTree, part: PyTree, number: jax.Array,
+           shared: PyTree, key: jax.Array) -> PyTree:
+    batch, key = _prepared(batches.take(part, shared, number), train_data, config,
+                           jax.random.fold_in(key, number))
+    found = train.batch_statistics(state, batch['image'], key=key)
+    return jax.tree.map(lambda total, x: total + x / count, totals, found)
+
+  mapped = jax.pmap(step, axis_name='batch', in_axes=(None, None, 0, None, None, None),
+                    out_axes=None, devices=places)
+  state = devices.replicate(state, places)
+  shared, step_key = devices.replicate((batches.shared, step_key), places)
+  totals = jax.tree.map(jnp.zeros_like, state.batch_stats)
+  with contextlib.closing(batches.steps(0)) as parts:
+    for number, part in zip(range(count), parts):
+      totals = jax.block_until_ready(
+          mapped(state, totals, part, jnp.asarray(number), shared, step_key))
+  return state.replace(batch_stats=totals)
 
 
 def make_evaluate(predict: Callable[..., jax.Array], *, mean: np.ndarray,

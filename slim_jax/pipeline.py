@@ -172,6 +172,8 @@ def _run_stage(context: Run, stage: Stage) -> dict[str, Any]:
   extra = {}
   if stage.name == 'pruned':
     net, state = _prune(context, stage, net, state)
+  elif stage.name == 'recalibrated':
+    state = loop.recalibrate(state, context.train_data, config=config, key=task.key)
   elif stage.name == 'sparse':
     extra = _judge_pull(context, stage, task, strength, state)
   evaluate = loop.make_evaluate(
@@ -179,7 +181,7 @@ def _run_stage(context: Run, stage: Stage) -> dict[str, Any]:
       batch_size=config.eval_batch_size, places=devices.local(config.devices))
   with checkpoint.open_manager(workdir.checkpoints(stage),
                                keep=config.keep_checkpoints) as manager:
-    if stage.name == 'pruned':
+    if stage.name in stages.AT_ONCE:
       checkpoint.save(manager, 0, state, seconds=0.0)
       seconds = time.monotonic() - began
     else:
@@ -222,7 +224,7 @@ def _is_chosen(context: Run, stage: Stage) -> bool:
 
   That of a sparse stage is always the last one: scales shrink up to the end.
   """
-  return context.valid_data is not None and stage.name not in ('sparse', 'pruned')
+  return context.valid_data is not None and stage.name not in ('sparse', *stages.AT_ONCE)
 
 
 def _prune(context: Run, stage: Stage, net: Network,
@@ -277,7 +279,7 @@ def select_dead(net: Network, variables: PyTree, image: jax.ShapeDtypeStruct,
 def _task(context: Run, stage: Stage, net: Network) -> tuple[loop.Task, float]:
   """What a stage trains, and its strength.
 
-  The optimiser of 'pruned' only holds the state that it passes on.
+  The optimiser of a stage that does not train only holds the state that it passes on.
   """
   config = context.config
   section = config.finetune if stage.name == 'finetuned' else config.train

@@ -8,6 +8,8 @@ import numpy as np
 
 # Stages before pruning do not depend on what is removed: a level, not a curve.
 _LEVELS = {'baseline': 'unpruned, no L1', 'sparse': 'unpruned, with L1'}
+# Without training after the cut a network may guess.
+_UNTRAINED = ('pruned', 'recalibrated')
 
 
 def errors(points: Sequence[tuple[float, Mapping[str, float]]], path: pathlib.Path, *,
@@ -21,8 +23,8 @@ def errors(points: Sequence[tuple[float, Mapping[str, float]]], path: pathlib.Pa
   """
   picture = figure.Figure(figsize=(6, 4), layout='constrained')
   axes = picture.subplots()
-  stages = list(dict.fromkeys(stage for _, found in points for stage in found))
-  for number, stage in enumerate(stages):
+  names = list(dict.fromkeys(stage for _, found in points for stage in found))
+  for number, stage in enumerate(names):
     x, y = np.array([(x, found[stage]) for x, found in points if stage in found]).T
     color = f'C{number}'
     if stage in _LEVELS:
@@ -31,8 +33,9 @@ def errors(points: Sequence[tuple[float, Mapping[str, float]]], path: pathlib.Pa
     values = np.unique(x)
     axes.plot(values, [y[x == value].mean() for value in values], color=color, label=stage)
     axes.plot(x, y, 'o', color=color, markersize=4)
-  # Without fine-tuning a network may guess; that must not flatten all other curves.
-  others = [y for _, found in points for stage, y in found.items() if stage != 'pruned']
+  # These must not flatten all other curves.
+  others = [y for _, found in points for stage, y in found.items()
+            if stage not in _UNTRAINED]
   highest = max(y for _, found in points for y in found.values())
   top = min(1.05 * highest, 2 * max(others, default=highest)) or 1
   axes.set(xlabel=name, ylabel='test error, %', ylim=(0, top))

@@ -16,7 +16,7 @@ _SUMMARY = ('pass', 'stage', 'accuracy', 'loss', 'params', 'macs', 'seconds')
 _SOME = ('best_epoch', 'strength', 'pull', 'start', 'small_scales')
 # Columns of output that no terminal limits.
 _WIDE = 120
-_STAGES = ('baseline', 'sparse', 'pruned', 'finetuned', 'scratch-e', 'scratch-b')
+_STAGES = ('baseline', 'sparse', 'pruned', 'recalibrated', 'finetuned', 'scratch-e', 'scratch-b')
 
 
 def table(stages: Sequence[dict[str, Any]]) -> rich.table.Table:

@@ -16,8 +16,12 @@ HARMLESS = ('data_dir', 'workers', 'devices', 'eval_batch_size', 'eval_every_epo
 LATER = {
     'sparse': ('train.strength', 'train.pull'),
     'pruned': ('prune',),
+    'recalibrated': ('recalibrate_batches',),
     'finetuned': ('finetune',),
 }
+
+# Stages without training, done again in no time.
+AT_ONCE = ('pruned', 'recalibrated')
 
 
 def of(config: ml_collections.ConfigDict) -> list[Stage]:
@@ -25,6 +29,8 @@ def of(config: ml_collections.ConfigDict) -> list[Stage]:
   result = [Stage(0, 'baseline')] if config.baseline_epochs else []
   for number in range(1, config.passes + 1):
     result += [Stage(number, 'sparse'), Stage(number, 'pruned')]
+    if config.recalibrate_batches:
+      result.append(Stage(number, 'recalibrated'))
     if config.finetune.epochs:
       result.append(Stage(number, 'finetuned'))
   scratch = {'scratch-e': config.scratch.e, 'scratch-b': config.scratch.b}
@@ -53,9 +59,11 @@ def unused_fields(config: ml_collections.ConfigDict, workdir: Workdir,
   # The model is chosen among the checkpoints.
   free = [name for name in HARMLESS
           if not (name == 'checkpoint_every_epochs' and config.valid_split)]
-  for name, fields in LATER.items():
-    # What has been pruned is done again in no time: only a complete stage counts.
-    begun = name != 'pruned' and workdir.checkpoints(Stage(1, name)).exists()
-    if not begun and not any(record['stage'] == name for record in records):
+  begun = False
+  for name, fields in reversed(LATER.items()):
+    # Of what is done again in no time only a complete stage counts.
+    begun |= name not in AT_ONCE and workdir.checkpoints(Stage(1, name)).exists()
+    begun |= any(record['stage'] == name for record in records)
+    if not begun:
       free += fields
   return tuple(free)

@@ -173,6 +173,29 @@ def train_step(state: TrainState, batch: dict[str, jax.Array], *,
   return state, metrics
 
 
+def batch_statistics(state: TrainState, image: jax.Array, *, key: jax.Array) -> PyTree:
+  """The statistics by which BatchNorm normalises one batch.
+
+  Running statistics move by `momentum * old + (1 - momentum) * batch`: from the answers to 0 and
+  to 1 follow momentum and batch, so that nothing need be known of the model. Both come from one
+  pass: what does not depend on `old` is computed once.
+
+  Args:
+    state: the state, the same on every device.
+    image: this device's images, float [n, height, width, channels], normalised.
+    key: this device's key.
+
+  Returns:
+    Like `state.batch_stats`, the mean over the mapped axis 'batch'.
+  """
+  def after(old: float) -> PyTree:
+    stats = jax.tree.map(lambda x: jnp.full_like(x, old), state.batch_stats)
+    return state.apply_fn(state.params, stats, image, key)[1]
+
+  found = jax.tree.map(lambda low, high: low / (1 - (high - low)), after(0.0), after(1.0))
+  return lax.pmean(found, 'batch')
+
+
 def eval_step(predict: Callable[..., jax.Array], variables: PyTree,
               batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
   """Sums over the examples of a batch that the mask does not exclude.

@@ -31,8 +31,8 @@ class WorkdirError(Exception):
 class Stage(NamedTuple):
   """One row of the table: 'baseline', or what is done in a pass.
 
-  'sparse', 'pruned', 'finetuned'; and 'scratch-e' and 'scratch-b', the network of the last
-  pass trained from new weights.
+  'sparse', 'pruned', 'recalibrated', 'finetuned'; and 'scratch-e' and 'scratch-b', the network
+  of the last pass trained from new weights.
   """
   number: int  # of the pass, from 1; 0 for the baseline
   name: str

@@ -16,7 +16,9 @@ from slim_jax import feed
 from slim_jax import network
 from slim_jax import pipeline
 from slim_jax import report
+from slim_jax import stages
 from slim_jax import tree
+from slim_jax import workdir as workdir_module
 
 TINY = {
     'train_split': 'train[:256]', 'test_split': 'test[:100]', 'eval_batch_size': 100,
@@ -150,8 +152,9 @@ def test_biases_stay_in_every_pass(finished, tmp_path):
   config, _, _ = finished
   config = make_config(data_dir=config.data_dir, **{
       'prune.bias': 'keep', 'passes': 2, 'baseline_epochs': 0, 'finetune.epochs': 1,
-      'valid_split': '', 'scratch.e': False, 'scratch.b': False})
-  pipeline.run(config, tmp_path)
+      'recalibrate_batches': 2, 'valid_split': '', 'scratch.e': False, 'scratch.b': False})
+  records = pipeline.run(config, tmp_path)
+  assert [row['stage'] for row in records] == ['sparse', 'pruned', 'recalibrated', 'finetuned'] * 2
   full = network.create(config, 10)
   image = np.random.RandomState(0).randn(5, 8, 8, 1).astype(np.float32)
   before = None
@@ -165,7 +168,22 @@ def test_biases_stay_in_every_pass(finished, tmp_path):
     want = full.predict(slim_jax.mask(variables, dead, bias='keep'), image)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
     before = plan
+    pruned, after = (variables_of(tmp_path, f'{number}-{name}')
+                     for name in ('pruned', 'recalibrated'))
+    jax.tree.map(np.testing.assert_array_equal, pruned['params'], after['params'])
+    assert all(not np.array_equal(*pair) for pair in zip(
+        *map(jax.tree.leaves, (pruned['batch_stats'], after['batch_stats']))))
   assert slim_jax.load(tmp_path)[0] is not None
+
+
+def test_recalibration_may_still_change_before_it_is_done(finished, tmp_path):
+  config, _, _ = finished
+  records = [{'pass': 0, 'stage': 'baseline'}, {'pass': 1, 'stage': 'sparse'}]
+  free = [stages.unused_fields(config, workdir_module.Workdir(tmp_path), done)
+          for done in (records[:1], records, [*records, {'pass': 1, 'stage': 'finetuned'}])]
+  assert ['recalibrate_batches' in names for names in free] == [True, True, False]
+  assert ['prune' in names for names in free] == [True, True, False]
+  assert ['train.pull' in names for names in free] == [True, False, False]
 
 
 @pytest.mark.parametrize('changes, check_widths', [

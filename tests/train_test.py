@@ -15,6 +15,7 @@ from slim_jax import feed
 from slim_jax import loop
 from slim_jax import models
 from slim_jax import train
+from slim_jax import tree
 
 
 def make_config(**changes):
@@ -225,3 +226,35 @@ def test_divergence_is_one_clear_error(tmp_path):
   with pytest.raises(loop.DivergedError, match=r'toy: the loss is not finite at step \d.*'
                                                r'1e\+.*checkpoint of step 3 stays'):
     fit(Toy(), tmp_path, config)
+
+
+def test_recalibrated_statistics_are_means_over_batches():
+  toy, train_data = Toy(), make_data()
+  config = make_config(devices=1, recalibrate_batches=99,
+                       augment=dict(kind='crop_flip', pad=0, flip=False))
+  state = train.create_state(toy.apply, toy.variables, train.make_tx(
+      config, lambda step: 0.1, strength=0.0))
+  key = jax.random.key(5)
+  got = loop.recalibrate(state, train_data, config=config, key=key)
+  batches = feed.create(train_data, config, key=jax.random.split(key)[0])
+  found = []
+  for number, part in zip(range(3), batches.steps(0)):  # 50 images: an epoch is 3 batches of 16
+    batch = batches.take(part[0], jax.tree.map(jnp.asarray, batches.shared), number)
+    image = data.normalize(batch['image'], train_data.mean, train_data.std)
+    _, after = toy.apply(state.params, jax.tree.map(jnp.zeros_like, state.batch_stats), image, None)
+    found.append(jax.tree.map(lambda x: 10 * x, after))  # momentum 0.9
+  want = jax.tree.map(lambda *xs: sum(xs) / 3, *found)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+               got.batch_stats, want)
+  jax.tree.map(np.testing.assert_array_equal, got.params, state.params)
+
+
+def test_recalibration_runs_on_many_devices():
+  toy, train_data = Toy(), make_data()
+  config = make_config(recalibrate_batches=2)
+  state = train.create_state(toy.apply, toy.variables, train.make_tx(
+      config, lambda step: 0.1, strength=0.0))
+  got = loop.recalibrate(state, train_data, config=config, key=jax.random.key(5))
+  assert jax.tree.map(jnp.shape, got.batch_stats) == jax.tree.map(jnp.shape, state.batch_stats)
+  assert all(np.all(leaf > 0) for path, leaf in tree.flatten(got.batch_stats).items()
+             if path[-1] == 'var')
