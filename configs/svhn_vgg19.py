@@ -89,6 +89,15 @@ def get_config() -> ml_collections.ConfigDict:
   config.train.strength = 1e-4
   # Instead, the total pull itself, whatever the schedule; 0 to use the strength.
   config.train.pull = 0.0
+  # What sparsity comes from: 'l1', the subgradient of the paper; 'proximal', the same pull as a
+  # step of its own, with scales that are exactly zero; 'polarization', which draws small scales
+  # to zero and pushes the others up: the larger polarization_t, the more go to zero.
+  config.train.term = 'l1'
+  config.train.polarization_t = 1.2
+  # Epochs over which the strength first rises from 0; may be a fraction. And whether it is
+  # larger where a channel costs more MACs (the mean over channels stays).
+  config.train.strength_warmup_epochs = 0.0
+  config.train.weigh_macs = False
 
   # Which channels go: those with the smallest scales.
   config.prune = ml_collections.ConfigDict()

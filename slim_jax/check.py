@@ -10,6 +10,7 @@ from slim_jax import batch_norms
 from slim_jax import data
 from slim_jax import devices
 from slim_jax import models
+from slim_jax import terms
 from slim_jax import train
 
 PyTree = Any
@@ -113,6 +114,15 @@ def _check_method(config: ml_collections.ConfigDict) -> Iterator[str]:
     yield f'train.strength={config.train.strength} must not be negative'
   if config.train.pull < 0:
     yield f'train.pull={config.train.pull} must not be negative; 0 is to use the strength'
+  if config.train.term not in terms.TERMS:
+    yield (f'train.term={config.train.term!r} is not one of {", ".join(terms.TERMS)}'
+           f'{nearest(config.train.term, terms.TERMS)}')
+  if config.train.strength_warmup_epochs < 0:
+    yield (f'train.strength_warmup_epochs={config.train.strength_warmup_epochs} must not be '
+           'negative')
+  if not 0 <= config.train.polarization_t <= 2:
+    yield (f'train.polarization_t={config.train.polarization_t} must lie between 0, where half '
+           'of the scales go to zero, and 2, where all do')
   if config.train.epochs < 1:
     yield f'train.epochs={config.train.epochs} must be at least 1'
   for name in ('baseline_epochs', 'eval_every_epochs', 'recalibrate_batches'):

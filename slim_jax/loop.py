@@ -60,6 +60,7 @@ def fit(state: train.TrainState, train_data: Data, task: Task, *,
         seconds: float = 0.0, record: Callable[..., None] = lambda **_: None,
         evaluate: Callable[[PyTree], Result] | None = None,
         validate: Callable[[PyTree], Result] | None = None,
+        describe: Callable[[PyTree], dict[str, Any]] | None = None,
         ) -> tuple[train.TrainState, float]:
   """Trains from `state.step` to the end of the stage.
 
@@ -77,6 +78,7 @@ def fit(state: train.TrainState, train_data: Data, task: Task, *,
     evaluate: variables -> `Result`, called every `eval_every_epochs`.
     validate: likewise, called before every checkpoint, which keeps the accuracy as its
       score; so the manager keeps the best one.
+    describe: parameters -> further metrics, called once an epoch.
 
   Returns:
     The trained state, on every device, and the seconds spent on the stage.
@@ -106,7 +108,7 @@ def fit(state: train.TrainState, train_data: Data, task: Task, *,
           progress.update(step, **means)
       elapsed = time.monotonic() - epoch_began
       save = _due(epoch, config.checkpoint_every_epochs) or step == steps
-      scores = {}
+      scores: dict[str, Any] = describe(state.params) if describe is not None else {}
       if evaluate is not None and _due(epoch, config.eval_every_epochs):
         scores['test_accuracy'], scores['test_loss'] = evaluate(variables_of(state))
       if validate is not None and save:

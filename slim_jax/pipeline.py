@@ -29,8 +29,9 @@ from slim_jax import devices
 from slim_jax import feed
 from slim_jax import loop
 from slim_jax import network
-from slim_jax import pull
+from slim_jax import plot
 from slim_jax import report
+from slim_jax import sparse
 from slim_jax import stages
 from slim_jax import train
 from slim_jax import tree
@@ -41,9 +42,6 @@ from slim_jax.workdir import Workdir
 from slim_jax.workdir import WorkdirError
 
 PyTree = Any
-
-# |scale| below which a channel is as good as gone, for the figure that reports its share.
-SMALL = 0.01
 
 
 class Run(NamedTuple):
@@ -68,7 +66,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, *,
     A record of each stage, in order: pass, stage, accuracy (0 to 1), loss (nats),
     params, macs (of one image), seconds, widths (channels by path of the scale); of
     sparse stages also strength, pull, start (mean |scale| before), warning ('' if the
-    pull suffices) and small_scales (share of |scale| below `SMALL`); and best_epoch of a
+    pull suffices) and small_scales (share of |scale| below `sparse.SMALL`); and best_epoch of a
     stage whose model was chosen on `valid_split`.
 
   Raises:
@@ -166,16 +164,19 @@ def _run_stage(context: Run, stage: Stage) -> dict[str, Any]:
   previous = stages.previous(config, stage)
   net = network.create(config, context.train_data.num_classes,
                        _plan_before(workdir, stage, previous))
-  task, strength = _task(context, stage, net)
-  tx = train.make_tx(config, task.schedule, strength=strength)
-  state = _start(context, stage, net, tx, previous)
+  task = _task(context, stage, net)
+  length = _length(context, task.epochs)
+  strength = (sparse.strength(config, task.schedule, length) if stage.name == 'sparse' else 0.0)
+  state = _start(context, stage, net, _optimiser(context, stage, net, task, strength), previous)
   extra = {}
   if stage.name == 'pruned':
     net, state = _prune(context, stage, net, state)
   elif stage.name == 'recalibrated':
     state = loop.recalibrate(state, context.train_data, config=config, key=task.key)
   elif stage.name == 'sparse':
-    extra = _judge_pull(context, stage, task, strength, state)
+    extra = sparse.judge(config, task.schedule, length, strength, state.params)
+    if extra['warning']:
+      logging.warning('%s: %s', stage, extra['warning'])
   evaluate = loop.make_evaluate(
       net.predict, mean=context.train_data.mean, std=context.train_data.std,
       batch_size=config.eval_batch_size, places=devices.local(config.devices))
@@ -193,7 +194,9 @@ def _run_stage(context: Run, stage: Stage) -> dict[str, Any]:
   result = evaluate(loop.variables_of(state), context.test_data)
   logging.info('%s: accuracy %.2f%%, loss %.4f', stage, 100 * result.accuracy, result.loss)
   if stage.name == 'sparse':
-    extra['small_scales'] = float(np.mean(scales(state.params) < SMALL))
+    plot.shares([(line['epoch'], line['scales_below']) for line in workdir.lines(stage)
+                 if 'scales_below' in line], workdir.path / f'sparsity-{stage.number}.png')
+    extra['small_scales'] = float(np.mean(sparse.scales(state.params) < sparse.SMALL))
   variables = jax.eval_shape(lambda: loop.variables_of(state))
   cost = slim_jax.count(net.predict, variables, _image(context.train_data))
   return {'pass': stage.number, 'stage': stage.name, 'accuracy': result.accuracy,
@@ -215,8 +218,16 @@ def _train(context: Run, stage: Stage, state: train.TrainState, task: loop.Task,
   return loop.fit(state, context.train_data, task, config=context.config,
                   manager=manager, seconds=seconds,
                   record=context.workdir.recorder(stage, step=int(state.step)),
+                  describe=functools.partial(_describe, stage) if stage.name == 'sparse' else None,
                   evaluate=functools.partial(evaluate, split_data=context.test_data),
                   validate=validate)
+
+
+def _describe(stage: Stage, params: PyTree) -> dict[str, Any]:
+  """How sparse the scales are, said and for the metrics."""
+  found = sparse.shares(params)
+  logging.info('%s: %s', stage, sparse.say(found))
+  return found
 
 
 def _is_chosen(context: Run, stage: Stage) -> bool:
@@ -276,11 +287,8 @@ def select_dead(net: Network, variables: PyTree, image: jax.ShapeDtypeStruct,
   return slim_jax.select_global(variables, fraction=prune.fraction, **options)
 
 
-def _task(context: Run, stage: Stage, net: Network) -> tuple[loop.Task, float]:
-  """What a stage trains, and its strength.
-
-  The optimiser of a stage that does not train only holds the state that it passes on.
-  """
+def _task(context: Run, stage: Stage, net: Network) -> loop.Task:
+  """What a stage trains; one that does not train only holds the state that it passes on."""
   config = context.config
   section = config.finetune if stage.name == 'finetuned' else config.train
   epochs = section.epochs
@@ -292,35 +300,28 @@ def _task(context: Run, stage: Stage, net: Network) -> tuple[loop.Task, float]:
   scale = config.batch_size / (config.base_batch_size or config.batch_size)
   schedule = train.make_schedule(section, epochs=epochs, steps_per_epoch=epoch_steps,
                                  scale=scale)
-  strength = 0.0
-  if stage.name == 'sparse':
-    strength = config.train.strength
-    if config.train.pull:
-      strength = config.train.pull / _pull(config, schedule, epochs * epoch_steps, 1.0)
   # The baseline and the first sparse stage see the same images in the same order.
   stream = 2 * max(stage.number, 1) + (stage.name == 'finetuned')
   if stage.is_scratch:
     stream = stage.name == 'scratch-b'
   key = jax.random.fold_in(jax.random.key(config.seed), stream)
-  return loop.Task(str(stage), epochs, schedule, key), strength
+  return loop.Task(str(stage), epochs, schedule, key)
 
 
-def _pull(config: ml_collections.ConfigDict, schedule: optax.Schedule, steps: int,
-          strength: float) -> float:
-  return pull.l1_pull(pull.learning_rates(schedule, steps), strength=strength,
-                      momentum=config.momentum, nesterov=config.nesterov)
+def _length(context: Run, epochs: int) -> sparse.Length:
+  epoch_steps = feed.steps_per_epoch(context.train_data, context.config)
+  return sparse.Length(epochs * epoch_steps, epoch_steps)
 
 
-def _judge_pull(context: Run, stage: Stage, task: loop.Task, strength: float,
-                state: train.TrainState) -> dict[str, Any]:
-  """The pull beside the scales that it is to bring to zero; warns where it cannot."""
-  steps = task.epochs * feed.steps_per_epoch(context.train_data, context.config)
-  figures = {'strength': strength, 'start': float(np.mean(scales(state.params))),
-             'pull': _pull(context.config, task.schedule, steps, strength)}
-  warning = pull.warning(**figures)
-  if warning:
-    logging.warning('%s: %s', stage, warning)
-  return {**figures, 'warning': warning}
+def _optimiser(context: Run, stage: Stage, net: Network, task: loop.Task,
+               strength: float) -> optax.GradientTransformation:
+  config, length = context.config, _length(context, task.epochs)
+  if stage.number == 0 or stage.is_scratch:  # no part of the method: its term may change yet
+    return train.make_tx(config, task.schedule, strength=0.0)
+  weights, image = None, _image(context.train_data)
+  if strength and config.train.weigh_macs:
+    weights = slim_jax.macs_per_channel(net.predict, net.shapes(image), image)['params']
+  return sparse.make_tx(config, task.schedule, length, strength, weights)
 
 
 def _plan_before(workdir: Workdir, stage: Stage, previous: Stage | None):
@@ -359,13 +360,6 @@ def _macs(context: Run, net: Network) -> int:
 
 def _full_macs(context: Run) -> int:
   return _macs(context, network.create(context.config, context.train_data.num_classes))
-
-
-def scales(variables: PyTree) -> np.ndarray:
-  """|scale| of all BatchNorms, float [channels]."""
-  leaves = tree.flatten(variables)
-  return np.concatenate([np.abs(np.ravel(leaves[path]))
-                         for path in batch_norms.chosen(variables)])
 
 
 def _widths(variables: PyTree) -> dict[str, int]:

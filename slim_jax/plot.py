@@ -44,6 +44,25 @@ def errors(points: Sequence[tuple[float, Mapping[str, float]]], path: pathlib.Pa
   picture.savefig(path, dpi=150)
 
 
+def shares(points: Sequence[tuple[int, Mapping[str, float]]], path: pathlib.Path) -> None:
+  """Draws the share of the scales below each threshold against the epoch.
+
+  Args:
+    points: (epoch, share, 0 to 1, by threshold).
+    path: of the PNG.
+  """
+  picture = figure.Figure(figsize=(6, 4), layout='constrained')
+  axes = picture.subplots()
+  for threshold in reversed(points[-1][1] if points else {}):  # from above, as the curves lie
+    axes.plot([epoch for epoch, _ in points], [100 * found[threshold] for _, found in points],
+              marker='o', markersize=4, label=f'|scale| < {threshold}')
+  axes.set(xlabel='epoch', ylabel='share of channels, %', ylim=(0, 100))
+  axes.grid(alpha=0.3)
+  if points:
+    axes.legend()
+  picture.savefig(path, dpi=150)
+
+
 def histograms(values: Mapping[str, np.ndarray], path: pathlib.Path, *, name: str) -> None:
   """Draws a histogram for each name, side by side on the same bins.
 

@@ -19,7 +19,7 @@ def learning_rates(schedule: optax.Schedule, steps: int) -> np.ndarray:
   return np.asarray(np.broadcast_to(schedule(np.arange(steps)), steps), np.float64)
 
 
-def l1_pull(rates: np.ndarray, *, strength: float, momentum: float = 0.0,
+def l1_pull(rates: np.ndarray, *, strength: float | np.ndarray, momentum: float = 0.0,
             nesterov: bool = False) -> float:
   """How far SGD moves a scale that gets no gradient but that of the L1 term.
 
@@ -28,17 +28,20 @@ def l1_pull(rates: np.ndarray, *, strength: float, momentum: float = 0.0,
 
   Args:
     rates: learning rate of each step, float [steps].
-    strength: lambda, as `slim_jax.add_l1` takes it.
+    strength: lambda, as `slim_jax.add_l1` takes it; or of each step, float [steps].
     momentum: of SGD, in [0, 1).
     nesterov: whether the momentum is Nesterov's.
 
   Returns:
     The distance, in units of the scales; proportional to `strength`.
   """
-  # v_t = mu v_{t-1} + lambda from v = 0 is lambda (1 - mu^t) / (1 - mu) after t steps; Nesterov's
-  # step lambda + mu v_t is v_{t+1}.
-  t = np.arange(1, len(rates) + 1) + nesterov
-  return float(strength / (1 - momentum) * np.sum(rates * (1 - float(momentum)**t)))
+  # A step of SGD is the momentum v_t = mu v_{t-1} + lambda_t; Nesterov's is lambda_t + mu v_t.
+  strengths = np.broadcast_to(strength, len(rates)).astype(np.float64).tolist()
+  velocity = distance = 0.0
+  for rate, now in zip(np.asarray(rates, np.float64).tolist(), strengths, strict=True):
+    velocity = momentum * velocity + now
+    distance += rate * (now + momentum * velocity if nesterov else velocity)
+  return distance
 
 
 def warning(*, start: float, pull: float, strength: float) -> str:

@@ -14,7 +14,8 @@ HARMLESS = ('data_dir', 'workers', 'devices', 'eval_batch_size', 'eval_every_epo
 
 # Fields and sections that no stage depends on before the one that is named.
 LATER = {
-    'sparse': ('train.strength', 'train.pull'),
+    'sparse': ('train.strength', 'train.pull', 'train.term', 'train.polarization_t',
+               'train.strength_warmup_epochs', 'train.weigh_macs'),
     'pruned': ('prune',),
     'recalibrated': ('recalibrate_batches',),
     'finetuned': ('finetune',),

@@ -29,6 +29,7 @@ from slim_jax import loop
 from slim_jax import pipeline
 from slim_jax import plot
 from slim_jax import report
+from slim_jax import sparse
 from slim_jax import stages
 from slim_jax.workdir import Stage
 from slim_jax.workdir import Workdir
@@ -137,7 +138,7 @@ def draw(points: Sequence[dict[str, Any]], workdir: pathlib.Path) -> list[pathli
       stage = Stage(1, 'sparse')
       if any((row['pass'], row['stage']) == stage for row in point['stages']):
         arrays = checkpoint.read(Workdir(workdir / point['workdir']).checkpoints(stage))
-        scales[point['workdir']] = pipeline.scales(arrays['params'])
+        scales[point['workdir']] = sparse.scales(arrays['params'])
     plot.histograms(scales, files[-1], name='|scale|')
   return files
 

@@ -16,7 +16,7 @@ import ml_collections
 import optax
 
 from slim_jax import batch_norms
-from slim_jax import sparsity
+from slim_jax import terms
 
 PyTree = Any
 
@@ -99,10 +99,19 @@ def make_schedule(section: ml_collections.ConfigDict, *, epochs: int,
   return schedule
 
 
+def make_strength(config: ml_collections.ConfigDict, strength: float,
+                  steps_per_epoch: int) -> float | optax.Schedule:
+  """Strength by step: it rises to `strength` over `train.strength_warmup_epochs`."""
+  warmup = round(config.train.strength_warmup_epochs * steps_per_epoch)
+  if not warmup or not strength:
+    return strength
+  return lambda step: strength * jnp.minimum((step + 1) / warmup, 1.0)
+
+
 def make_tx(config: ml_collections.ConfigDict, schedule: optax.Schedule, *,
-            strength: float,
-            mask: Any = batch_norms.scales) -> optax.GradientTransformation:
-  """SGD with momentum, coupled weight decay and the L1 term of slimming.
+            strength: float | optax.Schedule, term: str = 'l1', t: float = 0.0,
+            weights: Any = None, mask: Any = batch_norms.scales) -> optax.GradientTransformation:
+  """SGD with momentum, coupled weight decay and a term of sparsity; with the paper's:
 
       g = grad + weight_decay * w + strength * sign(w)    the last at scales only
       v = momentum * v + g
@@ -115,15 +124,18 @@ def make_tx(config: ml_collections.ConfigDict, schedule: optax.Schedule, *,
     config: weight_decay, momentum, nesterov.
     schedule: learning rate by step.
     strength: lambda of the paper.
-    mask: which leaves are scales, as `slim_jax.add_l1` takes it.
+    term: key of `terms.TERMS`.
+    t: of 'polarization'.
+    weights: of each scale, as `slim_jax.add_l1` takes them.
+    mask: which leaves are scales, likewise.
 
   Returns:
     The optax transformation.
   """
+  before, after = terms.parts(term, terms.Spec(strength, schedule, t, weights, mask))
   return optax.chain(
-      optax.add_decayed_weights(config.weight_decay),
-      sparsity.add_l1(strength, mask=mask),
-      optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov))
+      optax.add_decayed_weights(config.weight_decay), *before,
+      optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov), *after)
 
 
 def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@
   plan-N.npz      what is left of the original network after pass N
   checkpoints/    of each stage, in N-STAGE
   metrics.jsonl   a line of metrics for each epoch
+  sparsity-N.png  how many scales were small as the sparse stage of pass N went
   summary.json    config and stages, once all are complete
 
 Files are replaced whole, so that a run may end at any moment.
@@ -147,6 +148,11 @@ class Workdir:
         file.write(json.dumps(line) + '\n')
 
     return record
+
+  def lines(self, stage: Stage) -> list[dict[str, Any]]:
+    """The metrics of a stage, an epoch each."""
+    every = map(json.loads, (self.path / 'metrics.jsonl').read_text().splitlines())
+    return [line for line in every if (line['pass'], line['stage']) == stage]
 
   def _plan_path(self, number: int) -> pathlib.Path:
     return self.path / f'plan-{number}.npz'

@@ -19,10 +19,11 @@ FLOORS = [
     {'batch_norms'},
     {'channels', 'sparsity', 'cost', 'models', 'data', 'guards', 'ranking'},
     {'select'},
+    {'terms'},
     {'train', 'checkpoint', 'report', 'import_torch', 'feed', 'initialise', 'channel_cost',
      'budget', 'scores'},
     {'', 'check', 'loop', 'workdir'},  # '' is slim_jax itself: the library without the program
-    {'network', 'stages'},
+    {'network', 'stages', 'sparse'},
     {'pipeline'},
     {'command'},
     {'main', 'sweep'},

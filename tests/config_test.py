@@ -109,6 +109,11 @@ def test_nothing_is_read_with_a_default():
     ({'train.pull': -1.0}, 'config.train.pull=-1.0 must not be negative'),
     ({'prune.target': 'macs=0.5'}, "config.prune.target='macs=0.5' must be '', or 'macs:SHARE'"),
     ({'prune.target': 'params:2'}, "config.prune.target='params:2' must be '', or"),
+    ({'train.term': 'polarisation'}, "train.term='polarisation' is not one of l1, proximal, "
+                                     "polarization, did you mean 'polarization'?"),
+    ({'train.polarization_t': 3.0}, 'config.train.polarization_t=3.0 must lie between 0'),
+    ({'train.strength_warmup_epochs': -1.0}, 'config.train.strength_warmup_epochs=-1.0 must not'),
+    ({'recalibrate_batches': -1}, 'config.recalibrate_batches=-1 must not be negative'),
     ({'prune.multiple_of': 0}, 'config.prune.multiple_of=0 must be at least 1'),
     ({'prune.bias': 'drop'}, "config.prune.bias='drop' must be 'zero' or 'keep'"),
     ({'prune.tied': 'min'}, "config.prune.tied='min' must be '' "),

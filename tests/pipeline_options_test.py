@@ -176,6 +176,24 @@ def test_biases_stay_in_every_pass(finished, tmp_path):
   assert slim_jax.load(tmp_path)[0] is not None
 
 
+@pytest.mark.parametrize('changes', [
+    {'train.term': 'proximal', 'train.strength_warmup_epochs': 0.5, 'train.pull': 0.6},
+    {'train.term': 'polarization', 'train.weigh_macs': True}])
+def test_sparsity_terms_of_the_config(finished, tmp_path, changes):
+  config, _, _ = finished
+  config = make_config(data_dir=config.data_dir, **{
+      'baseline_epochs': 1, 'valid_split': '', 'scratch.e': False, 'scratch.b': False, **changes})
+  rows = {row['stage']: row for row in pipeline.run(config, tmp_path)}
+  assert rows['sparse']['pull'] == pytest.approx(changes.get('train.pull', 1.5))
+  scale = np.concatenate([np.ravel(leaf['scale']) for name, leaf in variables_of(
+      tmp_path, '1-sparse')['params'].items() if 'BatchNorm' in name])
+  assert np.any(scale == 0) and np.all(scale <= 1)
+  below = [line['scales_below'] for line in lines_of(tmp_path, 'sparse')]
+  assert len(below) == 2 and below[-1]['0.0001'] >= np.mean(scale == 0) > 0
+  assert (tmp_path / 'sparsity-1.png').stat().st_size > 5000
+  assert rows['finetuned']['accuracy'] > 0
+
+
 def test_recalibration_may_still_change_before_it_is_done(finished, tmp_path):
   config, _, _ = finished
   records = [{'pass': 0, 'stage': 'baseline'}, {'pass': 1, 'stage': 'sparse'}]
