@@ -6,17 +6,15 @@ shapes alone.
 """
 
 from collections.abc import Callable
-import statistics
 import time
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from slim_jax import cost, jaxprs
-from slim_jax.channels import Plan, analysis, blocks, interface, plan, thin
-from slim_jax.channels.planning import CutThroughError, Traced
-from slim_jax.channels.rule import Fact
+from slim_jax import probe
+from slim_jax.channels import Plan
+from slim_jax.channels.planning import CutThroughError
 from slim_jax.select import by_fraction, selector
 
 _MOST = 1 - 2**-30  # the largest fraction: all that there is
@@ -86,14 +84,14 @@ def search(f: Callable[..., Any], variables: Any, *args: Any, target: str,
   start = time.perf_counter()
   name, share = _parse(target)
   select = selector(variables, **options)
-  network = _Network(Traced(f, variables, *args), f, variables, args)
+  network = probe.trace(f, variables, *args)
   measure = _TARGETS[name].measure
   full = measure(network, None)
   if not full:
     raise ValueError(f'{target}: the full network has no {_TARGETS[name].what}')
   shares: dict[bytes, float | None] = {}
 
-  def probe(fraction: float) -> _Probe:
+  def attempt(fraction: float) -> _Probe:
     dead = select(by_fraction(fraction))
     marks = jax.tree.leaves(dead)
     key = b''.join(mark.tobytes() for mark in marks)
@@ -105,7 +103,7 @@ def search(f: Callable[..., Any], variables: Any, *args: Any, target: str,
   low, high = _Probe(0.0, nothing, 0, 1.0), None
   if low.exceeds(share):
     limit = _TIMED if name == 'latency' else np.inf
-    low, high = _bisect(probe, low, probe(_MOST), share, lambda: len(shares) >= limit)
+    low, high = _bisect(attempt, low, attempt(_MOST), share, lambda: len(shares) >= limit)
     if high.share is None or high.exceeds(share):
       raise BudgetError(_unmet(target, _TARGETS[name].what, low, high))
   best = high or low
@@ -130,7 +128,7 @@ class _Probe(NamedTuple):
     return self.share is not None and self.share > share
 
 
-def _bisect(probe: Callable[[float], _Probe], low: _Probe, high: _Probe, share: float,
+def _bisect(attempt: Callable[[float], _Probe], low: _Probe, high: _Probe, share: float,
             spent: Callable[[], bool]) -> tuple[_Probe, _Probe]:
   """The last network that exceeds `share` and the first that does not, as near as they come.
 
@@ -143,7 +141,7 @@ def _bisect(probe: Callable[[float], _Probe], low: _Probe, high: _Probe, share: 
     at = 0.5
     if not halve and high.share is not None:
       at = min(max((low.share - share) / (low.share - high.share), 0.02), 0.98)
-    middle = probe(low.fraction + at * width)
+    middle = attempt(low.fraction + at * width)
     if middle.exceeds(share):
       low = middle
     else:
@@ -153,21 +151,13 @@ def _bisect(probe: Callable[[float], _Probe], low: _Probe, high: _Probe, share: 
   return low, high
 
 
-class _Network(NamedTuple):
-  """What is planned again and again: `f(variables, *args)`, and its trace."""
-  traced: Traced
-  f: Callable[..., Any]
-  variables: Any
-  args: tuple[Any, ...]
+_Measure = Callable[[probe.Network, Plan | None], float]
 
 
-_Measure = Callable[[_Network, Plan | None], float]
-
-
-def _share(network: _Network, dead: Any, measure: _Measure, full: float) -> float | None:
+def _share(network: probe.Network, dead: Any, measure: _Measure, full: float) -> float | None:
   """What is left without the dead channels; None where the network is cut through."""
   try:
-    found = plan(network.traced, network.variables, *network.args, dead=dead)
+    found = probe.planned(network, dead)
   except CutThroughError:
     return None
   return measure(network, found) / full
@@ -198,43 +188,6 @@ def _unmet(target: str, what: str, smallest: _Probe, beyond: _Probe) -> str:
           'max_fraction=, keep=, multiple_of=).')
 
 
-def _cost(network: _Network, found: Plan | None) -> cost.Cost:
-  """`slim_jax.count` of the network, full or thin, without tracing it anew."""
-  program, _ = network.traced.trace
-  shapes, args = jax.tree.map(interface.struct, (network.variables, network.args))
-  if found is None:
-    return cost.of_program(program, shapes)
-  shapes = found.slice(shapes)
-  leaves = jax.tree.leaves((shapes, args))
-  have = [cut.live for cut in found.cuts.values()]
-  have += [blocks.whole(len(leaf.shape)) for leaf in leaves[len(have):]]
-  demands = [blocks.whole(len(program.avals[i].shape)) for i in program.outputs]
-  facts = analysis.forward(program, [Fact(block) for block in have])
-  needed = analysis.backward(program, facts, demands)
-  thin_program, _ = jaxprs.trace(
-      lambda *arrays: analysis.run(program, needed, list(arrays), have, demands), *leaves)
-  return cost.of_program(thin_program, shapes)
-
-
-def _seconds(network: _Network, found: Plan | None) -> float:
-  """Median time of the jitted function: of 5 to 50 runs, about a second of them."""
-  f, variables, args = network.f, network.variables, network.args
-  if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((variables, args))):
-    raise ValueError('latency is measured: it needs arrays for all variables and arguments, not '
-                     'shapes')
-  if found is not None:
-    f, variables = thin(f, found), found.slice(variables)
-  run = jax.jit(f)
-  variables, args = jax.device_put((variables, args))
-  jax.block_until_ready(run(variables, *args))
-  times: list[float] = []
-  while len(times) < 5 or (len(times) < 50 and sum(times) < 1):
-    start = time.perf_counter()
-    jax.block_until_ready(run(variables, *args))
-    times.append(time.perf_counter() - start)
-  return statistics.median(times)
-
-
 class _Target(NamedTuple):
   """What can be asked for: how it is called in errors, and how it is measured."""
   what: str
@@ -242,9 +195,9 @@ class _Target(NamedTuple):
 
 
 _TARGETS = {
-    'macs': _Target('MACs', lambda network, found: _cost(network, found).macs),
-    'params': _Target('parameters', lambda network, found: _cost(network, found).params),
+    'macs': _Target('MACs', lambda network, found: probe.counted(network, found).macs),
+    'params': _Target('parameters', lambda network, found: probe.counted(network, found).params),
     'memory': _Target('activation memory',
-                      lambda network, found: _cost(network, found).value_bytes),
-    'latency': _Target('latency', _seconds),
+                      lambda network, found: probe.counted(network, found).value_bytes),
+    'latency': _Target('latency', probe.seconds),
 }

@@ -172,20 +172,20 @@ def _prepared(batch: PyTree, train_data: Data, config: ml_collections.ConfigDict
   return {**batch, 'image': data.normalize(image, train_data.mean, train_data.std)}, dropout_key
 
 
-def recalibrate(state: train.TrainState, train_data: Data, *,
-                config: ml_collections.ConfigDict, key: jax.Array) -> train.TrainState:
-  """BatchNorm statistics estimated anew, with the weights as they are.
+def make_recalibrate(train_data: Data, *, config: ml_collections.ConfigDict,
+                     key: jax.Array) -> Callable[[train.TrainState], train.TrainState]:
+  """A function that estimates BatchNorm statistics anew, with the weights as they are.
 
   Those that a network has kept are of itself before the cut, and of the weights of many steps.
 
   Args:
-    state: the state; its parameters stay.
     train_data: the training split.
     config: recalibrate_batches (at most an epoch of them), batch_size, devices, augment.
     key: typed random key [].
 
   Returns:
-    The state with the mean of the statistics of these batches, on every device.
+    From a state to the state with the mean of the statistics of these batches, the same at every
+    call, on every device.
 
   References:
     Li et al., EagleEye, ECCV 2020.
@@ -204,14 +204,18 @@ def recalibrate(state: train.TrainState, train_data: Data, *,
 
   mapped = jax.pmap(step, axis_name='batch', in_axes=(None, None, 0, None, None, None),
                     out_axes=None, devices=places)
-  state = devices.replicate(state, places)
   shared, step_key = devices.replicate((batches.shared, step_key), places)
-  totals = jax.tree.map(jnp.zeros_like, state.batch_stats)
-  with contextlib.closing(batches.steps(0)) as parts:
-    for number, part in zip(range(count), parts):
-      totals = jax.block_until_ready(
-          mapped(state, totals, part, jnp.asarray(number), shared, step_key))
-  return state.replace(batch_stats=totals)
+
+  def recalibrate(state: train.TrainState) -> train.TrainState:
+    state = devices.replicate(state, places)
+    totals = jax.tree.map(jnp.zeros_like, state.batch_stats)
+    with contextlib.closing(batches.steps(0)) as parts:
+      for number, part in zip(range(count), parts):
+        totals = jax.block_until_ready(
+            mapped(state, totals, part, jnp.asarray(number), shared, step_key))
+    return state.replace(batch_stats=totals)
+
+  return recalibrate
 
 
 def make_evaluate(predict: Callable[..., jax.Array], *, mean: np.ndarray,

@@ -1,19 +1,29 @@
 """Network slimming from the command line.
 
   python -m slim_jax.main --config=configs/NAME.py --workdir=DIR [--config.FIELD=VALUE ...]
+    [--until=STAGE]
 
 Trains with sparsity, removes channels, fine-tunes and evaluates, as the config says;
 the same command again continues where it stopped, or says that it is done.
 """
 
+from absl import flags
+
 from slim_jax import command
 from slim_jax import pipeline
 from slim_jax import report
+from slim_jax import stages
+
+_UNTIL = flags.DEFINE_enum(
+    'until', None, ['baseline', *stages.LATER],
+    'Stop after this stage, of the first pass; the same command without it goes on.')
 
 
 def main() -> None:
   """Runs the method and shows what came of it."""
-  report.show(pipeline.run(command.CONFIG.value, command.WORKDIR.value))
+  config = command.CONFIG.value
+  last = stages.named(config, _UNTIL.value) if _UNTIL.value else None
+  report.show(pipeline.run(config, command.WORKDIR.value, last=last))
 
 
 if __name__ == '__main__':

@@ -133,6 +133,51 @@ def load(workdir: str | pathlib.Path) -> tuple[Callable[..., jax.Array], PyTree]
   return apply, jax.tree.map(jnp.asarray, variables)
 
 
+class Sparse(NamedTuple):
+  """What a complete sparse stage has left, to look at.
+
+  Attributes:
+    context: config, directory and data.
+    net: the network.
+    state: its parameters and statistics; the optimiser state is a fresh one.
+    evaluate: what `loop.make_evaluate` returns for the network.
+    image: shape of one normalised image.
+  """
+  context: Run
+  net: Network
+  state: train.TrainState
+  evaluate: Callable[..., loop.Result]
+  image: jax.ShapeDtypeStruct
+
+
+def open_sparse(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Sparse:
+  """Opens the last complete sparse stage of a run.
+
+  Args:
+    config: that of the run; what comes after the stage may differ.
+    workdir: directory of the run.
+
+  Raises:
+    WorkdirError: no run with such a stage, or one with another config.
+    As `run` for all else.
+  """
+  workdir = Workdir(pathlib.Path(workdir).resolve())
+  done = [Stage(record['pass'], record['stage']) for record in workdir.records()]
+  done = [stage for stage in done if stage.name == 'sparse']
+  if not done:
+    raise WorkdirError(f'{workdir.path} holds no run with a complete sparse stage: call '
+                       'slim_jax.main with this config and workdir first')
+  later = list(stages.LATER)[list(stages.LATER).index('sparse') + 1:]
+  workdir.compare('config.json', to_json(config), free=(
+      *stages.HARMLESS, 'passes', *(name for stage in later for name in stages.LATER[stage])))
+  context = _open(config, workdir)
+  net = network.create(config, context.train_data.num_classes, workdir.plan_after(done[-1]))
+  arrays = checkpoint.read(workdir.checkpoints(done[-1]))
+  variables = {name: arrays[name] for name in ('params', 'batch_stats')}
+  state = train.create_state(net.apply, jax.tree.map(jnp.asarray, variables), optax.identity())
+  return Sparse(context, net, state, _evaluator(context, net), _image(context.train_data))
+
+
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
   """The config as JSON gives it back: tuples are lists."""
   return json.loads(json.dumps(config.to_dict()))
@@ -172,14 +217,12 @@ def _run_stage(context: Run, stage: Stage) -> dict[str, Any]:
   if stage.name == 'pruned':
     net, state = _prune(context, stage, net, state)
   elif stage.name == 'recalibrated':
-    state = loop.recalibrate(state, context.train_data, config=config, key=task.key)
+    state = loop.make_recalibrate(context.train_data, config=config, key=task.key)(state)
   elif stage.name == 'sparse':
     extra = sparse.judge(config, task.schedule, length, strength, state.params)
     if extra['warning']:
       logging.warning('%s: %s', stage, extra['warning'])
-  evaluate = loop.make_evaluate(
-      net.predict, mean=context.train_data.mean, std=context.train_data.std,
-      batch_size=config.eval_batch_size, places=devices.local(config.devices))
+  evaluate = _evaluator(context, net)
   with checkpoint.open_manager(workdir.checkpoints(stage),
                                keep=config.keep_checkpoints) as manager:
     if stage.name in stages.AT_ONCE:
@@ -202,6 +245,12 @@ def _run_stage(context: Run, stage: Stage) -> dict[str, Any]:
   return {'pass': stage.number, 'stage': stage.name, 'accuracy': result.accuracy,
           'loss': result.loss, 'params': cost.params, 'macs': cost.macs,
           'seconds': seconds, 'widths': _widths(variables), **extra}
+
+
+def _evaluator(context: Run, net: Network) -> Callable[..., loop.Result]:
+  return loop.make_evaluate(
+      net.predict, mean=context.train_data.mean, std=context.train_data.std,
+      batch_size=context.config.eval_batch_size, places=devices.local(context.config.devices))
 
 
 def _train(context: Run, stage: Stage, state: train.TrainState, task: loop.Task,

@@ -63,6 +63,34 @@ def shares(points: Sequence[tuple[int, Mapping[str, float]]], path: pathlib.Path
   picture.savefig(path, dpi=150)
 
 
+def look(rows: Sequence[Mapping[str, float]], path: pathlib.Path, *,
+         best: Mapping[str, float] | None) -> None:
+  """Draws accuracy and size against the fraction of channels removed.
+
+  Args:
+    rows: what `look.run` returns.
+    path: of the PNG.
+    best: the row that is suggested, if any.
+  """
+  picture = figure.Figure(figsize=(6, 5), layout='constrained')
+  above, below = picture.subplots(2, 1, sharex=True)
+  fractions = [row['fraction'] for row in rows]
+  for name, label in (('recalibrated', 'after recalibration'), ('accuracy', 'right after the cut')):
+    above.plot(fractions, [100 * row[name] for row in rows], marker='o', markersize=4, label=label)
+  for name, label in (('params', 'parameters'), ('macs', 'MACs')):
+    below.plot(fractions, [100 * row[name] / row[f'full_{name}'] for row in rows], marker='o',
+               markersize=4, label=label)
+  if best is not None:
+    for axes in (above, below):
+      axes.axvline(best['fraction'], color='gray', linestyle='--', label='suggested')
+  above.set(ylabel='accuracy, %')
+  below.set(xlabel='fraction of channels removed', ylabel='what is left, %', ylim=(0, None))
+  for axes in (above, below):
+    axes.grid(alpha=0.3)
+    axes.legend()
+  picture.savefig(path, dpi=150)
+
+
 def histograms(values: Mapping[str, np.ndarray], path: pathlib.Path, *, name: str) -> None:
   """Draws a histogram for each name, side by side on the same bins.
 

@@ -92,6 +92,23 @@ def show_sweep(points: Sequence[dict[str, Any]]) -> None:
       console.print(f"{point['workdir']}: {point['error']}", highlight=False, markup=False)
 
 
+def show_look(rows: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> None:
+  """Prints what `look.run` returns, and what it suggests, on the standard output."""
+  table = rich.table.Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))
+  for name in ('fraction', 'accuracy', 'recalibrated', 'params', '', 'MACs', ''):
+    table.add_column(name, justify='right', no_wrap=True)
+  for row in rows:
+    table.add_row(f"{row['fraction']:g}", f"{row['accuracy']:.2%}", f"{row['recalibrated']:.2%}",
+                  short(row['params']), change(row['params'], row['full_params']),
+                  short(row['macs']), change(row['macs'], row['full_macs']),
+                  style='bold' if row is best else None)
+  console = rich.console.Console()
+  console.print(table)
+  console.print('No cut is within the tolerance.' if best is None else
+                f"Largest cut within the tolerance: --config.prune.fraction={best['fraction']:g}",
+                highlight=False)
+
+
 def _chosen(stage: dict[str, Any]) -> str:
   """Names the epoch where it is not the last."""
   return f" (best, epoch {stage['best_epoch']})" if 'best_epoch' in stage else ''

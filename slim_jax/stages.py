@@ -4,6 +4,7 @@ from typing import Any
 
 import ml_collections
 
+from slim_jax.check import ConfigError
 from slim_jax.workdir import Stage
 from slim_jax.workdir import Workdir
 
@@ -36,6 +37,19 @@ def of(config: ml_collections.ConfigDict) -> list[Stage]:
       result.append(Stage(number, 'finetuned'))
   scratch = {'scratch-e': config.scratch.e, 'scratch-b': config.scratch.b}
   return result + [Stage(config.passes, name) for name, wanted in scratch.items() if wanted]
+
+
+def named(config: ml_collections.ConfigDict, name: str) -> Stage:
+  """The first stage of that name.
+
+  Raises:
+    ConfigError: the config does not ask for one.
+  """
+  found = [stage for stage in of(config) if stage.name == name]
+  if not found:
+    raise ConfigError(f'the config asks for no stage {name!r}, only for '
+                      + ', '.join(dict.fromkeys(stage.name for stage in of(config))))
+  return found[0]
 
 
 def previous(config: ml_collections.ConfigDict, stage: Stage) -> Stage | None:

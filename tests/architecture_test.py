@@ -18,7 +18,7 @@ FLOORS = [
     {'jaxprs', 'tree', 'progress', 'devices', 'pull', 'plot'},
     {'batch_norms'},
     {'channels', 'sparsity', 'cost', 'models', 'data', 'guards', 'ranking'},
-    {'select'},
+    {'select', 'probe'},
     {'terms'},
     {'train', 'checkpoint', 'report', 'import_torch', 'feed', 'initialise', 'channel_cost',
      'budget', 'scores'},
@@ -26,7 +26,7 @@ FLOORS = [
     {'network', 'stages', 'sparse'},
     {'pipeline'},
     {'command'},
-    {'main', 'sweep'},
+    {'main', 'sweep', 'look'},
 ]
 FLOOR = {room: n for n, floor in enumerate(FLOORS) for room in floor}
 # The package offers `load`, which it finds in the program when it is called.

@@ -235,7 +235,7 @@ def test_recalibrated_statistics_are_means_over_batches():
   state = train.create_state(toy.apply, toy.variables, train.make_tx(
       config, lambda step: 0.1, strength=0.0))
   key = jax.random.key(5)
-  got = loop.recalibrate(state, train_data, config=config, key=key)
+  got = loop.make_recalibrate(train_data, config=config, key=key)(state)
   batches = feed.create(train_data, config, key=jax.random.split(key)[0])
   found = []
   for number, part in zip(range(3), batches.steps(0)):  # 50 images: an epoch is 3 batches of 16
@@ -254,7 +254,7 @@ def test_recalibration_runs_on_many_devices():
   config = make_config(recalibrate_batches=2)
   state = train.create_state(toy.apply, toy.variables, train.make_tx(
       config, lambda step: 0.1, strength=0.0))
-  got = loop.recalibrate(state, train_data, config=config, key=jax.random.key(5))
+  got = loop.make_recalibrate(train_data, config=config, key=jax.random.key(5))(state)
   assert jax.tree.map(jnp.shape, got.batch_stats) == jax.tree.map(jnp.shape, state.batch_stats)
   assert all(np.all(leaf > 0) for path, leaf in tree.flatten(got.batch_stats).items()
              if path[-1] == 'var')
