@@ -13,30 +13,11 @@ import sys
 import time
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-sys.path[:0] = [str(pathlib.Path(__file__).parents[2])]
+sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[2])]
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
+from networks import network, NETWORKS  # noqa: E402
 import slim_jax  # noqa: E402
-from slim_jax import budget, models  # noqa: E402
-
-NETWORKS = {'vgg19': 32, 'preresnet164': 32, 'densenet40': 32, 'resnet50': 224}
-
-
-def network(name: str):
-  """(apply, variables, image): shapes, but for random scales."""
-  size = NETWORKS[name]
-  module = models.create(name, num_classes=10 if size == 32 else 1000)
-  image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-  variables = jax.eval_shape(
-      lambda: module.init(jax.random.key(0), jnp.zeros(image.shape), train=False))
-  rng = np.random.default_rng(0)
-  variables = jax.tree.map(
-      lambda leaf, is_scale: rng.uniform(size=leaf.shape).astype('float32') if is_scale else leaf,
-      variables, slim_jax.batch_norm_scales(variables))
-  return lambda v, x: module.apply(v, x, train=False), variables, image
+from slim_jax import budget  # noqa: E402
 
 
 def main():
