@@ -43,6 +43,11 @@ def get_config() -> ml_collections.ConfigDict:
   config.eval_batch_size = 500
   # Devices of this machine to use; 0 for all.
   config.devices = 0
+  # In how many parts, one after the other, a device computes its images of a step, for batches
+  # that do not fit; and steps in one call of the compiled program, for networks so small that
+  # calls take the time.
+  config.accumulate_steps = 1
+  config.steps_per_call = 1
   # The batch size that learning rates are meant for: with another one they change in
   # proportion. 0 to use them as they are.
   config.base_batch_size = 0
@@ -61,6 +66,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.widths = (32, 'M', 64, 'M', 128, 'M', 256, 256)
   # Of the computation: 'float32', 'bfloat16' or 'float16'. Parameters are float32.
   config.dtype = 'float32'
+  # Whether BatchNorm normalises by the images of all devices, not of each its own.
+  config.cross_replica_batch_norm = False
 
   # SGD. The weight decay is coupled and applies to all parameters, as in the paper.
   config.momentum = 0.9

@@ -140,8 +140,8 @@ def _is_share(text: str) -> bool:
 
 
 def _check_sizes(config: ml_collections.ConfigDict) -> Iterator[str]:
-  for name in ('batch_size', 'eval_batch_size', 'log_every_steps',
-               'checkpoint_every_epochs', 'keep_checkpoints'):
+  for name in ('batch_size', 'eval_batch_size', 'accumulate_steps', 'steps_per_call',
+               'log_every_steps', 'checkpoint_every_epochs', 'keep_checkpoints'):
     if config[name] < 1:
       yield f'{name}={config[name]} must be at least 1'
   found = len(devices.local())
@@ -151,6 +151,12 @@ def _check_sizes(config: ml_collections.ConfigDict) -> Iterator[str]:
            'there are')
   elif config.batch_size % used:
     yield f'batch_size={config.batch_size} must be a multiple of the {used} devices'
+  elif config.accumulate_steps > 0 and config.batch_size // used % config.accumulate_steps:
+    yield (f'accumulate_steps={config.accumulate_steps} must divide the '
+           f'{config.batch_size // used} images of each device')
+  if config.steps_per_call > 1 and config.image_size:
+    yield (f'steps_per_call={config.steps_per_call} is for images that lie in device memory '
+           f'(image_size=0); photographs come step by step')
   for name in ('base_batch_size', 'image_size', 'workers'):
     if config[name] < 0:
       yield f'{name}={config[name]} must not be negative'

@@ -68,7 +68,7 @@ def fit(state: train.TrainState, train_data: Data, task: Task, *,
     state: where to start.
     train_data: the training split.
     task: the stage.
-    config: batch_size, devices, augment, log_every_steps, checkpoint_every_epochs,
+    config: batch_size, devices, accumulate_steps, steps_per_call, augment, log_every_steps, checkpoint_every_epochs,
       eval_every_epochs.
     manager: keeps the checkpoints; the last step is always saved.
     seconds: time spent on the stage before.
@@ -100,10 +100,13 @@ def fit(state: train.TrainState, train_data: Data, task: Task, *,
     while step < steps:
       epoch, epoch_began = step // epoch_steps, time.monotonic()
       totals = devices.replicate(_zeros(), places)
-      first, last = step + 1, (epoch + 1) * epoch_steps
-      for step in range(first, last + 1):
-        state, totals = run(state, totals, next(parts))
-        if step % config.log_every_steps == 0 or step == last:
+      first, last = step, (epoch + 1) * epoch_steps
+      while step < last:
+        count = min(config.steps_per_call, last - step)
+        part, *_ = (next(parts) for _ in range(count))
+        state, totals = run(state, totals, part, count)
+        step += count
+        if step % config.log_every_steps < count or step == last:
           means = _means(totals, step, task, manager)
           progress.update(step, **means)
       elapsed = time.monotonic() - epoch_began
@@ -117,7 +120,7 @@ def fit(state: train.TrainState, train_data: Data, task: Task, *,
       # that is missing before it cannot be made again.
       record(epoch=epoch + 1, step=step, **means, **scores,
              learning_rate=float(task.schedule(step - 1)),
-             images_per_second=(last - first + 1) * config.batch_size / elapsed)
+             images_per_second=(last - first) * config.batch_size / elapsed)
       if save:
         checkpoint.save(manager, step, state, seconds=time.monotonic() - began,
                         score=scores.get('valid_accuracy'))
@@ -132,13 +135,13 @@ def make_step(batches: feed.Feed, train_data: Data, config: ml_collections.Confi
   Args:
     batches: what it takes its batch from.
     train_data: the training split, for mean and standard deviation.
-    config: devices and augment.
+    config: devices, augment, accumulate_steps and steps_per_call.
     key: typed random key [].
 
   Returns:
-    `(state, totals, part)` -> `(state, totals)`. The state is donated. totals has the
-    sums of the metrics of the epoch and the number of steps; part is what `batches.steps`
-    has for the step.
+    `(state, totals, part, count)` -> `(state, totals)` after `count` steps, at most
+    steps_per_call. The state is donated. totals has the sums of the metrics of the epoch and the
+    number of steps; part is what `batches.steps` has for the first of the steps.
   """
   places = devices.local(config.devices)
 
@@ -146,16 +149,25 @@ def make_step(batches: feed.Feed, train_data: Data, config: ml_collections.Confi
            key: jax.Array) -> tuple[train.TrainState, PyTree]:
     batch, dropout_key = _prepared(batches.take(part, shared, state.step), train_data, config,
                                    jax.random.fold_in(key, state.step))
-    state, metrics = train.train_step(state, batch, key=dropout_key)
+    state, metrics = train.train_step(state, batch, key=dropout_key,
+                                      accumulate=config.accumulate_steps)
     return state, jax.tree.map(jnp.add, totals, {**metrics, 'steps': jnp.ones([])})
 
-  mapped = jax.pmap(step, axis_name='batch', in_axes=(None, None, 0, None, None),
+  def steps(state: train.TrainState, totals: PyTree, part: PyTree, shared: PyTree,
+            key: jax.Array, count: jax.Array) -> tuple[train.TrainState, PyTree]:
+    if config.steps_per_call == 1:
+      return step(state, totals, part, shared, key)
+    # Any count with one compilation: the last call of an epoch has fewer.
+    return lax.fori_loop(0, count, lambda _, carry: step(*carry, part, shared, key),
+                         (state, totals))
+
+  mapped = jax.pmap(steps, axis_name='batch', in_axes=(None, None, 0, None, None, None),
                     out_axes=(None, None), donate_argnums=(0,), devices=places)
   shared, key = devices.replicate((batches.shared, key), places)
   wait = len(places) > 1 and places[0].platform == 'cpu'
 
-  def run(state: train.TrainState, totals: PyTree, part: PyTree):
-    state, totals = mapped(state, totals, part, shared, key)
+  def run(state: train.TrainState, totals: PyTree, part: PyTree, count: int = 1):
+    state, totals = mapped(state, totals, part, shared, key, np.int32(count))
     # Virtual CPU devices share one pool of threads: several steps in flight can fill
     # it with devices that wait for others, for ever.
     return state, jax.block_until_ready(totals) if wait else totals
@@ -165,11 +177,19 @@ def make_step(batches: feed.Feed, train_data: Data, config: ml_collections.Confi
 
 def _prepared(batch: PyTree, train_data: Data, config: ml_collections.ConfigDict,
               key: jax.Array) -> tuple[PyTree, jax.Array]:
-  """A batch augmented and normalised, inside a compiled step, and a key for dropout."""
-  augment_key, dropout_key = jax.random.split(
-      jax.random.fold_in(key, lax.axis_index('batch')))
-  image = data.augment(augment_key, batch['image'], **config.augment)
-  return {**batch, 'image': data.normalize(image, train_data.mean, train_data.std)}, dropout_key
+  """A batch augmented and normalised, inside a compiled step, and a key for dropout.
+
+  Every image has a key by its place in the whole batch, so that the number of devices does not
+  matter to what is done to it.
+  """
+  device, count = lax.axis_index('batch'), len(batch['label'])
+  augment_key, dropout_key = jax.random.split(key)
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(
+      augment_key, device * count + jnp.arange(count))
+  image = jax.vmap(lambda key, one: data.augment(key, one[None], **config.augment)[0])(
+      keys, batch['image'])
+  return ({**batch, 'image': data.normalize(image, train_data.mean, train_data.std)},
+          jax.random.fold_in(dropout_key, device))
 
 
 def make_recalibrate(train_data: Data, *, config: ml_collections.ConfigDict,

@@ -37,7 +37,7 @@ def create(config: ml_collections.ConfigDict, num_classes: int,
   """The network of a config.
 
   Args:
-    config: model and dtype.
+    config: model, dtype and cross_replica_batch_norm.
     num_classes: length of the logits.
     plan: makes it thin.
   """
@@ -69,5 +69,7 @@ def create(config: ml_collections.ConfigDict, num_classes: int,
 
 def _model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
   arguments = {name: value for name, value in config.model.items() if name != 'name'}
+  if config.cross_replica_batch_norm:
+    arguments['axis_name'] = 'batch'
   return models.create(config.model.name, num_classes=num_classes,
                        dtype=jnp.dtype(config.dtype), **arguments)

@@ -10,8 +10,9 @@ from slim_jax.workdir import Workdir
 
 # Fields that may change between two calls of a run: where data and checkpoints are, what is seen
 # of it, what it runs on, and which networks are trained from new weights to compare with.
-HARMLESS = ('data_dir', 'workers', 'devices', 'eval_batch_size', 'eval_every_epochs',
-            'log_every_steps', 'checkpoint_every_epochs', 'keep_checkpoints', 'scratch')
+HARMLESS = ('data_dir', 'workers', 'devices', 'steps_per_call', 'eval_batch_size',
+            'eval_every_epochs', 'log_every_steps', 'checkpoint_every_epochs', 'keep_checkpoints',
+            'scratch')
 
 # Fields and sections that no stage depends on before the one that is named.
 LATER = {

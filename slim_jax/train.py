@@ -152,8 +152,8 @@ def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
       logits.astype(jnp.float32), label)
 
 
-def train_step(state: TrainState, batch: dict[str, jax.Array], *,
-               key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+def train_step(state: TrainState, batch: dict[str, jax.Array], *, key: jax.Array,
+               accumulate: int = 1) -> tuple[TrainState, dict[str, jax.Array]]:
   """One step of gradient descent on the mean over the mapped axis 'batch'.
 
   Args:
@@ -161,28 +161,57 @@ def train_step(state: TrainState, batch: dict[str, jax.Array], *,
     batch: this device's 'image' float [n, height, width, channels], normalised,
       and 'label' int [n].
     key: this device's key for this step.
+    accumulate: in how many parts, one after the other, the images are computed, for batches that
+      do not fit. The gradient is the mean over all of them.
 
   Returns:
     The next state and {'loss', 'accuracy'} float32 [] of this batch; each is the
-    same on every device. Every device normalises by the statistics of its own
-    images, and the running statistics are their mean over devices.
+    same on every device. Unless the model averages over the axis by itself, every device
+    normalises by the statistics of its own images, and the running statistics are their mean over
+    devices. Each part of the images is normalised by its own statistics.
   """
-  def loss_fn(params: PyTree) -> tuple[jax.Array, Any]:
-    logits, batch_stats = state.apply_fn(
-        params, state.batch_stats, batch['image'], key)
-    loss = jnp.mean(cross_entropy(logits, batch['label']))
-    return loss, (logits, batch_stats)
+  def gradient(batch_stats: PyTree, part: tuple[jax.Array, jax.Array, jax.Array]):
+    image, label, key = part
 
-  (loss, (logits, batch_stats)), grads = jax.value_and_grad(
-      loss_fn, has_aux=True)(state.params)
-  accuracy = jnp.mean(jnp.argmax(logits, -1) == batch['label'])
-  grads, batch_stats, metrics = lax.pmean(
-      (grads, batch_stats, {'loss': loss, 'accuracy': accuracy}), 'batch')
+    def loss_fn(params: PyTree) -> tuple[jax.Array, Any]:
+      logits, after = state.apply_fn(params, batch_stats, image, key)
+      return jnp.mean(cross_entropy(logits, label)), (logits, after)
+
+    (loss, (logits, after)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    accuracy = jnp.mean(jnp.argmax(logits, -1) == label)
+    return after, (grads, {'loss': loss, 'accuracy': accuracy})
+
+  parts = batch['image'], batch['label'], key
+  if accumulate == 1:
+    batch_stats, (grads, metrics) = gradient(state.batch_stats, parts)
+  else:
+    batch_stats, (grads, metrics) = _mean_over_parts(gradient, state.batch_stats, parts, accumulate)
+  grads, batch_stats, metrics = lax.pmean((grads, batch_stats, metrics), 'batch')
   updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
   state = state.replace(
       step=state.step + 1, params=optax.apply_updates(state.params, updates),
       batch_stats=batch_stats, opt_state=opt_state)
   return state, metrics
+
+
+def _mean_over_parts(gradient: Callable[..., Any], batch_stats: PyTree,
+                     parts: tuple[jax.Array, jax.Array, jax.Array],
+                     count: int) -> tuple[PyTree, PyTree]:
+  """`gradient` of one part after the other: statistics after the last, the mean of the rest."""
+  image, label, key = parts
+  parts = (*(x.reshape(count, -1, *x.shape[1:]) for x in (image, label)),
+           jax.random.split(key, count))
+  first = jax.tree.map(lambda x: x[0], parts)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
+                       jax.eval_shape(gradient, batch_stats, first)[1])
+
+  def add(carry: tuple[PyTree, PyTree], part: Any) -> tuple[tuple[PyTree, PyTree], None]:
+    batch_stats, sums = carry
+    batch_stats, found = gradient(batch_stats, part)
+    return (batch_stats, jax.tree.map(jnp.add, sums, found)), None
+
+  (batch_stats, sums), _ = lax.scan(add, (batch_stats, zeros), parts)
+  return batch_stats, jax.tree.map(lambda x: x / count, sums)
 
 
 def batch_statistics(state: TrainState, image: jax.Array, *, key: jax.Array) -> PyTree:

@@ -178,8 +178,10 @@ def test_biases_stay_in_every_pass(finished, tmp_path):
 
 @pytest.mark.parametrize('changes', [
     {'train.term': 'proximal', 'train.strength_warmup_epochs': 0.5, 'train.pull': 0.6},
-    {'train.term': 'polarization', 'train.weigh_macs': True}])
-def test_sparsity_terms_of_the_config(finished, tmp_path, changes):
+    {'train.term': 'polarization', 'train.weigh_macs': True},
+    {'train.term': 'proximal', 'cross_replica_batch_norm': True, 'devices': 2,
+     'accumulate_steps': 2, 'steps_per_call': 3, 'recalibrate_batches': 2}])
+def test_sparsity_terms_and_ways_to_train(finished, tmp_path, changes):
   config, _, _ = finished
   config = make_config(data_dir=config.data_dir, **{
       'baseline_epochs': 1, 'valid_split': '', 'scratch.e': False, 'scratch.b': False, **changes})

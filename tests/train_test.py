@@ -20,7 +20,8 @@ from slim_jax import tree
 
 def make_config(**changes):
   config = ml_collections.ConfigDict(dict(
-      batch_size=16, devices=0, momentum=0.9, nesterov=True, weight_decay=1e-2,
+      batch_size=16, devices=0, accumulate_steps=1, steps_per_call=1, momentum=0.9,
+      nesterov=True, weight_decay=1e-2,
       augment=dict(kind='crop_flip', pad=1, flip=True),
       log_every_steps=2, checkpoint_every_epochs=1,
       eval_every_epochs=0,
@@ -258,3 +259,77 @@ def test_recalibration_runs_on_many_devices():
   assert jax.tree.map(jnp.shape, got.batch_stats) == jax.tree.map(jnp.shape, state.batch_stats)
   assert all(np.all(leaf > 0) for path, leaf in tree.flatten(got.batch_stats).items()
              if path[-1] == 'var')
+
+
+def curve(config, *, axis_name=None, steps=6):
+  """Loss of each step, and the parameters after the last."""
+  model = models.create('vgg', num_classes=3, widths=(4, 'M', 4), axis_name=axis_name)
+
+  def apply(params, batch_stats, image, key):
+    del key
+    logits, after = model.apply({'params': params, 'batch_stats': batch_stats}, image,
+                                train=True, mutable=['batch_stats'])
+    return logits, after['batch_stats']
+
+  train_data = make_data(n=64)
+  batches = feed.create(train_data, config, key=jax.random.key(3))
+  state = train.create_state(apply, Toy().variables, train.make_tx(
+      config, lambda step: 0.1, strength=1e-3))
+  run = loop.make_step(batches, train_data, config, key=jax.random.key(4))
+  places = loop.devices.local(config.devices)
+  state, losses = loop.devices.replicate(state, places), []
+  parts = batches.steps(0)
+  while int(state.step) < steps:
+    totals = {name: jnp.zeros([]) for name in ('loss', 'accuracy', 'steps')}
+    count = min(config.steps_per_call, steps - int(state.step))
+    part, *_ = (next(parts) for _ in range(count))
+    state, totals = run(state, totals, part, count)
+    losses.append(float(totals['loss'] / totals['steps']))
+  return np.array(losses), jax.device_get(state.params)
+
+
+@pytest.mark.parametrize('count', [2, 8])
+def test_devices_do_not_matter_with_cross_replica_batch_norm(count):
+  """50 steps with shifts and mirrors drawn for each image."""
+  one, several = (curve(make_config(devices=n), axis_name='batch', steps=50) for n in (1, count))
+  np.testing.assert_allclose(several[0], one[0], rtol=1e-5)
+  alone = curve(make_config(devices=count), steps=50)
+  assert np.max(np.abs(alone[0] / one[0] - 1)) > 1e-3
+
+
+def test_several_steps_in_a_call_are_the_same_steps():
+  # Within an epoch, of 4 steps here, as in `fit`.
+  one, several = (curve(make_config(devices=1, steps_per_call=n), steps=4) for n in (1, 3))
+  assert len(several[0]) == 2
+  np.testing.assert_allclose(several[0][0], np.mean(one[0][:3]), rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+               several[1], one[1])
+
+
+def test_accumulated_gradient_is_the_mean_over_parts():
+  toy = Toy()
+  random = np.random.RandomState(0)
+  half = random.randn(4, 4, 4, 1).astype(np.float32)
+  label = random.randint(0, 3, 4)
+  tx = train.make_tx(make_config(), lambda step: 0.1, strength=1e-3)
+  state = train.create_state(toy.apply, toy.variables, tx)
+
+  def after(image, label, accumulate):
+    batch = {'image': image[None], 'label': label[None]}
+    step = jax.pmap(lambda batch: train.train_step(
+        state, batch, key=jax.random.key(0), accumulate=accumulate), 'batch')
+    return jax.tree.map(lambda x: x[0], step(batch))
+
+  # The same images twice have the same statistics: the mean over parts is that of one part.
+  once, metrics = after(half, label, 1)
+  twice, means = after(np.concatenate([half, half]), np.concatenate([label, label]), 2)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+               (twice.params, means), (once.params, metrics))
+  assert not np.allclose(*(jax.tree.leaves(s.batch_stats)[0] for s in (once, twice)))
+  # And of different parts it is the mean of their gradients.
+  other = random.randn(4, 4, 4, 1).astype(np.float32)
+  second, _ = after(other, label, 1)
+  both, _ = after(np.concatenate([half, other]), np.concatenate([label, label]), 2)
+  kernel = lambda s: s.params['Conv_0']['kernel']
+  np.testing.assert_allclose(kernel(both), (kernel(once) + kernel(second)) / 2, rtol=1e-4,
+                             atol=1e-6)
