@@ -7,7 +7,7 @@ checkpoint, a list of the checksums of its files is added, so that a damaged fil
 known by name before anything is read from it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import functools
 import json
 import logging
@@ -58,8 +58,21 @@ def open_manager(directory: str | pathlib.Path, *, keep: int) -> ocp.CheckpointM
           post_finalization_callback=functools.partial(_add_checksums, directory)))
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: PyTree, *,
-         seconds: float, score: float | None = None) -> None:
+class Restored(NamedTuple):
+  """What `restore` returns.
+
+  Attributes:
+    state: numpy arrays in the structure that was asked for.
+    seconds: as `save` was given it.
+    totals: likewise.
+  """
+  state: PyTree
+  seconds: float
+  totals: dict[str, float]
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: PyTree, *, seconds: float,
+         score: float | None = None, totals: Mapping[str, float] | None = None) -> None:
   """Saves `state` under `step`, in the background once it is copied to the host.
 
   A step that is saved already stays as it is: the state is a function of the step.
@@ -70,6 +83,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: PyTree, *,
     state: a pytree that `flax.serialization` knows.
     seconds: time spent on the state so far; `restore` gives it back.
     score: the higher the better; None if it has none.
+    totals: of an epoch that has begun; `restore` gives them back.
   """
   if step in manager.all_steps():
     return
@@ -77,11 +91,11 @@ def save(manager: ocp.CheckpointManager, step: int, state: PyTree, *,
   arrays, empty = _split_empty(arrays)
   manager.save(step, args=ocp.args.Composite(
       state=ocp.args.StandardSave(arrays),
-      meta=ocp.args.JsonSave({'seconds': seconds, 'empty': empty})),
+      meta=ocp.args.JsonSave({'seconds': seconds, 'empty': empty, 'totals': dict(totals or {})})),
                metrics=None if score is None else {'score': score})
 
 
-def restore(manager: ocp.CheckpointManager, like: PyTree) -> tuple[PyTree, float] | None:
+def restore(manager: ocp.CheckpointManager, like: PyTree) -> Restored | None:
   """The newest checkpoint that can be read.
 
   A checkpoint that cannot be read is named in a warning and set aside under the name
@@ -92,8 +106,7 @@ def restore(manager: ocp.CheckpointManager, like: PyTree) -> tuple[PyTree, float
     like: a pytree of the structure, shapes and dtypes that are expected.
 
   Returns:
-    (state, seconds): numpy arrays in the structure of `like`, and what `save` was
-    given; None when there is no checkpoint at all.
+    What `save` was given; None when there is no checkpoint at all.
 
   Raises:
     CheckpointError: the checkpoint does not fit `like`, and its differences are
@@ -108,7 +121,8 @@ def restore(manager: ocp.CheckpointManager, like: PyTree) -> tuple[PyTree, float
     shutil.rmtree(aside, ignore_errors=True)
     damaged.rename(aside)
   manager.reload()
-  return fit(arrays, like, name=str(directory)), meta['seconds']
+  return Restored(fit(arrays, like, name=str(directory)), meta['seconds'],
+                  meta.get('totals', {}))
 
 
 def read(directory: str | pathlib.Path) -> PyTree:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import logging as std_logging
 import pathlib
+import signal
 import sys
 
 from absl import app
@@ -13,6 +14,7 @@ from ml_collections import config_flags
 from slim_jax import check
 from slim_jax import checkpoint
 from slim_jax import data
+from slim_jax import interrupt
 from slim_jax import loop
 from slim_jax import pipeline
 
@@ -37,6 +39,10 @@ def run(main: Callable[[], None]) -> None:
       main()
     except _ERRORS as error:
       sys.exit(f'{type(error).__name__}: {error}')
+    except interrupt.Preempted as error:
+      # Not 0, which would tell a cluster that there is nothing left to do.
+      print(error, file=sys.stderr)
+      sys.exit(128 + signal.SIGTERM)
 
   app.run(checked, flags_parser=_parse_flags)
 

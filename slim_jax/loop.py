@@ -5,7 +5,7 @@ dropout of a step follow from (key, step) alone, so that a run that continues fr
 checkpoint is bit for bit the one that was never interrupted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import contextlib
 import math
 import time
@@ -23,6 +23,7 @@ from slim_jax import checkpoint
 from slim_jax import data
 from slim_jax import devices
 from slim_jax import feed
+from slim_jax import interrupt
 from slim_jax import train
 from slim_jax.progress import Progress
 
@@ -57,7 +58,8 @@ class Task(NamedTuple):
 
 def fit(state: train.TrainState, train_data: Data, task: Task, *,
         config: ml_collections.ConfigDict, manager: ocp.CheckpointManager,
-        seconds: float = 0.0, record: Callable[..., None] = lambda **_: None,
+        seconds: float = 0.0, totals: Mapping[str, float] | None = None,
+        record: Callable[..., None] = lambda **_: None,
         evaluate: Callable[[PyTree], Result] | None = None,
         validate: Callable[[PyTree], Result] | None = None,
         describe: Callable[[PyTree], dict[str, Any]] | None = None,
@@ -68,10 +70,11 @@ def fit(state: train.TrainState, train_data: Data, task: Task, *,
     state: where to start.
     train_data: the training split.
     task: the stage.
-    config: batch_size, devices, accumulate_steps, steps_per_call, augment, log_every_steps, checkpoint_every_epochs,
-      eval_every_epochs.
+    config: batch_size, devices, accumulate_steps, steps_per_call, augment, log_every_steps,
+      checkpoint_every_epochs, eval_every_epochs.
     manager: keeps the checkpoints; the last step is always saved.
     seconds: time spent on the stage before.
+    totals: of the epoch that `state` has begun, as a checkpoint has them.
     record: called once an epoch with epoch, step, loss, accuracy, learning_rate,
       images_per_second, and test_accuracy and test_loss where evaluated, likewise
       valid_accuracy and valid_loss.
@@ -85,6 +88,7 @@ def fit(state: train.TrainState, train_data: Data, task: Task, *,
 
   Raises:
     DivergedError: the loss is NaN or infinite. The checkpoints before stay.
+    Preempted: SIGTERM came; a checkpoint has been saved.
   """
   began = time.monotonic() - seconds
   epoch_steps = feed.steps_per_epoch(train_data, config)
@@ -96,19 +100,23 @@ def fit(state: train.TrainState, train_data: Data, task: Task, *,
   state, step = devices.replicate(state, places), int(state.step)
   with (Progress(task.name, step=step, steps=steps,
                  batch_size=config.batch_size) as progress,
-        contextlib.closing(batches.steps(step)) as parts):
+        interrupt.watch() as watch, contextlib.closing(batches.steps(step)) as parts):
     while step < steps:
       epoch, epoch_began = step // epoch_steps, time.monotonic()
-      totals = devices.replicate(_zeros(), places)
+      sums = devices.replicate(_zeros(totals if step % epoch_steps else None), places)
       first, last = step, (epoch + 1) * epoch_steps
       while step < last:
         count = min(config.steps_per_call, last - step)
         part, *_ = (next(parts) for _ in range(count))
-        state, totals = run(state, totals, part, count)
+        state, sums = run(state, sums, part, count)
         step += count
+        watch.begin()
         if step % config.log_every_steps < count or step == last:
-          means = _means(totals, step, task, manager)
+          means = _means(sums, step, task, manager)
           progress.update(step, **means)
+        if watch.asked and step < last:
+          _means(sums, step, task, manager)
+          _stop(manager, step, state, sums, task, seconds=time.monotonic() - began)
       elapsed = time.monotonic() - epoch_began
       save = _due(epoch, config.checkpoint_every_epochs) or step == steps
       scores: dict[str, Any] = describe(state.params) if describe is not None else {}
@@ -121,9 +129,11 @@ def fit(state: train.TrainState, train_data: Data, task: Task, *,
       record(epoch=epoch + 1, step=step, **means, **scores,
              learning_rate=float(task.schedule(step - 1)),
              images_per_second=(last - first) * config.batch_size / elapsed)
-      if save:
+      if save or watch.asked:
         checkpoint.save(manager, step, state, seconds=time.monotonic() - began,
                         score=scores.get('valid_accuracy'))
+      if watch.asked:
+        _stop(manager, step, state, sums, task, seconds=time.monotonic() - began)
   manager.wait_until_finished()
   return state, time.monotonic() - began
 
@@ -287,8 +297,20 @@ def _due(epoch: int, every: int) -> bool:
   return every > 0 and (epoch + 1) % every == 0
 
 
-def _zeros() -> PyTree:
-  return {name: jnp.zeros([]) for name in ('loss', 'accuracy', 'steps')}
+def _zeros(begun: Mapping[str, float] | None = None) -> PyTree:
+  """Sums of the metrics of an epoch: none yet, or those it has begun with."""
+  return {name: jnp.asarray((begun or {}).get(name, 0.0), jnp.float32)
+          for name in ('loss', 'accuracy', 'steps')}
+
+
+def _stop(manager: ocp.CheckpointManager, step: int, state: train.TrainState, sums: PyTree,
+          task: Task, *, seconds: float) -> None:
+  """Saves what there is and raises Preempted."""
+  totals = {name: float(value) for name, value in jax.device_get(sums).items()}
+  checkpoint.save(manager, step, state, seconds=seconds, totals=totals)
+  manager.wait_until_finished()
+  raise interrupt.Preempted(f'{task.name}: stopped at step {step}, as SIGTERM asks, and saved; '
+                            'the same command continues')
 
 
 def _means(totals: PyTree, step: int, task: Task,

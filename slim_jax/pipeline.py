@@ -75,10 +75,17 @@ def run(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, *,
     WorkdirError: the directory holds a run with another config. Fields of
       `stages.HARMLESS` may differ, and those that no stage has used yet.
     DivergedError: the loss is not finite any more.
+    Preempted: SIGTERM came while a stage trained.
     CheckpointError: checkpoints are damaged, or not of this run.
   """
   check.check_config(config)
   workdir = Workdir(pathlib.Path(workdir).resolve())
+  with workdir.locked():
+    return _run(config, workdir, last)
+
+
+def _run(config: ml_collections.ConfigDict, workdir: Workdir,
+         last: Stage | None) -> list[dict[str, Any]]:
   records = workdir.records()
   workdir.compare('config.json', to_json(config),
                   free=stages.unused_fields(config, workdir, records))
@@ -257,15 +264,15 @@ def _train(context: Run, stage: Stage, state: train.TrainState, task: loop.Task,
            manager: ocp.CheckpointManager, evaluate: Callable[..., loop.Result],
            ) -> tuple[train.TrainState, float]:
   restored = checkpoint.restore(manager, state)
-  seconds = 0.0
+  seconds, totals = 0.0, None
   if restored is not None:
-    state, seconds = restored
+    state, seconds, totals = restored
     logging.info('%s: continues from step %d', stage, state.step)
   validate = None
   if _is_chosen(context, stage):
     validate = functools.partial(evaluate, split_data=context.valid_data)
   return loop.fit(state, context.train_data, task, config=context.config,
-                  manager=manager, seconds=seconds,
+                  manager=manager, seconds=seconds, totals=totals,
                   record=context.workdir.recorder(stage, step=int(state.step)),
                   describe=functools.partial(_describe, stage) if stage.name == 'sparse' else None,
                   evaluate=functools.partial(evaluate, split_data=context.test_data),

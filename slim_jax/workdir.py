@@ -8,12 +8,15 @@
   metrics.jsonl   a line of metrics for each epoch
   sparsity-N.png  how many scales were small as the sparse stage of pass N went
   summary.json    config and stages, once all are complete
+  lock            held by the process that runs
 
 Files are replaced whole, so that a run may end at any moment.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
@@ -58,6 +61,24 @@ class Workdir:
   def checkpoints(self, stage: Stage) -> pathlib.Path:
     """The directory of a stage's checkpoints."""
     return self.path / 'checkpoints' / f'{stage.number}-{stage.name}'
+
+  @contextlib.contextmanager
+  def locked(self) -> Iterator[None]:
+    """No other process runs in the directory within this block.
+
+    The lock is the operating system's, so that a run that is killed leaves none behind.
+
+    Raises:
+      WorkdirError: another one does.
+    """
+    self.path.mkdir(parents=True, exist_ok=True)
+    with (self.path / 'lock').open('w') as file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        raise WorkdirError(f'another run is at work in {self.path}: wait for it, or choose '
+                           'another workdir') from error
+      yield
 
   def records(self) -> list[dict[str, Any]]:
     """The records of the complete stages, in order."""

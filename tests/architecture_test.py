@@ -15,7 +15,7 @@ PACKAGE = ROOT / 'slim_jax'
 
 # Each floor may import from the floors below it, and a package from itself.
 FLOORS = [
-    {'jaxprs', 'tree', 'progress', 'devices', 'pull', 'plot'},
+    {'jaxprs', 'tree', 'progress', 'devices', 'pull', 'plot', 'interrupt'},
     {'batch_norms'},
     {'channels', 'sparsity', 'cost', 'models', 'data', 'guards', 'ranking'},
     {'select', 'probe'},

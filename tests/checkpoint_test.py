@@ -25,7 +25,7 @@ def make_state(step=0, channels=4):
 def save(directory, *steps):
   with checkpoint.open_manager(directory, keep=3) as manager:
     for step in steps:
-      checkpoint.save(manager, step, make_state(step), seconds=step / 2)
+      checkpoint.save(manager, step, make_state(step), seconds=step / 2, totals={'loss': 0.25})
 
 
 def restore(directory, like=None):
@@ -41,12 +41,12 @@ def files(directory):
 
 def test_newest_comes_back_as_it_was(tmp_path):
   save(tmp_path, 5, 10)
-  state, seconds = restore(tmp_path)
+  state, seconds, totals = restore(tmp_path)
   for found, saved in zip(jax.tree.leaves(state), jax.tree.leaves(make_state(10)),
                           strict=True):
     np.testing.assert_array_equal(found, saved)
     assert found.dtype == saved.dtype
-  assert seconds == 5.0
+  assert seconds == 5.0 and totals == {'loss': 0.25}
 
 
 def test_nothing_saved_nothing_restored(tmp_path):
@@ -66,7 +66,7 @@ def test_sizes_of_zero(tmp_path):
   """A layer that has lost all channels is kept like any other."""
   with checkpoint.open_manager(tmp_path, keep=1) as manager:
     checkpoint.save(manager, 1, make_state(channels=0), seconds=0.0)
-  state, _ = restore(tmp_path, make_state(channels=0))
+  state, *_ = restore(tmp_path, make_state(channels=0))
   assert jax.tree.map(np.shape, state.params) == (
       jax.tree.map(np.shape, make_state(channels=0).params))
   assert state.params['BatchNorm_0']['bias'].dtype == jnp.bfloat16
@@ -102,7 +102,7 @@ def test_unreadable_checkpoint_is_set_aside(tmp_path):
   save(tmp_path, 1, 2)
   for _ in range(2):
     files(tmp_path / '2')[0].write_bytes(b'')
-    state, _ = restore(tmp_path)
+    state, *_ = restore(tmp_path)
     assert state.step == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ['1', '2.unreadable']
     save(tmp_path, 2)
@@ -138,6 +138,6 @@ def test_best_checkpoint_stays_and_is_what_the_stage_ends_with(tmp_path):
       checkpoint.save(manager, step, {'w': np.full(2, step)}, seconds=0.0, score=score)
     manager.wait_until_finished()
     assert sorted(manager.all_steps()) == [3, 4]
-    restored, _ = checkpoint.restore(manager, {'w': np.zeros(2, int)})
+    restored, *_ = checkpoint.restore(manager, {'w': np.zeros(2, int)})
     assert restored['w'][0] == 4
   assert checkpoint.read(tmp_path)['w'][0] == 3

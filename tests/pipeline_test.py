@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -288,6 +289,47 @@ def test_killed_run_ends_bit_identical(tmp_path, data_dir, finished):
               checkpoint.read(tmp_path / 'killed' / 'checkpoints' / '1-finetuned'))
   lines = (tmp_path / 'killed' / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['epoch'] for line in lines] == [1, *range(1, 41)]
+
+
+def test_terminated_run_saves_at_once_and_ends_bit_identical(tmp_path, data_dir, finished):
+  """SIGTERM in the middle of an epoch, where no checkpoint is due; and a second run beside."""
+  del finished
+  flags = {'finetune.epochs': 4, 'batch_size': 2, 'checkpoint_every_epochs': 4,
+           'log_every_steps': 1}
+  whole = start(*command(tmp_path / 'whole', data_dir, **flags))
+  ended = start(*command(tmp_path / 'ended', data_dir, **flags))
+  saved = tmp_path / 'ended' / 'checkpoints' / '1-finetuned'
+  while not saved.exists():
+    assert ended.poll() is None, ended.stdout.read()
+    time.sleep(0.001)
+  beside = start(*command(tmp_path / 'ended', data_dir, **flags))
+  lines = tmp_path / 'ended' / 'metrics.jsonl'
+  while sum('finetuned' in line for line in lines.read_text().splitlines()) < 1:
+    assert ended.poll() is None, ended.stdout.read()
+    time.sleep(0.001)
+  time.sleep(0.05)
+  ended.send_signal(signal.SIGTERM)
+  output, _ = ended.communicate()
+  assert ended.returncode == 143, output
+  step = int(re.search(r'finetuned, pass 1: stopped at step (\d+), as SIGTERM', output)[1])
+  assert 'Traceback' not in output and (saved / str(step)).exists() and step % 128
+  output, _ = beside.communicate()
+  assert beside.returncode == 1 and 'another run is at work in' in output, output
+  assert 'Traceback' not in output
+
+  output, _ = whole.communicate()
+  assert whole.returncode == 0, output
+  again = start(*command(tmp_path / 'ended', data_dir, **flags))
+  output, _ = again.communicate()
+  assert again.returncode == 0 and f'continues from step {step}' in output, output
+  assert same(*(checkpoint.read(tmp_path / name / 'checkpoints' / '1-finetuned')
+                for name in ('whole', 'ended')))
+  # The line of the epoch in between, too, is that of all its steps.
+  a, b = (map(json.loads, (tmp_path / name / 'metrics.jsonl').read_text().splitlines())
+          for name in ('whole', 'ended'))
+  for one, other in zip(a, b, strict=True):
+    for name in ('step', 'loss', 'accuracy'):
+      assert one[name] == pytest.approx(other[name], rel=1e-6)
 
 
 def test_command_line_says_what_is_wrong(tmp_path):

@@ -70,7 +70,7 @@ def fit(toy, directory, config, *, epochs=3, **arguments):
   with checkpoint.open_manager(directory, keep=3) as manager:
     restored = checkpoint.restore(manager, state)
     if restored is not None:
-      state, _ = restored
+      state, *_ = restored
     return loop.fit(state, train_data, task, config=config, manager=manager, **arguments)
 
 
