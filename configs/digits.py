@@ -128,7 +128,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.prune.tied = ''
   # What the biases of removed channels go on to contribute: 'zero', nothing, as in the paper;
   # 'keep', all of it, through one channel in each layer that takes the others over.
-  config.prune.bias = 'zero'
+  config.prune.bias = 'keep'
 
   # Training batches to estimate the BatchNorm statistics of the thin network from, before it is
   # judged and fine-tuned; 0 for none.

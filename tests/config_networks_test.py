@@ -66,14 +66,15 @@ def test_config_trains_and_is_pruned(name):
   config = small(name)
   shape = (8, 8, 1 if config.dataset in ('mnist', 'digits') else 3)
   relevant = ('model', 'dtype', 'augment', 'train', 'momentum', 'nesterov', 'weight_decay',
-              'batch_size', 'devices')
+              'batch_size', 'devices', 'accumulate_steps', 'steps_per_call',
+              'cross_replica_batch_norm')
   variables = train_two_steps(json.dumps(
       {'shape': shape, **{key: pipeline.to_json(config)[key] for key in relevant},
        'train': {**config.train, 'strength': None, 'epochs': None}}))
   image = jax.ShapeDtypeStruct((8, *shape), np.float32)
   net = network.create(config, 5)
   dead = pipeline.select_dead(net, variables, image, config.prune)
-  plan = slim_jax.plan(net.predict, variables, image, dead=dead)
+  plan = slim_jax.plan(net.predict, variables, image, dead=dead, bias=config.prune.bias)
   assert slim_jax.count(
       network.create(config, 5, plan).predict, plan.slice(variables), image).macs < (
           slim_jax.count(net.predict, variables, image).macs)
