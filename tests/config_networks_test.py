@@ -19,7 +19,7 @@ import slim_jax
 
 # Arguments that make a model small, by its name.
 SMALL = {
-    'vgg': {'widths': (4, 'M', 6)},
+    'vgg': {'widths': (4, 'M', 4, 4, 6)},
     'vgg_a': {'widths': (4, 'M', 6), 'dense_widths': (8, 8)},
     'preresnet': {'depth': 11, 'width': 4},
     'densenet': {'depth': 7, 'growth': 2, 'stem': 4},
