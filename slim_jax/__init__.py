@@ -34,8 +34,8 @@ def load(workdir):
     CheckpointError: no checkpoint of the stage can be read.
   """
   # Here, not above: the transformation alone needs neither data sets nor checkpoints.
-  from slim_jax import pipeline  # pylint: disable=g-import-not-at-top
-  return pipeline.load(workdir)
+  from slim_jax import finished  # pylint: disable=g-import-not-at-top
+  return finished.load(workdir)
 
 
 __version__ = '0.1.0'

@@ -16,7 +16,7 @@ from slim_jax import checkpoint
 from slim_jax import data
 from slim_jax import interrupt
 from slim_jax import loop
-from slim_jax import pipeline
+from slim_jax import workdir
 
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A config such as configs/digits.py.', lock_config=True)
@@ -25,7 +25,7 @@ flags.mark_flags_as_required(['config', 'workdir'])
 
 # What a person can put right: shown without a traceback.
 _ERRORS = (check.ConfigError, checkpoint.CheckpointError, data.DataError,
-           loop.DivergedError, pipeline.WorkdirError)
+           loop.DivergedError, workdir.WorkdirError)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -20,10 +20,11 @@ import numpy as np
 import slim_jax
 from slim_jax import check
 from slim_jax import command
+from slim_jax import finished
 from slim_jax import loop
-from slim_jax import pipeline
 from slim_jax import plot
 from slim_jax import probe
+from slim_jax import pruning
 from slim_jax import report
 
 # Training batches to recalibrate with where the config asks for none.
@@ -72,11 +73,11 @@ def run(config: ml_collections.ConfigDict, workdir: str | pathlib.Path,
     config.prune.target = ''
     config.recalibrate_batches = config.recalibrate_batches or _BATCHES
   check.check_config(config)
-  sparse = pipeline.open_sparse(config, workdir)
-  context, variables = sparse.context, loop.variables_of(sparse.state)
-  recalibrate = loop.make_recalibrate(context.train_data, config=config,
+  sparse = finished.open_sparse(config, workdir)
+  opened, variables = sparse.run, loop.variables_of(sparse.state)
+  recalibrate = loop.make_recalibrate(opened.train_data, config=config,
                                       key=jax.random.key(config.seed))
-  split_data = context.valid_data or context.test_data
+  split_data = opened.valid_data or opened.test_data
   network = probe.trace(sparse.net.predict, variables, sparse.image)
   full = probe.counted(network, None)
   rows = []
@@ -84,7 +85,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | pathlib.Path,
     with config.unlocked():
       config.prune.fraction = fraction
     try:
-      dead = pipeline.select_dead(sparse.net, variables, sparse.image, config.prune)
+      dead = pruning.select_dead(sparse.net, variables, sparse.image, config.prune)
       plan = probe.planned(network, dead, bias=config.prune.bias)
     except ValueError as error:
       logging.info('fraction %g and more cannot be cut: %s', fraction, error)

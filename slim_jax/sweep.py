@@ -25,6 +25,7 @@ import ml_collections
 from slim_jax import check
 from slim_jax import checkpoint
 from slim_jax import command
+from slim_jax import context
 from slim_jax import loop
 from slim_jax import pipeline
 from slim_jax import plot
@@ -111,7 +112,7 @@ def run(config: ml_collections.ConfigDict, sweep: Mapping[str, Sequence[Any]],
     points.append({'values': values, 'workdir': name, 'stages': report.rows(records),
                    'error': error})
     report.write_json(workdir / 'sweep.json', {
-        'config': pipeline.to_json(config), 'sweep': {k: list(v) for k, v in sweep.items()},
+        'config': context.to_json(config), 'sweep': {k: list(v) for k, v in sweep.items()},
         'points': points})
   return points
 

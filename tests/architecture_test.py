@@ -24,13 +24,15 @@ FLOORS = [
      'budget', 'scores'},
     {'', 'check', 'loop', 'workdir'},  # '' is slim_jax itself: the library without the program
     {'network', 'stages', 'sparse'},
+    {'context'},
+    {'finished', 'pruning'},
     {'pipeline'},
     {'command'},
     {'main', 'sweep', 'look'},
 ]
 FLOOR = {room: n for n, floor in enumerate(FLOORS) for room in floor}
 # The package offers `load`, which it finds in the program when it is called.
-LAZY = {('', 'pipeline')}
+LAZY = {('', 'finished')}
 
 files = pytest.mark.parametrize(
     'path', sorted(PACKAGE.rglob('*.py')), ids=lambda path: str(path.relative_to(ROOT)))

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import config_test
+from slim_jax import context
 from slim_jax import data
 from slim_jax import feed
 from slim_jax import loop
 from slim_jax import network
-from slim_jax import pipeline
+from slim_jax import pruning
 from slim_jax import train
 import slim_jax
 
@@ -69,11 +70,11 @@ def test_config_trains_and_is_pruned(name):
               'batch_size', 'devices', 'accumulate_steps', 'steps_per_call',
               'cross_replica_batch_norm')
   variables = train_two_steps(json.dumps(
-      {'shape': shape, **{key: pipeline.to_json(config)[key] for key in relevant},
+      {'shape': shape, **{key: context.to_json(config)[key] for key in relevant},
        'train': {**config.train, 'strength': None, 'epochs': None}}))
   image = jax.ShapeDtypeStruct((8, *shape), np.float32)
   net = network.create(config, 5)
-  dead = pipeline.select_dead(net, variables, image, config.prune)
+  dead = pruning.select_dead(net, variables, image, config.prune)
   plan = slim_jax.plan(net.predict, variables, image, dead=dead, bias=config.prune.bias)
   assert slim_jax.count(
       network.create(config, 5, plan).predict, plan.slice(variables), image).macs < (

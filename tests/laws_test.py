@@ -10,7 +10,7 @@ import pytest
 
 import laws
 import slim_jax
-from slim_jax import models, tree
+from slim_jax import models
 import zoo
 
 

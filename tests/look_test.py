@@ -57,9 +57,9 @@ def test_the_largest_cut_within_the_tolerance():
 
 def test_what_cannot_be_looked_at_is_said(sparse, tmp_path):
   config, workdir = sparse
-  with pytest.raises(pipeline.WorkdirError, match='no run with a complete sparse stage'):
+  with pytest.raises(workdir_module.WorkdirError, match='no run with a complete sparse stage'):
     look.run(config, tmp_path, [0.1])
-  with pytest.raises(pipeline.WorkdirError, match='train.epochs: 2 there, 3 now'):
+  with pytest.raises(workdir_module.WorkdirError, match='train.epochs: 2 there, 3 now'):
     look.run(make_config(data_dir=config.data_dir, **PLAIN, **{'train.epochs': 3}), workdir, [0.1])
   with pytest.raises(check.ConfigError, match="no stage 'baseline', only for sparse, pruned"):
     stages.named(config, 'baseline')

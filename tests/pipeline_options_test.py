@@ -15,6 +15,7 @@ from slim_jax import data
 from slim_jax import feed
 from slim_jax import network
 from slim_jax import pipeline
+from slim_jax import pruning
 from slim_jax import report
 from slim_jax import stages
 from slim_jax import tree
@@ -133,7 +134,7 @@ def test_tied_channels_go_together_in_every_pass(tied):
   before = shuffled(net.shapes(image))
   widths = []
   for _ in range(2):
-    dead = pipeline.select_dead(net, before, image, config.prune)
+    dead = pruning.select_dead(net, before, image, config.prune)
     plan = slim_jax.plan(original.predict, original.shapes(image), image,
                          dead=net.plan.lift(dead) if net.plan else dead)
     net = network.create(config, 10, plan)
@@ -217,7 +218,7 @@ def test_what_goes_is_said_in_the_config(changes, check_widths):
   random = np.random.RandomState(0)
   variables = jax.tree.map(lambda x: random.rand(*x.shape).astype(np.float32) + 0.01,
                            net.shapes(image))
-  dead = pipeline.select_dead(net, variables, image, config.prune)
+  dead = pruning.select_dead(net, variables, image, config.prune)
   widths = [int((~mark).sum()) for mark in jax.tree.leaves(dead)]
   assert check_widths(widths), widths
   if config.prune.target:

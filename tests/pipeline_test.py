@@ -19,6 +19,7 @@ import config_test
 import slim_jax
 from slim_jax import check
 from slim_jax import checkpoint
+from slim_jax import context
 from slim_jax import data
 from slim_jax import pipeline
 from slim_jax import report
@@ -82,7 +83,7 @@ def test_stages_follow_the_config(config):
 def test_summary_has_every_stage(config, finished):
   workdir, records = finished
   summary = json.loads((workdir / 'summary.json').read_text())
-  assert summary['config'] == pipeline.to_json(config)
+  assert summary['config'] == context.to_json(config)
   assert [(row['pass'], row['stage']) for row in summary['stages']] == stages_module.of(config)
   for row, record in zip(summary['stages'], records, strict=True):
     only = {'strength', 'pull', 'start', 'small_scales'} if row['stage'] == 'sparse' else set()
@@ -162,7 +163,7 @@ def test_load_gives_the_last_network_wherever_it_lies(config, finished, tmp_path
 
 
 def test_load_needs_a_complete_stage(tmp_path):
-  with pytest.raises(pipeline.WorkdirError, match='no run with a complete stage'):
+  with pytest.raises(workdir_module.WorkdirError, match='no run with a complete stage'):
     slim_jax.load(tmp_path)
 
 
@@ -186,7 +187,7 @@ def test_complete_run_is_left_alone(config, finished):
 def test_another_config_is_refused_field_by_field(config, finished):
   workdir, _ = finished
   other = changed(config, **{'seed': 7, 'prune.fraction': 0.5, 'log_every_steps': 1})
-  with pytest.raises(pipeline.WorkdirError) as error:
+  with pytest.raises(workdir_module.WorkdirError) as error:
     pipeline.run(other, workdir)
   assert str(error.value).splitlines()[1:] == [
       '  prune.fraction: 0.3 there, 0.5 now', '  seed: 0 there, 7 now']
@@ -214,7 +215,7 @@ def test_what_is_not_used_yet_may_change(config, finished, tmp_path):
   """A fraction that cuts the network through can be mended without training again."""
   workdir, records = finished
   config = changed(config, passes=1)
-  report.write_json(tmp_path / 'config.json', pipeline.to_json(config))
+  report.write_json(tmp_path / 'config.json', context.to_json(config))
   for stage in ('0-baseline', '1-sparse'):
     shutil.copytree(workdir / 'checkpoints' / stage, tmp_path / 'checkpoints' / stage)
   (tmp_path / 'stages.json').write_text(json.dumps(records[:2]))
@@ -223,7 +224,7 @@ def test_what_is_not_used_yet_may_change(config, finished, tmp_path):
     pipeline.run(bad, tmp_path)
   good = changed(config, **{'prune.fraction': 0.5, 'finetune.epochs': 1})
   assert pipeline.run(good, tmp_path)[2]['widths'] != records[2]['widths']
-  assert json.loads((tmp_path / 'config.json').read_text()) == pipeline.to_json(good)
+  assert json.loads((tmp_path / 'config.json').read_text()) == context.to_json(good)
 
 
 def test_table_shows_the_reduction(finished):

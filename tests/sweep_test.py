@@ -6,9 +6,11 @@ import pytest
 
 import pipeline_options_test
 from slim_jax import check
+from slim_jax import context
 from slim_jax import loop
 from slim_jax import pipeline
 from slim_jax import plot
+from slim_jax import pruning
 from slim_jax import report
 from slim_jax import stages as stages_module
 from slim_jax import sweep
@@ -59,7 +61,7 @@ def test_same_study_again_trains_nothing(config, study, monkeypatch):
   monkeypatch.setattr(loop, 'fit', fail)
   assert sweep.run(config, fractions, workdir) == points
   saved = json.loads((workdir / 'sweep.json').read_text())
-  assert saved == {'config': pipeline.to_json(config), 'sweep': fractions, 'points': points}
+  assert saved == {'config': context.to_json(config), 'sweep': fractions, 'points': points}
 
 
 def test_a_point_that_was_interrupted_continues(config, study, tmp_path, monkeypatch):
@@ -68,11 +70,11 @@ def test_a_point_that_was_interrupted_continues(config, study, tmp_path, monkeyp
     raise KeyboardInterrupt
 
   _, _, points = study
-  prune = pipeline.select_dead
-  monkeypatch.setattr(pipeline, 'select_dead', fail)
+  prune = pruning.select_dead
+  monkeypatch.setattr(pruning, 'select_dead', fail)
   with pytest.raises(KeyboardInterrupt):
     sweep.run(config, {'prune.fraction': [0.5]}, tmp_path)
-  monkeypatch.setattr(pipeline, 'select_dead', prune)
+  monkeypatch.setattr(pruning, 'select_dead', prune)
   again = sweep.run(config, {'prune.fraction': [0.5]}, tmp_path)
   assert [row['accuracy'] for row in again[0]['stages']] == [
       row['accuracy'] for row in points[1]['stages']]

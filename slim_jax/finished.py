@@ -1,0 +1,106 @@
+"""What complete stages have left, opened again."""
+
+from collections.abc import Callable
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from slim_jax import checkpoint
+from slim_jax import context
+from slim_jax import data
+from slim_jax import loop
+from slim_jax import network
+from slim_jax import stages
+from slim_jax import train
+from slim_jax.context import Run
+from slim_jax.network import Network
+from slim_jax.workdir import read_json
+from slim_jax.workdir import Stage
+from slim_jax.workdir import Workdir
+from slim_jax.workdir import WorkdirError
+
+PyTree = Any
+
+
+def load(workdir: str | pathlib.Path) -> tuple[Callable[..., jax.Array], PyTree]:
+  """The network that the last complete stage of a run left, but for stages from scratch.
+
+  Args:
+    workdir: directory of a run, wherever it has been moved.
+
+  Returns:
+    (apply, variables): `apply(variables, image)` gives logits float32 [n, classes] for
+    images uint8 [n, height, width, channels] as the data set has them; normalisation
+    is inside. A function like any other: wrap it in `jax.jit`.
+
+  Raises:
+    WorkdirError: the directory holds no run with a complete stage.
+    CheckpointError: no checkpoint of the stage can be read.
+  """
+  workdir = Workdir(pathlib.Path(workdir).resolve())
+  done = [Stage(record['pass'], record['stage']) for record in workdir.records()]
+  done = [stage for stage in done if not stage.is_scratch]
+  if not done:
+    raise WorkdirError(f'{workdir.path} holds no run with a complete stage')
+  config = ml_collections.ConfigDict(read_json(workdir.path / 'config.json'))
+  dataset = read_json(workdir.path / 'dataset.json')
+  net = network.create(config, dataset['num_classes'], workdir.plan_after(done[-1]))
+  arrays = checkpoint.read(workdir.checkpoints(done[-1]))
+  variables = {name: arrays[name] for name in ('params', 'batch_stats')}
+  mean, std = (np.asarray(dataset[name], np.float32) for name in ('mean', 'std'))
+
+  def apply(variables: PyTree, image: jax.Array) -> jax.Array:
+    return net.predict(variables, data.normalize(image, mean, std))
+
+  return apply, jax.tree.map(jnp.asarray, variables)
+
+
+class Sparse(NamedTuple):
+  """What a complete sparse stage has left, to look at.
+
+  Attributes:
+    run: config, directory and data.
+    net: the network.
+    state: its parameters and statistics; the optimiser state is a fresh one.
+    evaluate: what `loop.make_evaluate` returns for the network.
+    image: shape of one normalised image.
+  """
+  run: Run
+  net: Network
+  state: train.TrainState
+  evaluate: Callable[..., loop.Result]
+  image: jax.ShapeDtypeStruct
+
+
+def open_sparse(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Sparse:
+  """Opens the last complete sparse stage of a run.
+
+  Args:
+    config: that of the run; what comes after the stage may differ.
+    workdir: directory of the run.
+
+  Raises:
+    WorkdirError: no run with such a stage, or one with another config.
+    As `run` for all else.
+  """
+  workdir = Workdir(pathlib.Path(workdir).resolve())
+  done = [Stage(record['pass'], record['stage']) for record in workdir.records()]
+  done = [stage for stage in done if stage.name == 'sparse']
+  if not done:
+    raise WorkdirError(f'{workdir.path} holds no run with a complete sparse stage: call '
+                       'slim_jax.main with this config and workdir first')
+  later = list(stages.LATER)[list(stages.LATER).index('sparse') + 1:]
+  workdir.compare('config.json', context.to_json(config), free=(
+      *stages.HARMLESS, 'passes', *(name for stage in later for name in stages.LATER[stage])))
+  opened = context.open_run(config, workdir)
+  net = network.create(config, opened.train_data.num_classes, workdir.plan_after(done[-1]))
+  arrays = checkpoint.read(workdir.checkpoints(done[-1]))
+  variables = {name: arrays[name] for name in ('params', 'batch_stats')}
+  state = train.create_state(net.apply, jax.tree.map(jnp.asarray, variables), optax.identity())
+  return Sparse(opened, net, state, context.evaluator(opened, net),
+                context.image(opened.train_data))
