@@ -106,8 +106,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.prune = ml_collections.ConfigDict()
   # Of all channels; with per_layer, of each layer by itself.
   config.prune.fraction = 0.799
-  # Instead, a budget for what is left: 'macs:0.5', 'params:0.3' or 'memory:0.5', as shares of
-  # the network before the cut; '' to use the fraction.
+  # Instead, a budget for what is left: 'macs:0.5', 'params:0.3', 'memory:0.5' or 'latency:0.6'
+  # (measured, with one image), as shares of the network before the cut; or 'threshold:0.01',
+  # all scales up to that, or 'gap', those below the widest gap; '' to use the fraction.
   config.prune.target = ''
   config.prune.per_layer = True
   # Every layer keeps so many channels, and loses at most such a fraction.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import difflib
+import math
 from typing import Any
 
 import ml_collections
@@ -97,11 +98,9 @@ def _check_method(config: ml_collections.ConfigDict) -> Iterator[str]:
     yield f'prune.max_fraction={prune.max_fraction} must lie between 0 and 1'
   if prune.min_channels < 0:
     yield f'prune.min_channels={prune.min_channels} must not be negative'
-  if prune.target:
-    name, _, share = prune.target.partition(':')
-    if name not in ('macs', 'params', 'memory') or not _is_share(share):
-      yield (f"prune.target={prune.target!r} must be '', or 'macs:SHARE', 'params:SHARE' or "
-             "'memory:SHARE' with a share above 0 and at most 1")
+  if not _is_target(prune.target):
+    yield (f"prune.target={prune.target!r} must be '', 'gap', 'threshold:SCALE', or 'macs:SHARE', "
+           "'params:SHARE', 'memory:SHARE' or 'latency:SHARE' with a share above 0 and at most 1")
   if prune.multiple_of < 1:
     yield f'prune.multiple_of={prune.multiple_of} must be at least 1'
   if prune.bias not in ('zero', 'keep'):
@@ -132,11 +131,17 @@ def _check_method(config: ml_collections.ConfigDict) -> Iterator[str]:
     yield f'finetune.epochs={config.finetune.epochs} must not be negative'
 
 
-def _is_share(text: str) -> bool:
+def _is_target(target: str) -> bool:
+  name, _, text = target.partition(':')
+  if target in ('', 'gap'):
+    return True
   try:
-    return 0 < float(text) <= 1
+    value = float(text)
   except ValueError:
     return False
+  if name == 'threshold':
+    return 0 <= value < math.inf
+  return name in ('macs', 'params', 'memory', 'latency') and 0 < value <= 1
 
 
 def _check_sizes(config: ml_collections.ConfigDict) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
 import slim_jax
@@ -62,6 +63,11 @@ def select_dead(net: Network, variables: PyTree, image: jax.ShapeDtypeStruct,
       keep=prune.keep, multiple_of=prune.multiple_of)
   if prune.tied:
     options |= {'tied': slim_jax.streams(net.predict, variables, image), 'tied_by': prune.tied}
-  if prune.target:
-    return slim_jax.select_budget(net.predict, variables, image, target=prune.target, **options)
-  return slim_jax.select_global(variables, fraction=prune.fraction, **options)
+  if not prune.target:
+    return slim_jax.select_global(variables, fraction=prune.fraction, **options)
+  name, _, value = prune.target.partition(':')
+  if name in ('gap', 'threshold'):
+    return slim_jax.select_global(variables, threshold=float(value) if value else name, **options)
+  # Time is measured, which takes an image; all else is counted from its shape.
+  image = jnp.zeros(image.shape, image.dtype) if name == 'latency' else image
+  return slim_jax.select_budget(net.predict, variables, image, target=prune.target, **options)

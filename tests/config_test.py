@@ -107,8 +107,9 @@ def test_nothing_is_read_with_a_default():
     ({'augment.pad': -1}, 'config.augment.pad=-1 must not be negative'),
     ({'augment.kind': 'crop'}, "config.augment.kind='crop' is not one of crop_flip, imagenet"),
     ({'train.pull': -1.0}, 'config.train.pull=-1.0 must not be negative'),
-    ({'prune.target': 'macs=0.5'}, "config.prune.target='macs=0.5' must be '', or 'macs:SHARE'"),
-    ({'prune.target': 'params:2'}, "config.prune.target='params:2' must be '', or"),
+    ({'prune.target': 'macs=0.5'}, "config.prune.target='macs=0.5' must be '', 'gap', 'threshold:SCALE', or"),
+    ({'prune.target': 'threshold:inf'}, "config.prune.target='threshold:inf' must be ''"),
+    ({'prune.target': 'params:2'}, "config.prune.target='params:2' must be '', 'gap'"),
     ({'train.term': 'polarisation'}, "train.term='polarisation' is not one of l1, proximal, "
                                      "polarization, did you mean 'polarization'?"),
     ({'train.polarization_t': 3.0}, 'config.train.polarization_t=3.0 must lie between 0'),

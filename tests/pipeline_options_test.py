@@ -209,6 +209,9 @@ def test_recalibration_may_still_change_before_it_is_done(finished, tmp_path):
 
 @pytest.mark.parametrize('changes, check_widths', [
     ({'prune.target': 'params:0.4'}, lambda widths: widths != [6, 6]),
+    ({'prune.target': 'latency:1'}, lambda widths: widths == [6, 6]),
+    ({'prune.target': 'threshold:0.5'}, lambda widths: widths != [6, 6]),
+    ({'prune.target': 'gap'}, lambda widths: widths != [6, 6]),
     ({'prune.keep': ('*BatchNorm_0*',)}, lambda widths: widths[0] == 6 > widths[1]),
     ({'prune.multiple_of': 3}, lambda widths: all(n % 3 == 0 for n in widths))])
 def test_what_goes_is_said_in_the_config(changes, check_widths):
@@ -221,7 +224,7 @@ def test_what_goes_is_said_in_the_config(changes, check_widths):
   dead = pruning.select_dead(net, variables, image, config.prune)
   widths = [int((~mark).sum()) for mark in jax.tree.leaves(dead)]
   assert check_widths(widths), widths
-  if config.prune.target:
+  if config.prune.target.startswith('params'):
     plan = slim_jax.plan(net.predict, variables, image, dead=dead)
     left = slim_jax.count(slim_jax.thin(net.predict, plan), plan.slice(variables), image).params
     assert left <= 0.4 * slim_jax.count(net.predict, variables, image).params
