@@ -1,6 +1,6 @@
 """`plan`: from dead channels to what is left of every variable."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -49,13 +49,14 @@ def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any
   """
   zero = batch_norms.zeroed(variables, dead, bias)
   leaves = tree.flatten(variables)
-  program, results = (f if isinstance(f, Traced) else Traced(f, variables, *args)).trace
+  traced = f if isinstance(f, Traced) else Traced(f, variables, *args)
+  program, results = traced.trace
   states = interface.states(outs, results)
   if lost := [tree.show(path) for path in states if path is not None and path not in leaves]:
     raise ValueError(f'outs: the variables have no leaf {", ".join(lost)}')
 
   supports = [blocks.whole(len(program.avals[i].shape)) for i in program.inputs]
-  before = analysis.forward(program, [Fact(support) for support in supports])
+  before = traced.whole_facts()
   for n, (path, leaf) in enumerate(leaves.items()):
     if path in zero:
       axes = list(supports[n].axes)
@@ -83,7 +84,7 @@ def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any
                      else kept.get(path, blocks.nothing()))
     return analysis.backward(program, facts, demands)
 
-  base = needed(before, {})
+  base = traced.once(tuple(states), lambda: needed(before, {}))
   reads = {path: _Reads(tuple(leaf.shape), support, base.live[i])
            for path, leaf, support, i in zip(leaves, leaves.values(), supports, program.inputs)}
   kept: dict[Path, Block] = {}
@@ -98,8 +99,8 @@ def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any
   _check_alive(program, base, found, len(leaves), zero)
   cuts = {path: Cut(tuple(leaf.shape), kept[path] if path in kept else _left(reads[path], live[path]))
           for path, leaf in leaves.items()}
-  why = explain.reasons(program, found, dict(zip(leaves, program.inputs)),
-                        program.inputs[len(leaves):])
+  why = {} if traced is f else explain.reasons(
+      program, found, dict(zip(leaves, program.inputs)), program.inputs[len(leaves):])
   return Plan(cuts, tuple(analysis.without_rule(program, found)), why,
               {path: (fold,) for path, fold in folds.items()})
 
@@ -117,10 +118,27 @@ def _folds(program: Program, before: list[Fact], after: list[Fact], leaves: Mapp
 
 
 class Traced:
-  """A function traced once, for callers that plan it often with the same arguments."""
+  """A function traced once, for callers that plan it often with the same arguments.
+
+  What does not depend on what is dead is found once. These plans are tries: they do not explain
+  why an axis stayed whole.
+  """
 
   def __init__(self, f: Callable[..., Any], *args: Any):
     self.trace = jaxprs.trace(f, *jax.tree.map(interface.struct, args))
+    self._found: dict[Hashable, Any] = {}
+
+  def whole_facts(self) -> list[Fact]:
+    """Where values may be non-zero with nothing dead."""
+    program, _ = self.trace
+    return self.once('facts', lambda: analysis.forward(program, [
+        Fact(blocks.whole(len(program.avals[i].shape))) for i in program.inputs]))
+
+  def once(self, key: Hashable, find: Callable[[], Any]) -> Any:
+    """What `find` gave when `key` was first asked for."""
+    if key not in self._found:
+      self._found[key] = find()
+    return self._found[key]
 
 
 class CutThroughError(ValueError):
