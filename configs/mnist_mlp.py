@@ -5,8 +5,8 @@ after.
 
   python -m slim_jax.main --config=configs/mnist_mlp.py --workdir=runs/mnist_mlp
 
-A minute and a half on two CPU cores. Test error, seeds 0 and 1: baseline 1.61 and
-1.79 %; fine-tuned 1.83 and 1.74 %, with 84.4 % fewer parameters and MACs.
+A minute and a half on two CPU cores. Test error, seed 0: baseline 1.64 %; fine-tuned
+1.65 %, with 84.4 % fewer parameters and MACs.
 """
 
 import ml_collections
