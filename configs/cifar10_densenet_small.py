@@ -5,7 +5,7 @@ As in the paper every stage, the baseline too, trains for as many epochs.
   python -m slim_jax.main --config=configs/cifar10_densenet_small.py \\
     --workdir=runs/cifar10_densenet_small
 
-Half an hour on one CPU core (120 images/s). Not yet run to its end.
+Not yet run to its end.
 """
 
 import ml_collections

@@ -82,7 +82,7 @@ def search(f: Callable[..., Any], variables: Any, *args: Any, target: str,
            **options: Any) -> Budget:
   """`select_budget` with what was reached and what it took; see there."""
   start = time.perf_counter()
-  name, share = _parse(target)
+  name, share = parse(target)
   select = selector(variables, **options)
   network = probe.trace(f, variables, *args)
   measure = _TARGETS[name].measure
@@ -163,8 +163,8 @@ def _share(network: probe.Network, dead: Any, measure: _Measure, full: float) ->
   return measure(network, found) / full
 
 
-def _parse(target: str) -> tuple[str, float]:
-  """('macs', 0.5) for 'macs:0.5'."""
+def parse(target: str) -> tuple[str, float]:
+  """('macs', 0.5) for 'macs:0.5'; raises ValueError where that is no target."""
   name, _, number = target.partition(':')
   try:
     share = float(number)

@@ -8,6 +8,7 @@ from typing import Any
 import ml_collections
 
 from slim_jax import batch_norms
+from slim_jax import budget
 from slim_jax import data
 from slim_jax import devices
 from slim_jax import models
@@ -132,16 +133,16 @@ def _check_method(config: ml_collections.ConfigDict) -> Iterator[str]:
 
 
 def _is_target(target: str) -> bool:
-  name, _, text = target.partition(':')
   if target in ('', 'gap'):
     return True
   try:
-    value = float(text)
+    name, _, text = target.partition(':')
+    if name == 'threshold':
+      return 0 <= float(text) < math.inf
+    budget.parse(target)
   except ValueError:
     return False
-  if name == 'threshold':
-    return 0 <= value < math.inf
-  return name in ('macs', 'params', 'memory', 'latency') and 0 < value <= 1
+  return True
 
 
 def _check_sizes(config: ml_collections.ConfigDict) -> Iterator[str]:

@@ -43,21 +43,18 @@ def load(workdir: str | pathlib.Path) -> tuple[Callable[..., jax.Array], PyTree]
     CheckpointError: no checkpoint of the stage can be read.
   """
   workdir = Workdir(pathlib.Path(workdir).resolve())
-  done = [Stage(record['pass'], record['stage']) for record in workdir.records()]
-  done = [stage for stage in done if not stage.is_scratch]
+  done = [stage for stage in map(Stage.of, workdir.records()) if not stage.is_scratch]
   if not done:
     raise WorkdirError(f'{workdir.path} holds no run with a complete stage')
   config = ml_collections.ConfigDict(read_json(workdir.path / 'config.json'))
   dataset = read_json(workdir.path / 'dataset.json')
-  net = network.create(config, dataset['num_classes'], workdir.plan_after(done[-1]))
-  arrays = checkpoint.read(workdir.checkpoints(done[-1]))
-  variables = {name: arrays[name] for name in ('params', 'batch_stats')}
+  net, variables = _left(config, workdir, done[-1], dataset['num_classes'])
   mean, std = (np.asarray(dataset[name], np.float32) for name in ('mean', 'std'))
 
   def apply(variables: PyTree, image: jax.Array) -> jax.Array:
     return net.predict(variables, data.normalize(image, mean, std))
 
-  return apply, jax.tree.map(jnp.asarray, variables)
+  return apply, variables
 
 
 class Sparse(NamedTuple):
@@ -89,18 +86,22 @@ def open_sparse(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) 
     As `run` for all else.
   """
   workdir = Workdir(pathlib.Path(workdir).resolve())
-  done = [Stage(record['pass'], record['stage']) for record in workdir.records()]
-  done = [stage for stage in done if stage.name == 'sparse']
+  done = [stage for stage in map(Stage.of, workdir.records()) if stage.name == 'sparse']
   if not done:
     raise WorkdirError(f'{workdir.path} holds no run with a complete sparse stage: call '
                        'slim_jax.main with this config and workdir first')
-  later = list(stages.LATER)[list(stages.LATER).index('sparse') + 1:]
-  workdir.compare('config.json', context.to_json(config), free=(
-      *stages.HARMLESS, 'passes', *(name for stage in later for name in stages.LATER[stage])))
+  workdir.compare('config.json', context.to_json(config),
+                  free=('passes', *stages.free_after('sparse')))
   opened = context.open_run(config, workdir)
-  net = network.create(config, opened.train_data.num_classes, workdir.plan_after(done[-1]))
-  arrays = checkpoint.read(workdir.checkpoints(done[-1]))
-  variables = {name: arrays[name] for name in ('params', 'batch_stats')}
-  state = train.create_state(net.apply, jax.tree.map(jnp.asarray, variables), optax.identity())
+  net, variables = _left(config, workdir, done[-1], opened.train_data.num_classes)
+  state = train.create_state(net.apply, variables, optax.identity())
   return Sparse(opened, net, state, context.evaluator(opened, net),
                 context.image(opened.train_data))
+
+
+def _left(config: ml_collections.ConfigDict, workdir: Workdir, stage: Stage,
+          num_classes: int) -> tuple[Network, PyTree]:
+  """The network and the variables that a stage has left."""
+  net = network.create(config, num_classes, workdir.plan_after(stage))
+  arrays = checkpoint.read(workdir.checkpoints(stage))
+  return net, {name: jax.tree.map(jnp.asarray, arrays[name]) for name in ('params', 'batch_stats')}

@@ -115,8 +115,10 @@ def fit(state: train.TrainState, train_data: Data, task: Task, *,
           means = _means(sums, step, task, manager)
           progress.update(step, **means)
         if watch.asked and step < last:
-          _means(sums, step, task, manager)
-          _stop(manager, step, state, sums, task, seconds=time.monotonic() - began)
+          _means(sums, step, task, manager)  # what has diverged is not saved
+          checkpoint.save(manager, step, state, seconds=time.monotonic() - began,
+                          totals={name: float(x) for name, x in jax.device_get(sums).items()})
+          _stop(manager, step, task)
       elapsed = time.monotonic() - epoch_began
       save = _due(epoch, config.checkpoint_every_epochs) or step == steps
       scores: dict[str, Any] = describe(state.params) if describe is not None else {}
@@ -133,7 +135,7 @@ def fit(state: train.TrainState, train_data: Data, task: Task, *,
         checkpoint.save(manager, step, state, seconds=time.monotonic() - began,
                         score=scores.get('valid_accuracy'))
       if watch.asked:
-        _stop(manager, step, state, sums, task, seconds=time.monotonic() - began)
+        _stop(manager, step, task)
   manager.wait_until_finished()
   return state, time.monotonic() - began
 
@@ -303,11 +305,8 @@ def _zeros(begun: Mapping[str, float] | None = None) -> PyTree:
           for name in ('loss', 'accuracy', 'steps')}
 
 
-def _stop(manager: ocp.CheckpointManager, step: int, state: train.TrainState, sums: PyTree,
-          task: Task, *, seconds: float) -> None:
-  """Saves what there is and raises Preempted."""
-  totals = {name: float(value) for name, value in jax.device_get(sums).items()}
-  checkpoint.save(manager, step, state, seconds=seconds, totals=totals)
+def _stop(manager: ocp.CheckpointManager, step: int, task: Task) -> None:
+  """Raises Preempted when what was saved is written."""
   manager.wait_until_finished()
   raise interrupt.Preempted(f'{task.name}: stopped at step {step}, as SIGTERM asks, and saved; '
                             'the same command continues')

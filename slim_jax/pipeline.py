@@ -78,7 +78,7 @@ def _run(config: ml_collections.ConfigDict, workdir: Workdir,
   records = workdir.records()
   workdir.compare('config.json', context.to_json(config),
                   free=stages.unused_fields(config, workdir, records))
-  done = [Stage(record['pass'], record['stage']) for record in records]
+  done = [Stage.of(record) for record in records]
   order = stages.of(config)
   order = order[:order.index(last) + 1] if last else order
   todo = [stage for stage in order if stage not in done]
@@ -104,9 +104,11 @@ def _run_stage(opened: Run, stage: Stage) -> dict[str, Any]:
   net = network.create(config, opened.train_data.num_classes,
                        _plan_before(workdir, stage, previous))
   task = _task(opened, stage, net)
-  length = _length(opened, task.epochs)
-  strength = (sparse.strength(config, task.schedule, length) if stage.name == 'sparse' else 0.0)
-  state = _start(opened, stage, net, _optimiser(opened, stage, net, task, strength), previous)
+  epoch_steps = feed.steps_per_epoch(opened.train_data, config)
+  length = sparse.Length(task.epochs * epoch_steps, epoch_steps)
+  strength = sparse.strength(config, task.schedule, length) if stage.name == 'sparse' else 0.0
+  tx = _optimiser(opened, stage, net, task.schedule, length, strength)
+  state = _start(opened, stage, net, tx, previous)
   extra = {}
   if stage.name == 'pruned':
     net, state = pruning.prune(opened, stage, net, state)
@@ -127,7 +129,7 @@ def _run_stage(opened: Run, stage: Stage) -> dict[str, Any]:
   if _is_chosen(opened, stage):
     arrays = checkpoint.read(workdir.checkpoints(stage))
     state = checkpoint.fit(arrays, state, name=str(stage))
-    extra['best_epoch'] = int(state.step) // feed.steps_per_epoch(opened.train_data, config)
+    extra['best_epoch'] = int(state.step) // epoch_steps
   result = evaluate(loop.variables_of(state), opened.test_data)
   logging.info('%s: accuracy %.2f%%, loss %.4f', stage, 100 * result.accuracy, result.loss)
   if stage.name == 'sparse':
@@ -196,20 +198,15 @@ def _task(opened: Run, stage: Stage, net: Network) -> loop.Task:
   return loop.Task(str(stage), epochs, schedule, key)
 
 
-def _length(opened: Run, epochs: int) -> sparse.Length:
-  epoch_steps = feed.steps_per_epoch(opened.train_data, opened.config)
-  return sparse.Length(epochs * epoch_steps, epoch_steps)
-
-
-def _optimiser(opened: Run, stage: Stage, net: Network, task: loop.Task,
-               strength: float) -> optax.GradientTransformation:
-  config, length = opened.config, _length(opened, task.epochs)
+def _optimiser(opened: Run, stage: Stage, net: Network, schedule: optax.Schedule,
+               length: sparse.Length, strength: float) -> optax.GradientTransformation:
+  config = opened.config
   if stage.number == 0 or stage.is_scratch:  # no part of the method: its term may change yet
-    return train.make_tx(config, task.schedule, strength=0.0)
+    return train.make_tx(config, schedule, strength=0.0)
   weights, image = None, context.image(opened.train_data)
   if strength and config.train.weigh_macs:
     weights = slim_jax.macs_per_channel(net.predict, net.shapes(image), image)['params']
-  return sparse.make_tx(config, task.schedule, length, strength, weights)
+  return sparse.make_tx(config, schedule, length, strength, weights)
 
 
 def _plan_before(workdir: Workdir, stage: Stage, previous: Stage | None):

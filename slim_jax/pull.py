@@ -14,8 +14,8 @@ import numpy as np
 import optax
 
 
-def learning_rates(schedule: optax.Schedule, steps: int) -> np.ndarray:
-  """Learning rate of each of the first `steps` steps, float64 [steps]."""
+def by_step(schedule: optax.Schedule, steps: int) -> np.ndarray:
+  """What a schedule has for each of the first `steps` steps, float64 [steps]."""
   return np.asarray(np.broadcast_to(schedule(np.arange(steps)), steps), np.float64)
 
 

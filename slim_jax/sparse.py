@@ -46,9 +46,9 @@ def reach(config: ml_collections.ConfigDict, schedule: optax.Schedule, length: L
           highest: float) -> float:
   """How far a small scale is pulled in such a stage; see `terms.reach`."""
   at = train.make_strength(config, highest, length.epoch_steps)
-  strengths = (pull.learning_rates(at, length.steps) if callable(at)
-               else np.full(length.steps, at))
-  return terms.reach(config.train.term, pull.learning_rates(schedule, length.steps), strengths,
+  if callable(at):
+    at = pull.by_step(at, length.steps)
+  return terms.reach(config.train.term, pull.by_step(schedule, length.steps), at,
                      momentum=config.momentum, nesterov=config.nesterov,
                      t=config.train.polarization_t)
 

@@ -63,10 +63,13 @@ def previous(config: ml_collections.ConfigDict, stage: Stage) -> Stage | None:
 
 def depends(stage: str, field: str) -> bool:
   """Whether 'baseline', or a stage of the first pass, depends on a dotted field."""
+  return not any(f'{field}.'.startswith(f'{name}.') for name in free_after(stage))
+
+
+def free_after(stage: str) -> tuple[str, ...]:
+  """Fields and sections that 'baseline', or a stage of the first pass, does not depend on."""
   order = ['baseline', *LATER]
-  later = [*HARMLESS, *(name for after in order[order.index(stage) + 1:]
-                        for name in LATER[after])]
-  return not any(f'{field}.'.startswith(f'{name}.') for name in later)
+  return (*HARMLESS, *(name for later in order[order.index(stage) + 1:] for name in LATER[later]))
 
 
 def unused_fields(config: ml_collections.ConfigDict, workdir: Workdir,

@@ -137,7 +137,7 @@ def draw(points: Sequence[dict[str, Any]], workdir: pathlib.Path) -> list[pathli
     scales = {}
     for point in points:
       stage = Stage(1, 'sparse')
-      if any((row['pass'], row['stage']) == stage for row in point['stages']):
+      if any(Stage.of(row) == stage for row in point['stages']):
         arrays = checkpoint.read(Workdir(workdir / point['workdir']).checkpoints(stage))
         scales[point['workdir']] = sparse.scales(arrays['params'])
     plot.histograms(scales, files[-1], name='|scale|')

@@ -68,8 +68,8 @@ def _polarization(spec: Spec) -> Transformations:
 
 
 def _clip(spec: Spec) -> Transformations:
-  high = 1.0 if callable(spec.strength) or spec.strength else np.inf
-  return [sparsity.clip_scales(0.0 if high == 1.0 else -np.inf, high, spec.mask)]
+  bounds = (0.0, 1.0) if callable(spec.strength) or spec.strength else (-np.inf, np.inf)
+  return [sparsity.clip_scales(*bounds, spec.mask)]
 
 
 TERMS = {
@@ -85,23 +85,23 @@ def parts(name: str, spec: Spec) -> tuple[Transformations, Transformations]:
   return TERMS[name].before(spec), TERMS[name].after(spec)
 
 
-def reach(name: str, rates: np.ndarray, strengths: np.ndarray, *, momentum: float, nesterov: bool,
-          t: float = 0.0) -> float:
+def reach(name: str, rates: np.ndarray, strength: float | np.ndarray, *, momentum: float,
+          nesterov: bool, t: float = 0.0) -> float:
   """How far a term pulls a small scale of weight 1 that the task leaves alone.
 
   Args:
     name: key of `TERMS`.
     rates: learning rate of each step, float [steps].
-    strengths: lambda of each step, float [steps].
+    strength: lambda, or that of each step, float [steps].
     momentum: of the optimiser.
     nesterov: whether it is Nesterov's.
     t: `polarization_t` of the config.
 
   Returns:
-    The distance, in units of the scales; proportional to `strengths`.
+    The distance, in units of the scales; proportional to `strength`.
   """
   term = TERMS[name]
-  if not term.before(Spec(0.0, lambda step: 0.0)):
+  if term.before is _nothing:
     momentum, nesterov = 0.0, False  # the step of its own is not in the momentum
-  return term.force(t) * pull.l1_pull(rates, strength=strengths, momentum=momentum,
+  return term.force(t) * pull.l1_pull(rates, strength=strength, momentum=momentum,
                                       nesterov=nesterov)

@@ -13,7 +13,7 @@
 Files are replaced whole, so that a run may end at any moment.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import fcntl
@@ -40,6 +40,11 @@ class Stage(NamedTuple):
   """
   number: int  # of the pass, from 1; 0 for the baseline
   name: str
+
+  @staticmethod
+  def of(record: Mapping[str, Any]) -> 'Stage':
+    """The stage that a record or a line of metrics is of."""
+    return Stage(record['pass'], record['stage'])
 
   @property
   def is_scratch(self) -> bool:
@@ -99,7 +104,7 @@ class Workdir:
     if (self.path / 'stages.json').exists():
       return
     for record in other.records():
-      stage = Stage(record['pass'], record['stage'])
+      stage = Stage.of(record)
       shutil.copytree(other.checkpoints(stage), self.checkpoints(stage),
                       copy_function=_link, dirs_exist_ok=True)
     for name in ('dataset.json', 'config.json', 'metrics.jsonl'):
@@ -152,7 +157,7 @@ class Workdir:
         it are dropped: they will be written again.
     """
     def goes(line: dict[str, Any]) -> bool:
-      return (line['pass'], line['stage']) == stage and line['step'] > step
+      return Stage.of(line) == stage and line['step'] > step
 
     path = self.path / 'metrics.jsonl'
     if path.exists():
@@ -173,7 +178,7 @@ class Workdir:
   def lines(self, stage: Stage) -> list[dict[str, Any]]:
     """The metrics of a stage, an epoch each."""
     every = map(json.loads, (self.path / 'metrics.jsonl').read_text().splitlines())
-    return [line for line in every if (line['pass'], line['stage']) == stage]
+    return [line for line in every if Stage.of(line) == stage]
 
   def _plan_path(self, number: int) -> pathlib.Path:
     return self.path / f'plan-{number}.npz'

@@ -31,7 +31,7 @@ def test_pull_is_what_sgd_does(momentum, nesterov):
 
   (end, _), _ = jax.lax.scan(step, (start, tx.init(start)), length=200)
   moved = np.abs(start['scale']) - np.abs(end['scale'])
-  want = pull.l1_pull(pull.learning_rates(schedule, 200), strength=1e-3, momentum=momentum,
+  want = pull.l1_pull(pull.by_step(schedule, 200), strength=1e-3, momentum=momentum,
                       nesterov=nesterov)
   assert 0 < want < 0.5
   np.testing.assert_allclose(moved, want, rtol=1e-4)
@@ -41,7 +41,7 @@ def test_pull_of_the_paper():
   """160 epochs of 781 steps, 6.6 at 1e-4; the start from rest is nothing in so many."""
   section = SECTION.copy_and_resolve_references()
   section.warmup_epochs = 0.0
-  rates = pull.learning_rates(
+  rates = pull.by_step(
       train.make_schedule(section, epochs=160, steps_per_epoch=781), 160 * 781)
   found = pull.l1_pull(rates, strength=1e-4, momentum=0.9, nesterov=True)
   assert found == pytest.approx(1e-4 / (1 - 0.9) * rates.sum(), rel=1e-3)

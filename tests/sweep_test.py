@@ -8,7 +8,6 @@ import pipeline_options_test
 from slim_jax import check
 from slim_jax import context
 from slim_jax import loop
-from slim_jax import pipeline
 from slim_jax import plot
 from slim_jax import pruning
 from slim_jax import report
