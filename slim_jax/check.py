@@ -5,6 +5,7 @@ import difflib
 import math
 from typing import Any
 
+import jax
 import ml_collections
 
 from slim_jax import batch_norms
@@ -151,10 +152,15 @@ def _check_sizes(config: ml_collections.ConfigDict) -> Iterator[str]:
     if config[name] < 1:
       yield f'{name}={config[name]} must be at least 1'
   found = len(devices.local())
-  used = config.devices or found
-  if not 0 < used <= found:
+  used = devices.total(devices.local(config.devices))
+  if not 0 <= config.devices <= found:
     yield (f'devices={config.devices} must lie between 0, for all, and {found}, as many as '
            'there are')
+  elif config.devices and config.devices < found and jax.process_count() > 1:
+    yield f'devices={config.devices} must be 0, for all, as there are {jax.process_count()} processes'
+  elif found * jax.process_count() != jax.device_count():
+    yield (f'devices={config.devices}: each of the {jax.process_count()} processes must have as '
+           f'many devices; this one has {found} of {jax.device_count()}')
   elif config.batch_size % used:
     yield f'batch_size={config.batch_size} must be a multiple of the {used} devices'
   elif config.accumulate_steps > 0 and config.batch_size // used % config.accumulate_steps:

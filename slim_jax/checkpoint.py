@@ -25,6 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as ocp_managers
 
+from slim_jax import processes
 from slim_jax import tree
 
 PyTree = Any
@@ -116,10 +117,12 @@ def restore(manager: ocp.CheckpointManager, like: PyTree) -> Restored | None:
   if found is None:
     return None
   directory, arrays, meta, unreadable = found
-  for damaged in unreadable:
-    aside = damaged.with_name(damaged.name + '.unreadable')
-    shutil.rmtree(aside, ignore_errors=True)
-    damaged.rename(aside)
+  processes.wait('restore')  # all have seen what is damaged
+  with processes.one_after_another('set aside'):
+    for damaged in unreadable if processes.is_first() else ():
+      aside = damaged.with_name(damaged.name + '.unreadable')
+      shutil.rmtree(aside, ignore_errors=True)
+      damaged.rename(aside)
   manager.reload()
   return Restored(fit(arrays, like, name=str(directory)), meta['seconds'],
                   meta.get('totals', {}))
@@ -249,6 +252,8 @@ def _add_checksums(directory: pathlib.Path) -> None:
   Orbax calls it when the files of a checkpoint are written and before the directory
   is renamed to the step, so the list appears together with the checkpoint.
   """
+  if not processes.is_first():
+    return
   for step in directory.iterdir():
     if step.name.partition('.')[0].isdecimal() and not (step / CHECKSUMS).exists():
       part = step / (CHECKSUMS + '.part')

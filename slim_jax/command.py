@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 import logging as std_logging
+import os
 import pathlib
 import signal
 import sys
+from typing import NoReturn
 
 from absl import app
 from absl import flags
 from absl import logging
+import jax
 from ml_collections import config_flags
 
 from slim_jax import check
@@ -16,16 +19,20 @@ from slim_jax import checkpoint
 from slim_jax import data
 from slim_jax import interrupt
 from slim_jax import loop
+from slim_jax import processes
 from slim_jax import workdir
 
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A config such as configs/digits.py.', lock_config=True)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run lives.')
+_MULTIHOST = flags.DEFINE_bool(
+    'multihost', False, 'Train with the other hosts of this slice of Cloud TPUs. '
+    'Processes of srun or launch/local.sh need no flag.')
 flags.mark_flags_as_required(['config', 'workdir'])
 
 # What a person can put right: shown without a traceback.
 _ERRORS = (check.ConfigError, checkpoint.CheckpointError, data.DataError,
-           loop.DivergedError, workdir.WorkdirError)
+           loop.DivergedError, processes.ProcessError, workdir.WorkdirError)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -36,15 +43,28 @@ def run(main: Callable[[], None]) -> None:
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
     try:
+      processes.join(found=_MULTIHOST.value)
+      if not processes.is_first():  # it would say what the first one says
+        logging.set_verbosity(logging.WARNING)
       main()
     except _ERRORS as error:
-      sys.exit(f'{type(error).__name__}: {error}')
+      _fail(f'{type(error).__name__}: {error}')
     except interrupt.Preempted as error:
       # Not 0, which would tell a cluster that there is nothing left to do.
       print(error, file=sys.stderr)
       sys.exit(128 + signal.SIGTERM)
 
   app.run(checked, flags_parser=_parse_flags)
+
+
+def _fail(message: str) -> NoReturn:
+  """Ends the process, and with it the run."""
+  if jax.process_count() == 1:
+    sys.exit(message)
+  print(f'process {jax.process_index()} of {jax.process_count()}: {message}', file=sys.stderr,
+        flush=True)
+  # An orderly exit would wait for the others, which may wait for this process to go on.
+  os._exit(1)
 
 
 def _parse_flags(args: list[str]) -> list[str]:

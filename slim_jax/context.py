@@ -12,9 +12,10 @@ import slim_jax
 from slim_jax import check
 from slim_jax import data
 from slim_jax import devices
+from slim_jax import files
 from slim_jax import loop
 from slim_jax import network
-from slim_jax import report
+from slim_jax import processes
 from slim_jax.network import Network
 from slim_jax.workdir import Workdir
 
@@ -41,10 +42,11 @@ def open_run(config: ml_collections.ConfigDict, workdir: Workdir) -> Run:
     DataError: the data cannot be had.
     WorkdirError: the directory is that of other data.
   """
-  train_data, test_data, valid_data = (
-      data.load(config.dataset, data_dir=config.data_dir, split=split,
-                image_size=config.image_size, workers=config.workers) if split else None
-      for split in (config.train_split, config.test_split, config.valid_split))
+  with processes.one_after_another('data'):  # the first prepares what is not there yet
+    train_data, test_data, valid_data = (
+        data.load(config.dataset, data_dir=config.data_dir, split=split,
+                  image_size=config.image_size, workers=config.workers) if split else None
+        for split in (config.train_split, config.test_split, config.valid_split))
   for split_data, name in ((test_data, 'test_split'), (valid_data, 'valid_split')):
     if split_data is not None:
       check.check_data(config, train_data, split_data, name)
@@ -55,7 +57,7 @@ def open_run(config: ml_collections.ConfigDict, workdir: Workdir) -> Run:
              'class_names': list(train_data.class_names),
              'mean': train_data.mean.tolist(), 'std': train_data.std.tolist()}
   workdir.compare('dataset.json', dataset)
-  report.write_json(workdir.path / 'dataset.json', dataset)
+  files.write_json(workdir.path / 'dataset.json', dataset)
   return Run(config, workdir, train_data, test_data, valid_data)
 
 

@@ -1,4 +1,8 @@
-"""The devices of a run, and how arrays lie on them."""
+"""The devices of a run, how arrays lie on them, and functions mapped over them.
+
+With several processes, all devices of all of them belong to the run; arrays are those of the
+devices of this process.
+"""
 
 from collections.abc import Callable
 import functools
@@ -13,8 +17,34 @@ Devices = tuple[jax.Device, ...]
 
 
 def local(count: int = 0) -> Devices:
-  """The first `count` devices of this machine; all of them for 0."""
+  """The first `count` devices of this process; all of them for 0, as several processes need."""
   return tuple(jax.local_devices()[:count or None])
+
+
+def total(places: Devices) -> int:
+  """How many devices the run has in all processes, of which this one has `places`."""
+  return len(places) * jax.process_count()
+
+
+def numbers(places: Devices) -> np.ndarray:
+  """int32 [devices], the numbers of these among all devices of the run."""
+  return np.arange(len(places), dtype=np.int32) + jax.process_index() * len(places)
+
+
+def mapped(f: Callable[..., PyTree], places: Devices, *, in_axes: Any, out_axes: Any,
+           donate_argnums: tuple[int, ...] = ()) -> Callable[..., PyTree]:
+  """`jax.pmap` over the axis 'batch', which is all devices of the run.
+
+  Args:
+    f: a function of the arrays of one device.
+    places: the devices of this process.
+    in_axes: as `jax.pmap` takes it; the axis of what is split is that of `places`.
+    out_axes: likewise.
+    donate_argnums: likewise.
+  """
+  return jax.pmap(f, axis_name='batch', in_axes=in_axes, out_axes=out_axes,
+                  donate_argnums=donate_argnums,
+                  devices=places if jax.process_count() == 1 else None)
 
 
 def replicate(tree: PyTree, devices: Devices) -> PyTree:

@@ -38,7 +38,7 @@ def create(train_data: data.ArrayData | data.StreamData, config: ml_collections.
 
   Args:
     train_data: the training split.
-    config: batch_size, over all devices, and devices.
+    config: batch_size, over all devices of all processes, and devices.
     key: typed random key [].
   """
   make = _stream if isinstance(train_data, data.StreamData) else _memory
@@ -55,14 +55,14 @@ def _memory(train_data: data.ArrayData, config: ml_collections.ConfigDict,
             key: jax.Array) -> Feed:
   """All images lie on every device; a step needs the order of the epoch."""
   places = devices.local(config.devices)
-  size = config.batch_size // len(places)
+  size = config.batch_size // devices.total(places)
   epoch_steps = steps_per_epoch(train_data, config)
 
   def put_order(epoch: int) -> jax.Array:
     order = np.asarray(data.epoch_order(jax.random.fold_in(key, epoch), len(train_data)))
     order = order[:epoch_steps * config.batch_size]
     # Batch i is the same set of images on any number of devices.
-    order = order.reshape(epoch_steps, len(places), size).swapaxes(0, 1)
+    order = order.reshape(epoch_steps, -1, size).swapaxes(0, 1)[devices.numbers(places)]
     return devices.split(order.reshape(len(places), -1), places)
 
   def steps(first: int) -> Iterator[jax.Array]:
@@ -91,8 +91,9 @@ def _stream(train_data: data.StreamData, config: ml_collections.ConfigDict,
 
   def steps(first: int) -> Iterator[PyTree]:
     # A generator, so that no process starts where no step is left.
-    yield from data.prefetch(
-        train_data.train_batches(config.batch_size, seed=seed, start=first), put)
+    yield from data.prefetch(train_data.train_batches(
+        config.batch_size, seed=seed, start=first, process_index=jax.process_index(),
+        process_count=jax.process_count()), put)
 
   def take(batch: PyTree, shared: PyTree, step: jax.Array) -> dict[str, jax.Array]:
     del shared, step

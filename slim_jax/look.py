@@ -20,9 +20,11 @@ import numpy as np
 import slim_jax
 from slim_jax import check
 from slim_jax import command
+from slim_jax import files
 from slim_jax import finished
 from slim_jax import loop
 from slim_jax import plot
+from slim_jax import processes
 from slim_jax import probe
 from slim_jax import pruning
 from slim_jax import report
@@ -41,7 +43,8 @@ def main() -> None:
   fractions = np.linspace(0, 1, _POINTS.value + 1)[:-1].round(4)
   rows = run(config, workdir, fractions.tolist())
   best = suggest(rows, _TOLERANCE.value)
-  report.show_look(rows, best)
+  if processes.is_first():
+    report.show_look(rows, best)
   path = workdir / 'look.png'
   plot.look(rows, path, best=best)
   logging.info('plot: %s', path)
@@ -101,7 +104,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | pathlib.Path,
         'full_params': full.params, 'full_macs': full.macs})
     logging.info('fraction %.3g: accuracy %.2f%%, recalibrated %.2f%%', fraction,
                  100 * rows[-1]['accuracy'], 100 * rows[-1]['recalibrated'])
-  report.write_json(pathlib.Path(workdir) / 'look.json', rows)
+  files.write_json(pathlib.Path(workdir) / 'look.json', rows)
   return rows
 
 

@@ -114,7 +114,7 @@ def fit(state: train.TrainState, train_data: Data, task: Task, *,
         if step % config.log_every_steps < count or step == last:
           means = _means(sums, step, task, manager)
           progress.update(step, **means)
-        if watch.asked and step < last:
+        if step < last and watch.asked():
           _means(sums, step, task, manager)  # what has diverged is not saved
           checkpoint.save(manager, step, state, seconds=time.monotonic() - began,
                           totals={name: float(x) for name, x in jax.device_get(sums).items()})
@@ -131,10 +131,11 @@ def fit(state: train.TrainState, train_data: Data, task: Task, *,
       record(epoch=epoch + 1, step=step, **means, **scores,
              learning_rate=float(task.schedule(step - 1)),
              images_per_second=(last - first) * config.batch_size / elapsed)
-      if save or watch.asked:
+      stop = watch.asked()
+      if save or stop:
         checkpoint.save(manager, step, state, seconds=time.monotonic() - began,
                         score=scores.get('valid_accuracy'))
-      if watch.asked:
+      if stop:
         _stop(manager, step, task)
   manager.wait_until_finished()
   return state, time.monotonic() - began
@@ -157,29 +158,30 @@ def make_step(batches: feed.Feed, train_data: Data, config: ml_collections.Confi
   """
   places = devices.local(config.devices)
 
-  def step(state: train.TrainState, totals: PyTree, part: PyTree, shared: PyTree,
-           key: jax.Array) -> tuple[train.TrainState, PyTree]:
+  def step(state: train.TrainState, totals: PyTree, part: PyTree, device: jax.Array,
+           shared: PyTree, key: jax.Array) -> tuple[train.TrainState, PyTree]:
     batch, dropout_key = _prepared(batches.take(part, shared, state.step), train_data, config,
-                                   jax.random.fold_in(key, state.step))
+                                   device, jax.random.fold_in(key, state.step))
     state, metrics = train.train_step(state, batch, key=dropout_key,
                                       accumulate=config.accumulate_steps)
     return state, jax.tree.map(jnp.add, totals, {**metrics, 'steps': jnp.ones([])})
 
-  def steps(state: train.TrainState, totals: PyTree, part: PyTree, shared: PyTree,
-            key: jax.Array, count: jax.Array) -> tuple[train.TrainState, PyTree]:
+  def steps(state: train.TrainState, totals: PyTree, part: PyTree, device: jax.Array,
+            shared: PyTree, key: jax.Array, count: jax.Array) -> tuple[train.TrainState, PyTree]:
     if config.steps_per_call == 1:
-      return step(state, totals, part, shared, key)
+      return step(state, totals, part, device, shared, key)
     # Any count with one compilation: the last call of an epoch has fewer.
-    return lax.fori_loop(0, count, lambda _, carry: step(*carry, part, shared, key),
+    return lax.fori_loop(0, count, lambda _, carry: step(*carry, part, device, shared, key),
                          (state, totals))
 
-  mapped = jax.pmap(steps, axis_name='batch', in_axes=(None, None, 0, None, None, None),
-                    out_axes=(None, None), donate_argnums=(0,), devices=places)
+  mapped = devices.mapped(steps, places, in_axes=(None, None, 0, 0, None, None, None),
+                          out_axes=(None, None), donate_argnums=(0,))
   shared, key = devices.replicate((batches.shared, key), places)
-  wait = len(places) > 1 and places[0].platform == 'cpu'
+  numbers = devices.split(devices.numbers(places), places)
+  wait = devices.total(places) > 1 and places[0].platform == 'cpu'
 
   def run(state: train.TrainState, totals: PyTree, part: PyTree, count: int = 1):
-    state, totals = mapped(state, totals, part, shared, key, np.int32(count))
+    state, totals = mapped(state, totals, part, numbers, shared, key, np.int32(count))
     # Virtual CPU devices share one pool of threads: several steps in flight can fill
     # it with devices that wait for others, for ever.
     return state, jax.block_until_ready(totals) if wait else totals
@@ -188,13 +190,14 @@ def make_step(batches: feed.Feed, train_data: Data, config: ml_collections.Confi
 
 
 def _prepared(batch: PyTree, train_data: Data, config: ml_collections.ConfigDict,
-              key: jax.Array) -> tuple[PyTree, jax.Array]:
+              device: jax.Array, key: jax.Array) -> tuple[PyTree, jax.Array]:
   """A batch augmented and normalised, inside a compiled step, and a key for dropout.
 
   Every image has a key by its place in the whole batch, so that the number of devices does not
-  matter to what is done to it.
+  matter to what is done to it. `device` is the number of this one among all; the index along the
+  mapped axis may have another order.
   """
-  device, count = lax.axis_index('batch'), len(batch['label'])
+  count = len(batch['label'])
   augment_key, dropout_key = jax.random.split(key)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(
       augment_key, device * count + jnp.arange(count))
@@ -227,16 +230,17 @@ def make_recalibrate(train_data: Data, *, config: ml_collections.ConfigDict,
   batches = feed.create(train_data, config, key=order_key)
   count = min(config.recalibrate_batches, feed.steps_per_epoch(train_data, config))
 
-  def step(state: train.TrainState, totals: PyTree, part: PyTree, number: jax.Array,
-           shared: PyTree, key: jax.Array) -> PyTree:
+  def step(state: train.TrainState, totals: PyTree, part: PyTree, device: jax.Array,
+           number: jax.Array, shared: PyTree, key: jax.Array) -> PyTree:
     batch, key = _prepared(batches.take(part, shared, number), train_data, config,
-                           jax.random.fold_in(key, number))
+                           device, jax.random.fold_in(key, number))
     found = train.batch_statistics(state, batch['image'], key=key)
     return jax.tree.map(lambda total, x: total + x / count, totals, found)
 
-  mapped = jax.pmap(step, axis_name='batch', in_axes=(None, None, 0, None, None, None),
-                    out_axes=None, devices=places)
+  mapped = devices.mapped(step, places, in_axes=(None, None, 0, 0, None, None, None),
+                          out_axes=None)
   shared, step_key = devices.replicate((batches.shared, step_key), places)
+  numbers = devices.split(devices.numbers(places), places)
 
   def recalibrate(state: train.TrainState) -> train.TrainState:
     state = devices.replicate(state, places)
@@ -244,7 +248,7 @@ def make_recalibrate(train_data: Data, *, config: ml_collections.ConfigDict,
     with contextlib.closing(batches.steps(0)) as parts:
       for number, part in zip(range(count), parts):
         totals = jax.block_until_ready(
-            mapped(state, totals, part, jnp.asarray(number), shared, step_key))
+            mapped(state, totals, part, numbers, jnp.asarray(number), shared, step_key))
     return state.replace(batch_stats=totals)
 
   return recalibrate
@@ -259,26 +263,27 @@ def make_evaluate(predict: Callable[..., jax.Array], *, mean: np.ndarray,
     predict: `(variables, image)` -> logits, in inference mode.
     mean: float [channels], of the split that was trained on.
     std: float [channels], likewise.
-    batch_size: images at a time, rounded up to a multiple of the devices.
-    places: the devices; None for all of this machine.
+    batch_size: images at a time over all devices of the run, rounded up to a multiple of them.
+    places: the devices of this process; None for all.
 
   Returns:
     `(variables, split_data)` -> `Result`.
   """
   places = places or devices.local()
-  size = math.ceil(batch_size / len(places))
+  size = math.ceil(batch_size / devices.total(places))
 
   def step(variables: PyTree, batch: PyTree) -> PyTree:
     batch = {**batch, 'image': data.normalize(batch['image'], mean, std)}
     return train.eval_step(predict, variables, batch)
 
-  mapped = jax.pmap(step, axis_name='batch', in_axes=(None, 0), out_axes=None,
-                    devices=places)
+  mapped = devices.mapped(step, places, in_axes=(None, 0), out_axes=None)
 
   def evaluate(variables: PyTree, split_data: Data) -> Result:
     variables = devices.replicate(variables, places)
     sums = {'loss': 0.0, 'correct': 0.0, 'count': 0.0}
-    for batch in data.eval_batches(split_data, size * len(places)):
+    for batch in data.eval_batches(split_data, size * devices.total(places),
+                                   process_index=jax.process_index(),
+                                   process_count=jax.process_count()):
       batch = jax.tree.map(
           lambda x: x.reshape(len(places), size, *x.shape[1:]), batch)
       part = jax.device_get(mapped(variables, batch))

@@ -11,6 +11,7 @@ from absl import flags
 
 from slim_jax import command
 from slim_jax import pipeline
+from slim_jax import processes
 from slim_jax import report
 from slim_jax import stages
 
@@ -23,7 +24,9 @@ def main() -> None:
   """Runs the method and shows what came of it."""
   config = command.CONFIG.value
   last = stages.named(config, _UNTIL.value) if _UNTIL.value else None
-  report.show(pipeline.run(config, command.WORKDIR.value, last=last))
+  records = pipeline.run(config, command.WORKDIR.value, last=last)
+  if processes.is_first():
+    report.show(records)
 
 
 if __name__ == '__main__':

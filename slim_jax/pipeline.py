@@ -25,9 +25,11 @@ from slim_jax import check
 from slim_jax import checkpoint
 from slim_jax import context
 from slim_jax import feed
+from slim_jax import files
 from slim_jax import loop
 from slim_jax import network
 from slim_jax import plot
+from slim_jax import processes
 from slim_jax import pruning
 from slim_jax import report
 from slim_jax import sparse
@@ -82,13 +84,15 @@ def _run(config: ml_collections.ConfigDict, workdir: Workdir,
   order = stages.of(config)
   order = order[:order.index(last) + 1] if last else order
   todo = [stage for stage in order if stage not in done]
+  processes.wait('run')  # all have seen what is there
   if todo:
     for stage in done:
       logging.info('%s: complete', stage)
     opened = context.open_run(config, workdir)
-    report.write_json(workdir.path / 'config.json', context.to_json(config))
+    files.write_json(workdir.path / 'config.json', context.to_json(config))
     for stage in todo:
       records.append(_run_stage(opened, stage))
+      processes.wait(str(stage))
       workdir.write_records(records)
   else:
     logging.info('This run is complete already: %s', workdir.path)
@@ -133,6 +137,7 @@ def _run_stage(opened: Run, stage: Stage) -> dict[str, Any]:
   result = evaluate(loop.variables_of(state), opened.test_data)
   logging.info('%s: accuracy %.2f%%, loss %.4f', stage, 100 * result.accuracy, result.loss)
   if stage.name == 'sparse':
+    processes.wait('metrics')
     plot.shares([(line['epoch'], line['scales_below']) for line in workdir.lines(stage)
                  if 'scales_below' in line], workdir.path / f'sparsity-{stage.number}.png')
     extra['small_scales'] = float(np.mean(sparse.scales(state.params) < sparse.SMALL))

@@ -6,6 +6,8 @@ import pathlib
 from matplotlib import figure
 import numpy as np
 
+from slim_jax import files
+
 # Stages before pruning do not depend on what is removed: a level, not a curve.
 _LEVELS = {'baseline': 'unpruned, no L1', 'sparse': 'unpruned, with L1'}
 # Without training after the cut a network may guess.
@@ -41,7 +43,7 @@ def errors(points: Sequence[tuple[float, Mapping[str, float]]], path: pathlib.Pa
   axes.set(xlabel=name, ylabel='test error, %', ylim=(0, top))
   axes.grid(alpha=0.3)
   axes.legend()
-  picture.savefig(path, dpi=150)
+  _save(picture, path)
 
 
 def shares(points: Sequence[tuple[int, Mapping[str, float]]], path: pathlib.Path) -> None:
@@ -60,7 +62,7 @@ def shares(points: Sequence[tuple[int, Mapping[str, float]]], path: pathlib.Path
   axes.grid(alpha=0.3)
   if points:
     axes.legend()
-  picture.savefig(path, dpi=150)
+  _save(picture, path)
 
 
 def look(rows: Sequence[Mapping[str, float]], path: pathlib.Path, *,
@@ -88,7 +90,7 @@ def look(rows: Sequence[Mapping[str, float]], path: pathlib.Path, *,
   for axes in (above, below):
     axes.grid(alpha=0.3)
     axes.legend()
-  picture.savefig(path, dpi=150)
+  _save(picture, path)
 
 
 def histograms(values: Mapping[str, np.ndarray], path: pathlib.Path, *, name: str) -> None:
@@ -106,4 +108,8 @@ def histograms(values: Mapping[str, np.ndarray], path: pathlib.Path, *, name: st
     axes.hist(array, bins=np.linspace(0, highest, 51))
     axes.set(title=title, xlabel=name, yscale='log')
   grid[0][0].set_ylabel('channels')
-  picture.savefig(path, dpi=150)
+  _save(picture, path)
+
+
+def _save(picture: figure.Figure, path: pathlib.Path) -> None:
+  files.write(path, lambda part: picture.savefig(part, format='png', dpi=150))

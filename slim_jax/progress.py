@@ -5,6 +5,8 @@ import time
 from absl import logging
 import tqdm
 
+from slim_jax import processes
+
 _SECONDS_BETWEEN_LINES = 10
 
 
@@ -19,7 +21,7 @@ class Progress:
     self._name, self._steps, self._batch_size = name, steps, batch_size
     # disable=None: no bar where the output is no terminal.
     self._bar = tqdm.tqdm(
-        total=steps, initial=step, desc=name, disable=None, dynamic_ncols=True,
+        total=steps, initial=step, desc=name, disable=None if processes.is_first() else True, dynamic_ncols=True,
         bar_format='{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}')
     self._last = self._last_line = (step, time.monotonic())
 

@@ -11,6 +11,7 @@ from slim_jax import check
 from slim_jax import context
 from slim_jax import loop
 from slim_jax import network
+from slim_jax import processes
 from slim_jax import train
 from slim_jax.context import Run
 from slim_jax.network import Network
@@ -33,8 +34,10 @@ def prune(run: Run, stage: Stage, net: Network,
     plan = slim_jax.plan(original.predict, full, image, dead=dead, bias=config.prune.bias)
   except ValueError as error:
     raise check.PruneError(f'config.prune: {error}') from error
-  cut = plan if net.plan is None else plan.relative_to(net.plan)
   run.workdir.save_plan(plan, stage)
+  processes.wait('plan')
+  plan = run.workdir.plan_after(stage)  # of the first process: a measured budget has several
+  cut = plan if net.plan is None else plan.relative_to(net.plan)
   thin = cut.slice(variables)
   opt_state = cut['params'].slice_opt_state(state.tx, state.opt_state, state.params)
   net = network.create(config, num_classes, plan)

@@ -1,8 +1,6 @@
 """What a run shows at its end: a table for people, summary.json for programs."""
 
 from collections.abc import Sequence
-import json
-import os
 import pathlib
 from typing import Any
 
@@ -10,6 +8,7 @@ import rich.box
 import rich.console
 import rich.table
 
+from slim_jax import files
 from slim_jax.progress import clock
 
 _SUMMARY = ('pass', 'stage', 'accuracy', 'loss', 'params', 'macs', 'seconds')
@@ -130,18 +129,10 @@ def change(value: int, first: int) -> str:
 def write_summary(path: pathlib.Path, config: dict[str, Any],
                   stages: Sequence[dict[str, Any]]) -> None:
   """Writes {'config': ..., 'warnings': [...], 'stages': [...]}, a row for each stage."""
-  write_json(path, {'config': config, 'warnings': warnings(stages), 'stages': rows(stages)})
+  files.write_json(path, {'config': config, 'warnings': warnings(stages), 'stages': rows(stages)})
 
 
 def rows(stages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
   """The figures of each stage, and those that only some stages have."""
   return [{name: stage[name] for name in (*_SUMMARY, *_SOME) if name in stage}
           for stage in stages]
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes a JSON file whole or not at all, whenever the process ends."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(path.name + '.part')
-  part.write_text(json.dumps(value, indent=2) + '\n')
-  os.replace(part, path)

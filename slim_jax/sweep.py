@@ -26,9 +26,11 @@ from slim_jax import check
 from slim_jax import checkpoint
 from slim_jax import command
 from slim_jax import context
+from slim_jax import files
 from slim_jax import loop
 from slim_jax import pipeline
 from slim_jax import plot
+from slim_jax import processes
 from slim_jax import report
 from slim_jax import sparse
 from slim_jax import stages
@@ -46,7 +48,8 @@ def main() -> None:
   """Runs the study of the command line and shows what came of it."""
   config, workdir = command.CONFIG.value, pathlib.Path(command.WORKDIR.value)
   points = run(config, parse(config, _SWEEP.value), workdir)
-  report.show_sweep(points)
+  if processes.is_first():
+    report.show_sweep(points)
   for path in draw(points, workdir):
     logging.info('plot: %s', path)
 
@@ -111,7 +114,7 @@ def run(config: ml_collections.ConfigDict, sweep: Mapping[str, Sequence[Any]],
       records, error = Workdir(workdir / name).records(), str(problem)
     points.append({'values': values, 'workdir': name, 'stages': report.rows(records),
                    'error': error})
-    report.write_json(workdir / 'sweep.json', {
+    files.write_json(workdir / 'sweep.json', {
         'config': context.to_json(config), 'sweep': {k: list(v) for k, v in sweep.items()},
         'points': points})
   return points
@@ -127,21 +130,21 @@ def draw(points: Sequence[dict[str, Any]], workdir: pathlib.Path) -> list[pathli
   Returns:
     The files, in `workdir`.
   """
-  files = []
+  paths = []
   if 'prune.fraction' in points[0]['values']:
-    files.append(workdir / 'fraction.png')
+    paths.append(workdir / 'fraction.png')
     plot.errors([(point['values']['prune.fraction'], _errors(point)) for point in points],
-                files[-1], name='fraction of channels removed')
+                paths[-1], name='fraction of channels removed')
   if any(field in _STRENGTHS for field in points[0]['values']):
-    files.append(workdir / 'scales.png')
+    paths.append(workdir / 'scales.png')
     scales = {}
     for point in points:
       stage = Stage(1, 'sparse')
       if any(Stage.of(row) == stage for row in point['stages']):
         arrays = checkpoint.read(Workdir(workdir / point['workdir']).checkpoints(stage))
         scales[point['workdir']] = sparse.scales(arrays['params'])
-    plot.histograms(scales, files[-1], name='|scale|')
-  return files
+    plot.histograms(scales, paths[-1], name='|scale|')
+  return paths
 
 
 def _share(config: ml_collections.ConfigDict, values: Values, workdir: pathlib.Path) -> None:

@@ -21,10 +21,12 @@ import json
 import os
 import pathlib
 import shutil
+import time
 from typing import Any, NamedTuple
 
 from slim_jax import channels
-from slim_jax import report
+from slim_jax import files
+from slim_jax import processes
 from slim_jax import tree
 
 
@@ -71,18 +73,32 @@ class Workdir:
   def locked(self) -> Iterator[None]:
     """No other process runs in the directory within this block.
 
-    The lock is the operating system's, so that a run that is killed leaves none behind.
+    The lock is the operating system's, so that a run that is killed leaves none behind. Of
+    several processes of one run the first holds it.
 
     Raises:
-      WorkdirError: another one does.
+      WorkdirError: another run does, or not all processes of this one see the directory.
     """
+    path = self.path / 'lock'
+    name = str(processes.same_number(time.time_ns() % 2**31))
+    if not processes.is_first():
+      processes.wait('lock')
+      if not path.exists() or path.read_text() != name:
+        raise WorkdirError(f'{self.path} is not the directory that the first process writes: all '
+                           'processes of a run need the same one, as on a network file system')
+      yield
+      return
     self.path.mkdir(parents=True, exist_ok=True)
-    with (self.path / 'lock').open('w') as file:
+    with path.open('a') as file:
       try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError as error:
         raise WorkdirError(f'another run is at work in {self.path}: wait for it, or choose '
                            'another workdir') from error
+      file.truncate(0)
+      file.write(name)
+      file.flush()
+      processes.wait('lock')
       yield
 
   def records(self) -> list[dict[str, Any]]:
@@ -92,7 +108,7 @@ class Workdir:
 
   def write_records(self, records: list[dict[str, Any]]) -> None:
     """Makes these the records of the complete stages."""
-    report.write_json(self.path / 'stages.json', records)
+    files.write_json(self.path / 'stages.json', records)
 
   def adopt(self, other: 'Workdir') -> None:
     """Begins a new run with the complete stages of another; a run that is there stays.
@@ -101,8 +117,11 @@ class Workdir:
       other: a run of which nothing is pruned yet. Checkpoints are linked where the file
         system can, not copied; they are never changed.
     """
-    if (self.path / 'stages.json').exists():
-      return
+    with processes.one_after_another('adopt'):
+      if not (self.path / 'stages.json').exists():
+        self._adopt(other)
+
+  def _adopt(self, other: 'Workdir') -> None:
     for record in other.records():
       stage = Stage.of(record)
       shutil.copytree(other.checkpoints(stage), self.checkpoints(stage),
@@ -143,10 +162,7 @@ class Workdir:
 
   def save_plan(self, plan: channels.Plan, stage: Stage) -> None:
     """Keeps the plan that a stage has made."""
-    path = self._plan_path(stage.number)
-    part = path.with_name(path.name + '.part')
-    plan.save(part)
-    part.replace(path)
+    files.write(self._plan_path(stage.number), plan.save)
 
   def recorder(self, stage: Stage, *, step: int) -> Callable[..., None]:
     """A function that appends its keyword arguments as a line of metrics.
@@ -160,18 +176,17 @@ class Workdir:
       return Stage.of(line) == stage and line['step'] > step
 
     path = self.path / 'metrics.jsonl'
-    if path.exists():
+    if processes.is_first() and path.exists():
       # A killed run may have left half a line at the end.
       kept = [line for line in path.read_text().splitlines(keepends=True)
               if line.endswith('\n') and not goes(json.loads(line))]
-      part = path.with_name(path.name + '.part')
-      part.write_text(''.join(kept))
-      part.replace(path)
+      files.write(path, lambda part: part.write_text(''.join(kept)))
 
     def record(**values: Any) -> None:
       line = {'pass': stage.number, 'stage': stage.name, **values}
-      with path.open('a') as file:
-        file.write(json.dumps(line) + '\n')
+      if processes.is_first():
+        with path.open('a') as file:
+          file.write(json.dumps(line) + '\n')
 
     return record
 

@@ -15,9 +15,9 @@ PACKAGE = ROOT / 'slim_jax'
 
 # Each floor may import from the floors below it, and a package from itself.
 FLOORS = [
-    {'jaxprs', 'tree', 'progress', 'devices', 'pull', 'plot', 'interrupt'},
-    {'batch_norms'},
-    {'channels', 'sparsity', 'cost', 'models', 'data', 'guards', 'ranking'},
+    {'jaxprs', 'tree', 'devices', 'pull', 'interrupt', 'processes'},
+    {'batch_norms', 'files', 'progress'},
+    {'channels', 'sparsity', 'cost', 'models', 'data', 'guards', 'ranking', 'plot'},
     {'select', 'probe'},
     {'terms'},
     {'train', 'checkpoint', 'report', 'import_torch', 'feed', 'initialise', 'channel_cost',

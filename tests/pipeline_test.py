@@ -2,19 +2,14 @@
 
 import json
 import os
-import pathlib
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from commands import TINY
 import config_test
 import slim_jax
 from slim_jax import check
@@ -26,15 +21,6 @@ from slim_jax import report
 from slim_jax import stages as stages_module
 from slim_jax import tree
 from slim_jax import workdir as workdir_module
-
-ROOT = pathlib.Path(__file__).parents[1]
-
-TINY = {
-    'train_split': 'train[:256]', 'test_split': 'test[:100]', 'eval_batch_size': 64,
-    'model.widths': (6, 'M', 6), 'baseline_epochs': 1, 'train.epochs': 2,
-    'train.strength': 0.01, 'prune.fraction': 0.3, 'prune.min_channels': 1,
-    'finetune.epochs': 2, 'checkpoint_every_epochs': 1, 'eval_every_epochs': 2,
-    'passes': 2}
 
 
 @pytest.fixture(scope='module')
@@ -249,94 +235,9 @@ def test_errors_come_before_any_training(config, tmp_path, changes, error, messa
   assert not (tmp_path / 'checkpoints').exists()
 
 
-def command(workdir, data_dir, **flags):
-  values = {**TINY, 'model.name': 'mlp', 'model.widths': (12, 8), 'passes': 1,
-            'baseline_epochs': 0, 'train.epochs': 1, 'finetune.epochs': 40,
-            'data_dir': data_dir, **flags}
-  return [sys.executable, '-m', 'slim_jax.main', '--config=configs/digits.py',
-          f'--workdir={workdir}', *(f'--config.{k}={v}' for k, v in values.items())]
-
-
-def start(*arguments):
-  environment = {**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
-  return subprocess.Popen(arguments, cwd=ROOT, env=environment, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def test_killed_run_ends_bit_identical(tmp_path, data_dir, finished):
-  """SIGKILL in the middle of fine-tuning."""
-  del finished  # has prepared the data
-  whole = start(*command(tmp_path / 'whole', data_dir))
-  killed = start(*command(tmp_path / 'killed', data_dir))
-  saved = tmp_path / 'killed' / 'checkpoints' / '1-finetuned'
-  while not saved.exists() or len(list(saved.iterdir())) < 2:
-    assert killed.poll() is None, killed.stdout.read()
-    time.sleep(0.001)
-  killed.send_signal(signal.SIGKILL)
-  killed.communicate()
-  stages = json.loads((tmp_path / 'killed' / 'stages.json').read_text())
-  assert [row['stage'] for row in stages] == ['sparse', 'pruned']
-  output, _ = whole.communicate()
-  assert whole.returncode == 0, output
-
-  again = start(*command(tmp_path / 'killed', data_dir))
-  output, _ = again.communicate()
-  assert again.returncode == 0, output
-  assert 'finetuned, pass 1: continues from step' in output
-  a, b = (json.loads((tmp_path / name / 'summary.json').read_text())['stages']
-          for name in ('whole', 'killed'))
-  assert [row['accuracy'] for row in a] == [row['accuracy'] for row in b]
-  assert same(checkpoint.read(tmp_path / 'whole' / 'checkpoints' / '1-finetuned'),
-              checkpoint.read(tmp_path / 'killed' / 'checkpoints' / '1-finetuned'))
-  lines = (tmp_path / 'killed' / 'metrics.jsonl').read_text().splitlines()
-  assert [json.loads(line)['epoch'] for line in lines] == [1, *range(1, 41)]
-
-
-def test_terminated_run_saves_at_once_and_ends_bit_identical(tmp_path, data_dir, finished):
-  """SIGTERM in the middle of an epoch, where no checkpoint is due."""
-  del finished
-  flags = {'finetune.epochs': 15, 'batch_size': 2, 'checkpoint_every_epochs': 15,
-           'log_every_steps': 1}
-  whole = start(*command(tmp_path / 'whole', data_dir, **flags))
-  ended = start(*command(tmp_path / 'ended', data_dir, **flags))
-  saved = tmp_path / 'ended' / 'checkpoints' / '1-finetuned'
-  while not saved.exists():
-    assert ended.poll() is None, ended.stdout.read()
-    time.sleep(0.001)
-  lines = tmp_path / 'ended' / 'metrics.jsonl'
-  while sum('finetuned' in line for line in lines.read_text().splitlines()) < 1:
-    assert ended.poll() is None, ended.stdout.read()
-    time.sleep(0.001)
-  ended.send_signal(signal.SIGTERM)
-  output, _ = ended.communicate()
-  assert ended.returncode == 143, output
-  step = int(re.search(r'finetuned, pass 1: stopped at step (\d+), as SIGTERM', output)[1])
-  assert 'Traceback' not in output and (saved / str(step)).exists()
-  output, _ = whole.communicate()
-  assert whole.returncode == 0, output
-  again = start(*command(tmp_path / 'ended', data_dir, **flags))
-  output, _ = again.communicate()
-  assert again.returncode == 0 and f'continues from step {step}' in output, output
-  assert same(*(checkpoint.read(tmp_path / name / 'checkpoints' / '1-finetuned')
-                for name in ('whole', 'ended')))
-  # The line of the epoch in between, too, is that of all its steps.
-  a, b = (map(json.loads, (tmp_path / name / 'metrics.jsonl').read_text().splitlines())
-          for name in ('whole', 'ended'))
-  for one, other in zip(a, b, strict=True):
-    for name in ('step', 'loss', 'accuracy'):
-      assert one[name] == pytest.approx(other[name], rel=1e-6)
-
-
 def test_two_runs_in_one_directory_are_refused(config, tmp_path):
   with workdir_module.Workdir(tmp_path).locked():
     with pytest.raises(workdir_module.WorkdirError, match='another run is at work in'):
       pipeline.run(config, tmp_path)
   with workdir_module.Workdir(tmp_path).locked():
     pass  # and given back
-
-
-def test_command_line_says_what_is_wrong(tmp_path):
-  run = start(*command(tmp_path, '', **{'train.epoch': 3}))
-  output, _ = run.communicate()
-  assert run.returncode == 1 and 'Traceback' not in output
-  assert "no field 'epoch'" in output and '"epochs"' in output

@@ -89,7 +89,8 @@ UNARY = {
     'log1p': lambda x: jnp.log1p(x * x),
     'loop': lambda x: lax.fori_loop(0, 2, lambda _, y: jnp.tanh(x - y), x * 0.5),
     'while': lambda x: x + lax.while_loop(
-        lambda y: jnp.abs(jnp.max(jnp.abs(y)) - 1e3) < 999, lambda y: y * 0.5, lax.stop_gradient(x)),
+        lambda y: jnp.abs(jnp.max(jnp.abs(y), initial=0) - 1e3) < 999, lambda y: y * 0.5,
+        lax.stop_gradient(x)),
     'branch': lambda x: lax.cond(jnp.sum(x) > 0, jnp.tanh, lambda x: jax.nn.relu(-x), x),
     'barrier': lax.optimization_barrier, 'above': lambda x: jnp.where(x > 0.25, x, 0.0),
     'below': lambda x: jnp.minimum(x, -0.1), 'by int': lambda x: lax.round(

@@ -10,8 +10,8 @@ import re  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from commands import TINY  # noqa: E402
 import config_test  # noqa: E402
-from pipeline_test import TINY  # noqa: E402
 import slim_jax  # noqa: E402
 from slim_jax import pipeline  # noqa: E402
 

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# A Cloud TPU: one machine, or a slice of several whose hosts train together.
+#
+#   bash launch/tpu.sh create  NAME             makes the TPU
+#   bash launch/tpu.sh install NAME             copies what is committed here to all hosts, and installs it
+#   bash launch/tpu.sh run     NAME --config=configs/NAME.py --workdir=DIR [--config.FIELD=VALUE ...]
+#   bash launch/tpu.sh delete  NAME             deletes the TPU, which costs until then
+#
+# ZONE (us-central2-b), TYPE (v4-8) and VERSION (tpu-ubuntu2204-base, the image) say where and what; PROJECT is that of
+# gcloud unless it is set. MODULE is that of launch/train.sh. All hosts of a slice must see DIR, as on Filestore; one
+# host may use its own disk. The same run again continues where it stopped.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+usage() { sed -n '2,/^set /{/^# \?/s/^# \?//p}' "${BASH_SOURCE[0]}" >&2; exit 2; }
+(($# >= 2)) || usage
+action=$1 name=$2
+shift 2
+where=("--zone=${ZONE:-us-central2-b}")
+[[ -z ${PROJECT:-} ]] || where+=("--project=$PROJECT")
+
+tpu() { gcloud compute tpus tpu-vm "$@" "${where[@]}"; }
+on_all_hosts() { tpu ssh "$name" --worker=all --command="$1"; }
+
+case $action in
+  create)
+    tpu create "$name" --accelerator-type="${TYPE:-v4-8}" --version="${VERSION:-tpu-ubuntu2204-base}"
+    ;;
+  install)
+    archive=$(mktemp -d)/slim_jax.tar.gz
+    trap 'rm -r "$(dirname "$archive")"' EXIT
+    git archive --prefix=slim_jax/ --output="$archive" HEAD
+    tpu scp "$archive" "$name:" --worker=all
+    on_all_hosts "tar xzf slim_jax.tar.gz && { python3.11 -c 'import venv, ensurepip' 2>/dev/null || { sudo apt-get \
+update -q && sudo apt-get install -qy python3.11-venv; }; } && PYTHON=python3.11 bash slim_jax/launch/install.sh tpu"
+    ;;
+  run)
+    on_all_hosts "cd slim_jax && .venv/bin/python -m ${MODULE:-slim_jax.main} --multihost$(printf ' %q' "$@")"
+    ;;
+  delete)
+    tpu delete "$name" --quiet
+    ;;
+  *) usage ;;
+esac

