@@ -16,6 +16,7 @@ from slim_jax import check
 from slim_jax import checkpoint
 from slim_jax import context
 from slim_jax import data
+from slim_jax import files
 from slim_jax import pipeline
 from slim_jax import report
 from slim_jax import stages as stages_module
@@ -201,7 +202,7 @@ def test_what_is_not_used_yet_may_change(config, finished, tmp_path):
   """A fraction that cuts the network through can be mended without training again."""
   workdir, records = finished
   config = changed(config, passes=1)
-  report.write_json(tmp_path / 'config.json', context.to_json(config))
+  files.write_json(tmp_path / 'config.json', context.to_json(config))
   for stage in ('0-baseline', '1-sparse'):
     shutil.copytree(workdir / 'checkpoints' / stage, tmp_path / 'checkpoints' / stage)
   (tmp_path / 'stages.json').write_text(json.dumps(records[:2]))
