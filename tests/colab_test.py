@@ -27,7 +27,8 @@ def test_notebook(tmp_path):
   assert done.returncode == 0, done.stdout
   outputs = [out for cell in json.loads(path.read_text())['cells']
              for out in cell.get('outputs', ())]
-  text = ''.join(''.join(out.get('text', ())) for out in outputs)
+  text = ''.join(line for out in outputs
+                 for line in (*out.get('text', ()), *out.get('data', {}).get('text/plain', ())))
   before, after = (int(n.replace(',', '')) for n in re.search(
       r'params ([\d,]+) -> ([\d,]+)', text).groups())
   assert after < 0.5 * before
