@@ -1,7 +1,6 @@
 """Checks of a config before anything is computed or downloaded."""
 
 from collections.abc import Callable, Iterator
-import difflib
 import math
 from typing import Any
 
@@ -12,9 +11,12 @@ from slim_jax import batch_norms
 from slim_jax import budget
 from slim_jax import data
 from slim_jax import devices
+from slim_jax import fields
+from slim_jax import guards
 from slim_jax import models
 from slim_jax import terms
 from slim_jax import train
+from slim_jax import tree
 
 PyTree = Any
 
@@ -33,9 +35,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   Raises:
     ConfigError: listing all that is wrong.
   """
-  problems = [*_check_method(config), *_check_sizes(config), *_check_model(config)]
-  for name in ('train', 'finetune'):
-    problems += _check_schedule(config[name], name)
+  problems = list(fields.problems(config))
+  if not problems:  # of what is no number no range can be checked
+    problems = [*_check_method(config), *_check_sizes(config), *_check_model(config)]
+    for name in ('train', 'finetune'):
+      problems += _check_schedule(config[name], name)
   if problems:
     raise ConfigError('the config cannot work:\n'
                       + '\n'.join(f'  config.{problem}' for problem in problems))
@@ -71,25 +75,27 @@ def check_data(config: ml_collections.ConfigDict,
                       f'have {train_data.shape[-1]}')
 
 
-def check_network(shapes: Callable[[], PyTree]) -> None:
+def check_network(config: ml_collections.ConfigDict, shapes: Callable[[], PyTree]) -> None:
   """Checks that a network can be made for the images and can be slimmed.
 
   Args:
+    config: the config.
     shapes: makes the shapes of the variables.
 
   Raises:
-    ConfigError: the model does not take such images, or has no scale to slim by.
+    ConfigError: the model does not take such images, has no scale to slim by, or no layer that
+      `prune.keep` names.
   """
   try:
-    batch_norms.chosen(shapes())
+    variables = shapes()
+    paths = batch_norms.chosen(variables)
   except (TypeError, ValueError) as error:
     raise ConfigError(f'config.model: {error}') from error
-
-
-def nearest(name: str, names: Any) -> str:
-  """', did you mean ...?' where one of `names` looks like `name`, else ''."""
-  close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-  return f', did you mean {close[0]!r}?' if close else ''
+  leaves = tree.flatten(variables)
+  try:
+    guards.resolve({path: leaves[path].size for path in paths}, keep=config.prune.keep)
+  except ValueError as error:
+    raise ConfigError(f'config.prune.{error}') from error
 
 
 def _check_method(config: ml_collections.ConfigDict) -> Iterator[str]:
@@ -117,7 +123,7 @@ def _check_method(config: ml_collections.ConfigDict) -> Iterator[str]:
     yield f'train.pull={config.train.pull} must not be negative; 0 is to use the strength'
   if config.train.term not in terms.TERMS:
     yield (f'train.term={config.train.term!r} is not one of {", ".join(terms.TERMS)}'
-           f'{nearest(config.train.term, terms.TERMS)}')
+           f'{fields.nearest(config.train.term, terms.TERMS)}')
   if config.train.strength_warmup_epochs < 0:
     yield (f'train.strength_warmup_epochs={config.train.strength_warmup_epochs} must not be '
            'negative')
@@ -190,7 +196,7 @@ def _check_sizes(config: ml_collections.ConfigDict) -> Iterator[str]:
 def _check_model(config: ml_collections.ConfigDict) -> Iterator[str]:
   if config.model.name not in models.MODELS:
     yield (f'model.name={config.model.name!r} is not one of '
-           f'{", ".join(models.MODELS)}{nearest(config.model.name, models.MODELS)}')
+           f'{", ".join(models.MODELS)}{fields.nearest(config.model.name, models.MODELS)}')
   else:
     arguments = {k: v for k, v in config.model.items() if k != 'name'}
     try:
@@ -202,14 +208,14 @@ def _check_model(config: ml_collections.ConfigDict) -> Iterator[str]:
   if (not config.data_dir and config.dataset not in data.BUILDERS
       and not config.dataset.startswith('folder:')):
     yield (f'dataset={config.dataset!r} is not one of {", ".join(data.BUILDERS)}'
-           f'{nearest(config.dataset, data.BUILDERS)}; for another one, give the '
+           f'{fields.nearest(config.dataset, data.BUILDERS)}; for another one, give the '
            'data_dir in which it is prepared')
 
 
 def _check_schedule(section: ml_collections.ConfigDict, name: str) -> Iterator[str]:
   if section.schedule not in train.SCHEDULES:
     yield (f'{name}.schedule={section.schedule!r} is not one of '
-           f'{", ".join(train.SCHEDULES)}{nearest(section.schedule, train.SCHEDULES)}')
+           f'{", ".join(train.SCHEDULES)}{fields.nearest(section.schedule, train.SCHEDULES)}')
   if section.learning_rate <= 0:
     yield f'{name}.learning_rate={section.learning_rate} must be positive'
   if not all(0 < drop < 1 for drop in section.drops):

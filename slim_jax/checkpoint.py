@@ -7,7 +7,9 @@ checkpoint, a list of the checksums of its files is added, so that a damaged fil
 known by name before anything is read from it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import errno
 import functools
 import json
 import logging
@@ -38,18 +40,22 @@ class CheckpointError(Exception):
   """Checkpoints are damaged or not of this run; the message names the files."""
 
 
-def open_manager(directory: str | pathlib.Path, *, keep: int) -> ocp.CheckpointManager:
+@contextlib.contextmanager
+def open_manager(directory: str | pathlib.Path, *, keep: int) -> Iterator[ocp.CheckpointManager]:
   """The checkpoints of a directory, which is made if it does not exist.
 
   Args:
     directory: one stage's own.
     keep: how many checkpoints stay, the newest ones; and the one with the best score.
 
-  Returns:
-    A manager; close it, or use it in `with`.
+  Yields:
+    A manager; what it is writing is complete when the block ends.
+
+  Raises:
+    CheckpointError: a checkpoint cannot be written.
   """
   directory = pathlib.Path(directory).resolve()
-  return _manager(
+  manager = _manager(
       directory, cleanup_tmp_directories=True,
       preservation_policy=ocp_managers.AnyPreservationPolicy([
           ocp_managers.LatestN(keep),
@@ -57,6 +63,20 @@ def open_manager(directory: str | pathlib.Path, *, keep: int) -> ocp.CheckpointM
                              keep_checkpoints_without_metrics=False)]),
       async_options=ocp.options.AsyncOptions(
           post_finalization_callback=functools.partial(_add_checksums, directory)))
+  try:
+    yield manager
+  except BaseException:
+    with contextlib.suppress(Exception):  # it might hide what has happened
+      manager.close()
+    raise
+  with _writing(directory):
+    manager.close()
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+  """Waits until what was saved is written; raises CheckpointError where it cannot be."""
+  with _writing(manager.directory):
+    manager.wait_until_finished()
 
 
 class Restored(NamedTuple):
@@ -85,15 +105,19 @@ def save(manager: ocp.CheckpointManager, step: int, state: PyTree, *, seconds: f
     seconds: time spent on the state so far; `restore` gives it back.
     score: the higher the better; None if it has none.
     totals: of an epoch that has begun; `restore` gives them back.
+
+  Raises:
+    CheckpointError: this checkpoint, or the one before, cannot be written.
   """
   if step in manager.all_steps():
     return
   arrays = jax.tree.map(np.asarray, serialization.to_state_dict(jax.device_get(state)))
   arrays, empty = _split_empty(arrays)
-  manager.save(step, args=ocp.args.Composite(
-      state=ocp.args.StandardSave(arrays),
-      meta=ocp.args.JsonSave({'seconds': seconds, 'empty': empty, 'totals': dict(totals or {})})),
-               metrics=None if score is None else {'score': score})
+  meta = {'seconds': seconds, 'empty': empty, 'totals': dict(totals or {})}
+  with _writing(manager.directory):
+    manager.save(step, args=ocp.args.Composite(
+        state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)),
+                 metrics=None if score is None else {'score': score})
 
 
 def restore(manager: ocp.CheckpointManager, like: PyTree) -> Restored | None:
@@ -182,6 +206,21 @@ def _manager(directory: str | pathlib.Path, **options: Any) -> ocp.CheckpointMan
 
 def _score(metrics: dict[str, float]) -> float:
   return metrics['score']
+
+
+@contextlib.contextmanager
+def _writing(directory: Any) -> Iterator[None]:
+  try:
+    yield
+  # What a full disk raises depends on who meets it: Python, Orbax or TensorStore.
+  except Exception as error:  # pylint: disable=broad-except
+    complete = [path.name for path in pathlib.Path(directory).glob('*') if path.name.isdecimal()]
+    kept = ', '.join(sorted(complete, key=int)) or 'none'
+    full = os.strerror(errno.ENOSPC)
+    reason = full if full in str(error) else str(error).strip().partition('\n')[0][:300]
+    raise CheckpointError(
+        f'cannot write a checkpoint to {directory}: {reason}. Those that are complete stay '
+        f'(steps: {kept}): when that is put right, the same command continues') from error
 
 
 class _Found(NamedTuple):
@@ -283,4 +322,5 @@ def _form(leaf: Any) -> str:
 
 
 def _no_orbax_chatter(record: logging.LogRecord) -> bool:
-  return record.levelno >= logging.ERROR or 'orbax' not in record.pathname
+  # Its errors come as exceptions, too.
+  return record.levelno > logging.ERROR or 'orbax' not in record.pathname

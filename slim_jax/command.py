@@ -1,6 +1,7 @@
 """What the command lines have in common: flags, and errors without a traceback."""
 
 from collections.abc import Callable
+import errno
 import logging as std_logging
 import os
 import pathlib
@@ -35,6 +36,11 @@ _ERRORS = (check.ConfigError, checkpoint.CheckpointError, data.DataError,
            loop.DivergedError, processes.ProcessError, workdir.WorkdirError)
 
 
+# A full or failing disk, files that are too large or may not be written.
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES,
+                   errno.EPERM)
+
+
 def run(main: Callable[[], None]) -> None:
   """Parses the flags and calls `main`; whatever the user can mend ends with one line."""
   def checked(argv: list[str]) -> None:
@@ -49,6 +55,10 @@ def run(main: Callable[[], None]) -> None:
       main()
     except _ERRORS as error:
       _fail(f'{type(error).__name__}: {error}')
+    except OSError as error:
+      if error.errno not in _OF_THE_MACHINE:
+        raise
+      _fail(f'{error}. What is complete stays: when that is put right, the same command continues')
     except interrupt.Preempted as error:
       # Not 0, which would tell a cluster that there is nothing left to do.
       print(error, file=sys.stderr)
@@ -68,14 +78,18 @@ def _fail(message: str) -> NoReturn:
 
 
 def _parse_flags(args: list[str]) -> list[str]:
-  """Parses flags; a field that the config does not have ends without a traceback."""
+  """Parses flags; what is wrong with the config or its fields ends without a traceback."""
   try:
-    return app.parse_flags_with_usage(args)
-  except AttributeError as error:
+    left = app.parse_flags_with_usage(args)
+    getattr(CONFIG.value, 'to_dict', None)  # a file that is not there is an error when it is read
+    return left
+  except Exception as error:  # pylint: disable=broad-except  (a config is a program)
     # ml_collections wraps a KeyError that also names the nearest field.
-    cause = error.args[0]
-    text = cause.args[0] if isinstance(cause, KeyError) else str(cause)
-    sys.exit(f'ConfigError: the config has no field {text}'.replace('\n', '. '))
+    cause = error.args[0] if error.args else error
+    if isinstance(cause, KeyError) and 'NoneType' not in str(cause):
+      sys.exit(f'ConfigError: the config has no field {cause.args[0]}'.replace('\n', '. '))
+    path = next((arg for arg in args if arg.startswith('--config=')), '--config')
+    sys.exit(f'ConfigError: {path} cannot be used: {type(error).__name__}: {error}')
 
 
 def _is_ours_or_serious(record: std_logging.LogRecord) -> bool:

@@ -51,7 +51,7 @@ def open_run(config: ml_collections.ConfigDict, workdir: Workdir) -> Run:
     if split_data is not None:
       check.check_data(config, train_data, split_data, name)
   net = network.create(config, train_data.num_classes)
-  check.check_network(lambda: net.shapes(image(train_data)))
+  check.check_network(config, lambda: net.shapes(image(train_data)))
   dataset = {'image': list(train_data.shape),
              'num_classes': train_data.num_classes,
              'class_names': list(train_data.class_names),

@@ -1,6 +1,6 @@
 """What complete stages have left, opened again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import pathlib
 from typing import Any, NamedTuple
 
@@ -48,7 +48,7 @@ def load(workdir: str | pathlib.Path) -> tuple[Callable[..., jax.Array], PyTree]
     raise WorkdirError(f'{workdir.path} holds no run with a complete stage')
   config = ml_collections.ConfigDict(read_json(workdir.path / 'config.json'))
   dataset = read_json(workdir.path / 'dataset.json')
-  net, variables = _left(config, workdir, done[-1], dataset['num_classes'])
+  net, variables = _left(config, workdir, done[-1], dataset['num_classes'], dataset['image'])
   mean, std = (np.asarray(dataset[name], np.float32) for name in ('mean', 'std'))
 
   def apply(variables: PyTree, image: jax.Array) -> jax.Array:
@@ -93,15 +93,20 @@ def open_sparse(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) 
   workdir.compare('config.json', context.to_json(config),
                   free=('passes', *stages.free_after('sparse')))
   opened = context.open_run(config, workdir)
-  net, variables = _left(config, workdir, done[-1], opened.train_data.num_classes)
+  net, variables = _left(config, workdir, done[-1], opened.train_data.num_classes,
+                         opened.train_data.shape)
   state = train.create_state(net.apply, variables, optax.identity())
   return Sparse(opened, net, state, context.evaluator(opened, net),
                 context.image(opened.train_data))
 
 
 def _left(config: ml_collections.ConfigDict, workdir: Workdir, stage: Stage,
-          num_classes: int) -> tuple[Network, PyTree]:
-  """The network and the variables that a stage has left."""
+          num_classes: int, shape: Sequence[int]) -> tuple[Network, PyTree]:
+  """The network and the variables that a stage has left, for images of that shape."""
   net = network.create(config, num_classes, workdir.plan_after(stage))
-  arrays = checkpoint.read(workdir.checkpoints(stage))
-  return net, {name: jax.tree.map(jnp.asarray, arrays[name]) for name in ('params', 'batch_stats')}
+  directory = workdir.checkpoints(stage)
+  arrays = checkpoint.read(directory)
+  like = net.shapes(jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+  variables = checkpoint.fit({name: arrays.get(name, {}) for name in like}, like,
+                             name=str(directory))
+  return net, jax.tree.map(jnp.asarray, variables)

@@ -88,6 +88,7 @@ def fit(state: train.TrainState, train_data: Data, task: Task, *,
 
   Raises:
     DivergedError: the loss is NaN or infinite. The checkpoints before stay.
+    CheckpointError: a checkpoint cannot be written.
     Preempted: SIGTERM came; a checkpoint has been saved.
   """
   began = time.monotonic() - seconds
@@ -137,7 +138,7 @@ def fit(state: train.TrainState, train_data: Data, task: Task, *,
                         score=scores.get('valid_accuracy'))
       if stop:
         _stop(manager, step, task)
-  manager.wait_until_finished()
+  checkpoint.wait(manager)
   return state, time.monotonic() - began
 
 
@@ -312,7 +313,7 @@ def _zeros(begun: Mapping[str, float] | None = None) -> PyTree:
 
 def _stop(manager: ocp.CheckpointManager, step: int, task: Task) -> None:
   """Raises Preempted when what was saved is written."""
-  manager.wait_until_finished()
+  checkpoint.wait(manager)
   raise interrupt.Preempted(f'{task.name}: stopped at step {step}, as SIGTERM asks, and saved; '
                             'the same command continues')
 

@@ -231,7 +231,8 @@ def _start(opened: Run, stage: Stage, net: Network, tx: optax.GradientTransforma
     return train.create_state(net.apply, net.init(key, context.image(opened.train_data)), tx)
   directory = opened.workdir.checkpoints(previous)
   arrays = checkpoint.read(directory)
-  like = train.create_state(net.apply, arrays, tx)
+  like = jax.eval_shape(lambda variables: train.create_state(net.apply, variables, tx),
+                        net.shapes(context.image(opened.train_data)))
   state = checkpoint.fit(arrays, like, name=str(directory))
   zero = jnp.zeros([], jnp.int32)
   return state.replace(step=zero,

@@ -88,8 +88,12 @@ class Workdir:
                            'processes of a run need the same one, as on a network file system')
       yield
       return
-    self.path.mkdir(parents=True, exist_ok=True)
-    with path.open('a') as file:
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      opened = path.open('a')
+    except OSError as error:
+      raise WorkdirError(f'cannot write in the workdir {self.path}: {error}') from error
+    with opened as file:
       try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError as error:
@@ -104,7 +108,12 @@ class Workdir:
   def records(self) -> list[dict[str, Any]]:
     """The records of the complete stages, in order."""
     path = self.path / 'stages.json'
-    return read_json(path) if path.exists() else []
+    records = read_json(path) if path.exists() else []
+    if not isinstance(records, list) or not all(
+        isinstance(record, dict) and {'pass', 'stage'} <= record.keys() for record in records):
+      raise WorkdirError(f'{path} is damaged: it must hold a record of each stage that is complete, '
+                         'or not exist')
+    return records
 
   def write_records(self, records: list[dict[str, Any]]) -> None:
     """Makes these the records of the complete stages."""
@@ -158,7 +167,12 @@ class Workdir:
   def plan_after(self, stage: Stage) -> channels.Plan | None:
     """What is left of the original network after a stage; None for all of it."""
     number = stage.number - (stage.name == 'sparse')
-    return channels.Plan.load(self._plan_path(number)) if number > 0 else None
+    if number < 1:
+      return None
+    try:
+      return channels.Plan.load(self._plan_path(number))
+    except (OSError, ValueError) as error:
+      raise WorkdirError(f'the plan of pass {number} cannot be read: {error}') from error
 
   def save_plan(self, plan: channels.Plan, stage: Stage) -> None:
     """Keeps the plan that a stage has made."""
@@ -177,9 +191,7 @@ class Workdir:
 
     path = self.path / 'metrics.jsonl'
     if processes.is_first() and path.exists():
-      # A killed run may have left half a line at the end.
-      kept = [line for line in path.read_text().splitlines(keepends=True)
-              if line.endswith('\n') and not goes(json.loads(line))]
+      kept = [text for text, line in self._lines() if not goes(line)]
       files.write(path, lambda part: part.write_text(''.join(kept)))
 
     def record(**values: Any) -> None:
@@ -192,8 +204,20 @@ class Workdir:
 
   def lines(self, stage: Stage) -> list[dict[str, Any]]:
     """The metrics of a stage, an epoch each."""
-    every = map(json.loads, (self.path / 'metrics.jsonl').read_text().splitlines())
-    return [line for line in every if Stage.of(line) == stage]
+    return [line for _, line in self._lines() if Stage.of(line) == stage]
+
+  def _lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The text and the values of each line of metrics that is whole."""
+    path = self.path / 'metrics.jsonl'
+    for number, text in enumerate(path.read_text().splitlines(keepends=True), start=1):
+      if text.endswith('\n'):  # a killed run may have left half a line at the end
+        try:
+          line = json.loads(text)
+          line['pass'], line['stage'], line['step']  # pylint: disable=pointless-statement
+        except (KeyError, TypeError, ValueError) as error:
+          raise WorkdirError(f'{path}, line {number}, is damaged ({error}): delete the line, or the '
+                             'file, which is for people') from error
+        yield text, line
 
   def _plan_path(self, number: int) -> pathlib.Path:
     return self.path / f'plan-{number}.npz'

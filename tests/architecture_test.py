@@ -15,7 +15,7 @@ PACKAGE = ROOT / 'slim_jax'
 
 # Each floor may import from the floors below it, and a package from itself.
 FLOORS = [
-    {'jaxprs', 'tree', 'devices', 'pull', 'interrupt', 'processes'},
+    {'jaxprs', 'tree', 'devices', 'fields', 'pull', 'interrupt', 'processes'},
     {'batch_norms', 'files', 'progress'},
     {'channels', 'sparsity', 'cost', 'models', 'data', 'guards', 'ranking', 'plot'},
     {'select', 'probe'},

@@ -8,6 +8,7 @@ import ml_collections
 import pytest
 
 from slim_jax import check
+from slim_jax import fields
 from slim_jax import tree
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -21,7 +22,7 @@ def load(name):
   return module
 
 
-def fields(config):
+def names_of(config):
   """Dotted names; the arguments of the model are the model's own affair."""
   names = {'.'.join(path) for path in tree.flatten(config.to_dict(), is_leaf=is_value)}
   return {name for name in names if not re.match(r'model\.(?!name)', name)}
@@ -45,8 +46,50 @@ def test_config_is_locked_and_can_work(name):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_fields_are_those_of_the_demonstration(name):
-  assert fields(load(name).get_config()) == fields(load('digits').get_config())
+def test_fields_are_those_of_the_table(name):
+  """And no field of the table is left out."""
+  assert not list(fields.problems(load(name).get_config()))
+
+
+def test_table_has_every_field_of_the_demonstration():
+  named = {f'{section}.{name}'.removeprefix('.')
+           for section, types in fields.FIELDS.items() for name in types}
+  assert named == names_of(load('digits').get_config())
+
+
+@pytest.mark.parametrize('change, problems', [
+    (lambda c: c.pop('passes'), ['passes is missing; configs/digits.py explains it']),
+    (lambda c: c['prune'].pop('fraction'), ['prune.fraction is missing; configs/digits.py expl']),
+    (lambda c: c.pop('finetune'), ['finetune is missing']),
+    (lambda c: c.update(finetune=20), ['finetune=20 must be a section: epochs, learning_rate']),
+    (lambda c: c.update(pases=2), ["pases is no field, did you mean 'passes'?"]),
+    (lambda c: c['train'].update(epoch=2), ["train.epoch is no field, did you mean 'epochs'?"]),
+    (lambda c: c['train'].update(epochs='3'), ["train.epochs='3' must be an integer"]),
+    (lambda c: c['train'].update(epochs=True), ['train.epochs=True must be an integer']),
+    (lambda c: c['train'].update(learning_rate='0.1'), ["train.learning_rate='0.1' must be a num"]),
+    (lambda c: c['train'].update(learning_rate=float('nan')), ['train.learning_rate=nan must be a fi']),
+    (lambda c: c['train'].update(strength=float('inf')), ['train.strength=inf must be a finite']),
+    (lambda c: c['train'].update(drops=0.5), ['train.drops=0.5 must be a tuple']),
+    (lambda c: c['train'].update(drops=('a', 0.5)), ['must be a tuple in which each must be a num']),
+    (lambda c: c['prune'].update(per_layer=1), ['prune.per_layer=1 must be True or False']),
+    (lambda c: c.update(dataset=None), ['dataset=None must be a text']),
+    (lambda c: c.update(passes=1.0, seed='0'),
+     ["seed='0' must be an integer", 'passes=1.0 must be an integer']),
+])
+def test_types_are_checked_before_values(change, problems):
+  config = load('digits').get_config().to_dict()
+  change(config)
+  with pytest.raises(check.ConfigError) as error:
+    check.check_config(ml_collections.ConfigDict(config))
+  lines = str(error.value).splitlines()[1:]
+  assert len(lines) == len(problems)
+  for line, problem in zip(lines, problems, strict=True):
+    assert problem in line
+
+
+def test_what_is_no_config_is_refused():
+  with pytest.raises(check.ConfigError, match='is None, not what get_config'):
+    check.check_config(None)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -69,7 +112,7 @@ def test_every_field_is_explained(name):
 
 def test_every_field_is_read():
   source = '\n'.join(path.read_text() for path in (ROOT / 'slim_jax').rglob('*.py'))
-  for name in fields(load('digits').get_config()):
+  for name in names_of(load('digits').get_config()):
     section, _, field = name.rpartition('.')
     if section == 'augment':  # handed on whole, as keyword arguments
       assert '**config.augment' in source or '**context.config.augment' in source

@@ -2,7 +2,10 @@
 
 import json
 import re
+import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -10,8 +13,11 @@ import numpy as np
 import pytest
 
 import commands
+import config_test
 from slim_jax import checkpoint
 from slim_jax import data
+from slim_jax import pipeline
+from slim_jax import workdir
 
 
 @pytest.fixture(scope='module')
@@ -87,3 +93,163 @@ def test_command_line_says_what_is_wrong(tmp_path):
   output = commands.run(commands.main(tmp_path, **{'train.epoch': 3}), code=1)
   assert 'Traceback' not in output
   assert "no field 'epoch'" in output and '"epochs"' in output
+
+
+@pytest.mark.parametrize('text, message', [
+    (None, 'ConfigError: .* cannot be used: .*No such file'),
+    ('def get_config(:', r'ConfigError: .* cannot be used: SyntaxError: invalid syntax \(own.py, line 1\)'),
+    ('x = 1', "ConfigError: .* cannot be used: AttributeError: .* no attribute 'get_config'"),
+    ('def get_config(): return None', r'get_config\(\) returned None'),
+    ('import nothing_of_this_name', 'ConfigError: .* cannot be used: ModuleNotFoundError'),
+])
+def test_config_that_is_none_ends_with_a_line(tmp_path, text, message):
+  path = tmp_path / 'own.py'
+  if text is not None:
+    path.write_text(text + '\n')
+  output = commands.run([sys.executable, '-m', 'slim_jax.main', f'--config={path}',
+                         f'--workdir={tmp_path / "run"}'], code=1)
+  assert re.search(message, output, re.S), output
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.fixture(scope='module')
+def tiny(data_dir):
+  config = config_test.load('digits').get_config()
+  config.update_from_flattened_dict({**commands.LONG, 'finetune.epochs': 1, 'data_dir': data_dir})
+  return config
+
+
+@pytest.fixture(scope='module')
+def complete(tiny, tmp_path_factory):
+  """A complete run; copy it to damage it."""
+  directory = tmp_path_factory.mktemp('complete')
+  pipeline.run(tiny, directory)
+  return directory
+
+
+def only_first_stages(run, count):
+  """Forgets that later stages are complete, and so much of what they have left."""
+  path = run / 'stages.json'
+  records = json.loads(path.read_text())
+  for record in records[count:]:
+    shutil.rmtree(run / 'checkpoints' / f'{record["pass"]}-{record["stage"]}')
+  path.write_text(json.dumps(records[:count]))
+
+
+def empty_all_files(directory):
+  for path in directory.rglob('*'):
+    if path.is_file():
+      path.write_bytes(b'')
+
+
+DAMAGES = {
+    'stages.json is half': (
+        lambda run: (run / 'stages.json').write_text('[{'), 'stages.json cannot be read'),
+    'stages.json is something else': (
+        lambda run: (run / 'stages.json').write_text('{"a": 1}'), 'stages.json is damaged'),
+    'config.json is half': (
+        lambda run: (run / 'config.json').write_text('{'), 'config.json cannot be read'),
+    'dataset.json is half': (
+        lambda run: (only_first_stages(run, 1), (run / 'dataset.json').write_text('{')),
+        'dataset.json cannot be read'),
+    'dataset.json is of other data': (
+        lambda run: (only_first_stages(run, 1),
+                     (run / 'dataset.json').write_text('{"num_classes": 3}')),
+        r'dataset.json differs .*num_classes: 3 there, 10 now'),
+    'metrics.jsonl is damaged': (
+        lambda run: (only_first_stages(run, 2), (run / 'metrics.jsonl').write_text('a\n')),
+        'metrics.jsonl, line 1, is damaged'),
+    'the plan is damaged': (
+        lambda run: (only_first_stages(run, 2), (run / 'plan-1.npz').write_bytes(b'a')),
+        'the plan of pass 1 cannot be read: .*plan-1.npz is not a plan, or is damaged'),
+    'the plan is gone': (
+        lambda run: (only_first_stages(run, 2), (run / 'plan-1.npz').unlink()),
+        'the plan of pass 1 cannot be read: .*No such file'),
+    'checkpoints are gone': (
+        lambda run: (only_first_stages(run, 1), shutil.rmtree(run / 'checkpoints/1-sparse')),
+        'there is no directory of checkpoints .*1-sparse'),
+    'checkpoints are empty': (
+        lambda run: (only_first_stages(run, 1), empty_all_files(run / 'checkpoints/1-sparse')),
+        'no checkpoint in .*1-sparse can be read; to train this stage again'),
+    'the checkpoint is of another network': (
+        lambda run: (only_first_stages(run, 1), shutil.rmtree(run / 'checkpoints/1-sparse'),
+                     shutil.copytree(run / 'other', run / 'checkpoints/1-sparse')),
+        'does not hold the state that this run expects.*mismatched: .*kernel'),
+}
+
+
+@pytest.mark.parametrize('what', DAMAGES)
+def test_damaged_run_is_named_and_left_as_it_is(tiny, complete, tmp_path, what):
+  damage, message = DAMAGES[what]
+  run = tmp_path / 'run'
+  shutil.copytree(complete, run)
+  shutil.copytree(complete / 'checkpoints' / '1-finetuned', run / 'other')
+  damage(run)
+  before = sorted(run.rglob('*'))
+  with pytest.raises((workdir.WorkdirError, checkpoint.CheckpointError)) as error:
+    pipeline.run(tiny, run)
+  assert re.search(message, str(error.value), re.S), str(error.value)
+  assert set(before) <= set(run.rglob('*'))
+
+
+def test_workdir_that_cannot_be_is_refused(tiny, tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(workdir.WorkdirError, match='cannot write in the workdir .*file'):
+    pipeline.run(tiny, tmp_path / 'file')
+
+
+def test_full_disk_ends_with_a_line_and_what_is_complete_stays(data_dir, tmp_path):
+  """On a file system of its own, which takes rights that not every machine gives."""
+  mount = ['unshare', '--mount', '--map-root-user', 'bash', '-c',
+           'mount -t tmpfs -o size=300k tmpfs "$0" && "$@"; code=$?; find "$0"; exit $code',
+           str(tmp_path)]
+  try:
+    subprocess.run([*mount, 'true'], check=True, capture_output=True)
+  except (OSError, subprocess.CalledProcessError) as error:
+    pytest.skip(f'no file system can be mounted: {error}')
+  fields = {**commands.LONG, 'data_dir': data_dir, 'train.epochs': 40, 'keep_checkpoints': 100}
+  process = commands.start([*mount, *commands.main(tmp_path / 'run', **fields)])
+  output, _ = process.communicate()
+  assert process.returncode == 1
+  # Threads of TensorStore may have had something to say before.
+  assert str(commands.ROOT / 'slim_jax') not in output, output
+  found = re.search(r'CheckpointError: cannot write a checkpoint to .*1-sparse: No space left on '
+                    r'device. Those that are complete stay \(steps: ([\d, ]+)\)', output)
+  assert found, output
+  for step in found[1].split(', '):
+    assert f'{tmp_path}/run/checkpoints/1-sparse/{step}/crc32.json' in output
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_at_random_moments_lose_nothing(data_dir, tmp_path):
+  """Over the whole pipeline, with a second pass: bit for bit the run that was never killed."""
+  fields = {**commands.TINY, 'data_dir': data_dir, 'model.name': 'mlp', 'model.widths': (12, 8)}
+  commands.run(commands.main(tmp_path / 'whole', **fields))
+  random, kills, runs = np.random.default_rng(0), 0, 0
+  while kills < 100:
+    runs += 1
+    name = tmp_path / f'run{runs}'
+    while True:
+      process = commands.start(commands.main(name, **fields))
+      begun = time.time()
+      # The process comes to the run after it has imported all it needs.
+      while process.poll() is None and not (
+          (name / 'lock').exists() and (name / 'lock').stat().st_mtime > begun):
+        time.sleep(0.01)
+      try:
+        process.wait(timeout=random.uniform(0, 8))
+      except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        kills += 1
+      else:
+        commands.finish(process)
+        break
+    one, other = (json.loads((path / 'stages.json').read_text())
+                  for path in (tmp_path / 'whole', name))
+    for a, b in zip(one, other, strict=True):
+      assert {**a, 'seconds': 0} == {**b, 'seconds': 0}
+      stage = f'{a["pass"]}-{a["stage"]}'
+      assert same(*(checkpoint.read(path / 'checkpoints' / stage)
+                    for path in (tmp_path / 'whole', name)))
+    print(f'{kills} kills, {runs} runs complete', flush=True)
