@@ -7,8 +7,8 @@
 #   bash launch/tpu.sh delete  NAME             deletes the TPU, which costs until then
 #
 # ZONE (us-central2-b), TYPE (v4-8) and VERSION (tpu-ubuntu2204-base, the image) say where and what; PROJECT is that of
-# gcloud unless it is set. MODULE is that of launch/train.sh. All hosts of a slice must see DIR, as on Filestore; one
-# host may use its own disk. The same run again continues where it stopped.
+# gcloud unless it is set. MODULE is that of launch/train.sh. All hosts of a slice must see DIR: gs://BUCKET/PATH, or a
+# Filestore; one host may use its own disk. The same run again continues where it stopped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -32,7 +32,7 @@ case $action in
     git archive --prefix=slim_jax/ --output="$archive" HEAD
     tpu scp "$archive" "$name:" --worker=all
     on_all_hosts "tar xzf slim_jax.tar.gz && { python3.11 -c 'import venv, ensurepip' 2>/dev/null || { sudo apt-get \
-update -q && sudo apt-get install -qy python3.11-venv; }; } && PYTHON=python3.11 bash slim_jax/launch/install.sh tpu"
+update -q && sudo apt-get install -qy python3.11-venv; }; } && PYTHON=python3.11 bash slim_jax/launch/install.sh tpu,gcs"
     ;;
   run)
     on_all_hosts "cd slim_jax && .venv/bin/python -m ${MODULE:-slim_jax.main} --multihost$(printf ' %q' "$@")"

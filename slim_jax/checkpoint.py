@@ -15,11 +15,11 @@ import json
 import logging
 import os
 import pathlib
-import shutil
 from typing import Any, NamedTuple
 import zlib
 
 from absl import logging as absl_logging
+from etils import epath
 from flax import serialization
 from flax import traverse_util
 import jax
@@ -27,6 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as ocp_managers
 
+from slim_jax import files
 from slim_jax import processes
 from slim_jax import tree
 
@@ -41,7 +42,7 @@ class CheckpointError(Exception):
 
 
 @contextlib.contextmanager
-def open_manager(directory: str | pathlib.Path, *, keep: int) -> Iterator[ocp.CheckpointManager]:
+def open_manager(directory: files.PathLike, *, keep: int) -> Iterator[ocp.CheckpointManager]:
   """The checkpoints of a directory, which is made if it does not exist.
 
   Args:
@@ -54,7 +55,7 @@ def open_manager(directory: str | pathlib.Path, *, keep: int) -> Iterator[ocp.Ch
   Raises:
     CheckpointError: a checkpoint cannot be written.
   """
-  directory = pathlib.Path(directory).resolve()
+  directory = files.path_of(directory)
   manager = _manager(
       directory, cleanup_tmp_directories=True,
       preservation_policy=ocp_managers.AnyPreservationPolicy([
@@ -145,14 +146,15 @@ def restore(manager: ocp.CheckpointManager, like: PyTree) -> Restored | None:
   with processes.one_after_another('set aside'):
     for damaged in unreadable if processes.is_first() else ():
       aside = damaged.with_name(damaged.name + '.unreadable')
-      shutil.rmtree(aside, ignore_errors=True)
+      if aside.exists():
+        aside.rmtree()
       damaged.rename(aside)
   manager.reload()
   return Restored(fit(arrays, like, name=str(directory)), meta['seconds'],
                   meta.get('totals', {}))
 
 
-def read(directory: str | pathlib.Path) -> PyTree:
+def read(directory: files.PathLike) -> PyTree:
   """Nested dictionaries of what a stage ends with: the checkpoint with the best score.
 
   The later of equal ones; the newest one where none has a score. Of those that can be read.
@@ -160,7 +162,7 @@ def read(directory: str | pathlib.Path) -> PyTree:
   Raises:
     CheckpointError: there is none; the error says why.
   """
-  if not pathlib.Path(directory).is_dir():
+  if not files.path_of(directory).is_dir():
     raise CheckpointError(f'there is no directory of checkpoints {directory}')
   with _manager(directory, read_only=True) as manager:
     scores = {step: manager.metrics(step) or {'score': -1.0} for step in manager.all_steps()}
@@ -197,10 +199,10 @@ def fit(arrays: PyTree, like: PyTree, *, name: str) -> PyTree:
   return serialization.from_state_dict(like, filled)
 
 
-def _manager(directory: str | pathlib.Path, **options: Any) -> ocp.CheckpointManager:
+def _manager(directory: files.PathLike, **options: Any) -> ocp.CheckpointManager:
   absl_logging.get_absl_logger().addFilter(_no_orbax_chatter)
   return ocp.CheckpointManager(
-      pathlib.Path(directory).resolve(),
+      files.path_of(directory),
       options=ocp.CheckpointManagerOptions(best_fn=_score, **options))
 
 
@@ -214,7 +216,8 @@ def _writing(directory: Any) -> Iterator[None]:
     yield
   # What a full disk raises depends on who meets it: Python, Orbax or TensorStore.
   except Exception as error:  # pylint: disable=broad-except
-    complete = [path.name for path in pathlib.Path(directory).glob('*') if path.name.isdecimal()]
+    complete = [path.name for path in files.path_of(directory).iterdir()
+                if path.name.isdecimal()]
     kept = ', '.join(sorted(complete, key=int)) or 'none'
     full = os.strerror(errno.ENOSPC)
     reason = full if full in str(error) else str(error).strip().partition('\n')[0][:300]
@@ -224,16 +227,16 @@ def _writing(directory: Any) -> Iterator[None]:
 
 
 class _Found(NamedTuple):
-  directory: pathlib.Path  # of the first checkpoint that can be read
+  directory: epath.Path  # of the first checkpoint that can be read
   arrays: PyTree
   meta: dict[str, Any]
-  unreadable: list[pathlib.Path]  # those before it
+  unreadable: list[epath.Path]  # those before it
 
 
 def _read_first(manager: ocp.CheckpointManager, steps: Sequence[int]) -> _Found | None:
   unreadable, reasons = [], []
   for step in steps:
-    directory = pathlib.Path(manager.directory) / str(step)
+    directory = files.path_of(manager.directory) / str(step)
     try:
       return _Found(directory, *_read_step(manager, step), unreadable)
     # What a damaged file raises depends on where the damage is: Orbax, TensorStore
@@ -252,7 +255,7 @@ def _read_first(manager: ocp.CheckpointManager, steps: Sequence[int]) -> _Found 
 
 
 def _read_step(manager: ocp.CheckpointManager, step: int) -> tuple[PyTree, Any]:
-  _check_files(pathlib.Path(manager.directory) / str(step))
+  _check_files(files.path_of(manager.directory) / str(step))
   restored = manager.restore(step, args=ocp.args.Composite(
       state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()))
   arrays = jax.tree.map(np.asarray, restored['state'])
@@ -285,22 +288,20 @@ def _join_empty(arrays: PyTree, empty: list[Any]) -> PyTree:
       {path: leaf for path, leaf in flat.items() if path not in inner})
 
 
-def _add_checksums(directory: pathlib.Path) -> None:
+def _add_checksums(directory: epath.Path) -> None:
   """Lists the files of every checkpoint that has no list yet.
 
   Orbax calls it when the files of a checkpoint are written and before the directory
   is renamed to the step, so the list appears together with the checkpoint.
   """
-  if not processes.is_first():
-    return
+  if files.is_remote(directory) or not processes.is_first():
+    return  # an object store has its own
   for step in directory.iterdir():
     if step.name.partition('.')[0].isdecimal() and not (step / CHECKSUMS).exists():
-      part = step / (CHECKSUMS + '.part')
-      part.write_text(json.dumps(_checksums(step)))
-      os.replace(part, step / CHECKSUMS)
+      files.write(step / CHECKSUMS, json.dumps(_checksums(step)))
 
 
-def _check_files(step: pathlib.Path) -> None:
+def _check_files(step: epath.Path) -> None:
   """Raises ValueError with the names of the files of a checkpoint that are damaged."""
   if not (step / CHECKSUMS).exists():
     return  # Orbax itself still notices most damage.
@@ -311,10 +312,10 @@ def _check_files(step: pathlib.Path) -> None:
     raise ValueError(f'damaged or missing: {", ".join(damaged)}')
 
 
-def _checksums(step: pathlib.Path) -> dict[str, int]:
+def _checksums(step: epath.Path) -> dict[str, int]:
   """crc32 of the files of the items; what lies beside the items Orbax may rewrite."""
   return {str(path.relative_to(step)): zlib.crc32(path.read_bytes())
-          for path in sorted(step.glob('*/**/*')) if path.is_file()}
+          for path in sorted(pathlib.Path(step).glob('*/**/*')) if path.is_file()}
 
 
 def _form(leaf: Any) -> str:

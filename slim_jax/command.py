@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from slim_jax import check
 from slim_jax import checkpoint
 from slim_jax import data
+from slim_jax import files
 from slim_jax import interrupt
 from slim_jax import loop
 from slim_jax import processes
@@ -25,16 +26,15 @@ from slim_jax import workdir
 
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A config such as configs/digits.py.', lock_config=True)
-WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run lives.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run lives: a directory, or gs://BUCKET/PATH.')
 _MULTIHOST = flags.DEFINE_bool(
     'multihost', False, 'Train with the other hosts of this slice of Cloud TPUs. '
-    'Processes of srun or launch/local.sh need no flag.')
+    'Processes of srun or launch/processes.sh need no flag.')
 flags.mark_flags_as_required(['config', 'workdir'])
 
 # What a person can put right: shown without a traceback.
-_ERRORS = (check.ConfigError, checkpoint.CheckpointError, data.DataError,
+_ERRORS = (check.ConfigError, checkpoint.CheckpointError, data.DataError, files.StoreError,
            loop.DivergedError, processes.ProcessError, workdir.WorkdirError)
-
 
 # A full or failing disk, files that are too large or may not be written.
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES,

@@ -1,27 +1,83 @@
-"""Files of a run: whole or not at all, whenever a process ends, and written by the first one."""
+"""Files of a run, on this machine or in an object store such as gs://.
 
-from collections.abc import Callable
+Written whole or not at all, whenever a process ends, and by the first process alone.
+"""
+
+import importlib.util
 import json
 import os
-import pathlib
 from typing import Any
+
+from etils import epath
 
 from slim_jax import processes
 
+PathLike = str | os.PathLike[str]
 
-def write(path: pathlib.Path, put: Callable[[pathlib.Path], None]) -> None:
-  """Replaces a file by what `put` writes under the name that it is given.
 
-  Its directory is made if it does not exist. Processes other than the first write nothing.
+class StoreError(Exception):
+  """An object store cannot be used; the message says what to do."""
+
+
+def path_of(path: PathLike) -> epath.Path:
+  """A path of either kind; one of this machine is made absolute.
+
+  Raises:
+    StoreError: it is in a store that slim_jax cannot use as it is installed.
   """
+  scheme = os.fspath(path).partition('://')[0] if '://' in os.fspath(path) else ''
+  if scheme not in ('', 'gs'):
+    raise StoreError(f'{path}: only gs:// can be used, or a path of this machine')
+  if scheme and importlib.util.find_spec('gcsfs') is None:
+    raise StoreError(f'{path} needs the extra gcs: python -m pip install -e .[gcs]')
+  path = epath.Path(path)
+  return path if is_remote(path) else path.resolve()
+
+
+def is_remote(path: epath.Path) -> bool:
+  """Whether it is in an object store, which replaces files whole by itself and knows no locks."""
+  return '://' in os.fspath(path)
+
+
+def write(path: epath.Path, content: bytes | str) -> None:
+  """Replaces a file; its directory is made if it does not exist."""
   if not processes.is_first():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(path.name + '.part')
-  put(part)
-  os.replace(part, path)
+  content = content.encode() if isinstance(content, str) else content
+  if is_remote(path):
+    path.write_bytes(content)
+  else:
+    part = path.with_name(path.name + '.part')
+    part.write_bytes(content)
+    part.replace(path)
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Likewise, a value as JSON."""
-  write(path, lambda part: part.write_text(json.dumps(value, indent=2) + '\n'))
+def write_json(path: epath.Path, value: Any) -> None:
+  """Replaces a file by a value as JSON."""
+  write(path, json.dumps(value, indent=2) + '\n')
+
+
+def append(path: epath.Path, line: str) -> None:
+  """Adds a line to a file; the process may end in the middle of it."""
+  if not processes.is_first():
+    return
+  if is_remote(path):  # where nothing can be added to a file
+    path.write_text((path.read_text() if path.exists() else '') + line + '\n')
+  else:
+    with path.open('a') as file:
+      file.write(line + '\n')
+
+
+def copy(source: epath.Path, target: epath.Path) -> None:
+  """Copies a file or directory that will never be changed: where it can be, by a second name."""
+  if source.is_dir():
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+      copy(path, target / path.name)
+    return
+  target.unlink(missing_ok=True)
+  try:
+    os.link(source, target)
+  except OSError:
+    source.copy(target)

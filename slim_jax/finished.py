@@ -1,7 +1,6 @@
 """What complete stages have left, opened again."""
 
 from collections.abc import Callable, Sequence
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +12,7 @@ import optax
 from slim_jax import checkpoint
 from slim_jax import context
 from slim_jax import data
+from slim_jax import files
 from slim_jax import loop
 from slim_jax import network
 from slim_jax import stages
@@ -27,7 +27,7 @@ from slim_jax.workdir import WorkdirError
 PyTree = Any
 
 
-def load(workdir: str | pathlib.Path) -> tuple[Callable[..., jax.Array], PyTree]:
+def load(workdir: files.PathLike) -> tuple[Callable[..., jax.Array], PyTree]:
   """The network that the last complete stage of a run left, but for stages from scratch.
 
   Args:
@@ -42,7 +42,7 @@ def load(workdir: str | pathlib.Path) -> tuple[Callable[..., jax.Array], PyTree]
     WorkdirError: the directory holds no run with a complete stage.
     CheckpointError: no checkpoint of the stage can be read.
   """
-  workdir = Workdir(pathlib.Path(workdir).resolve())
+  workdir = Workdir(files.path_of(workdir))
   done = [stage for stage in map(Stage.of, workdir.records()) if not stage.is_scratch]
   if not done:
     raise WorkdirError(f'{workdir.path} holds no run with a complete stage')
@@ -74,7 +74,7 @@ class Sparse(NamedTuple):
   image: jax.ShapeDtypeStruct
 
 
-def open_sparse(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) -> Sparse:
+def open_sparse(config: ml_collections.ConfigDict, workdir: files.PathLike) -> Sparse:
   """Opens the last complete sparse stage of a run.
 
   Args:
@@ -85,7 +85,7 @@ def open_sparse(config: ml_collections.ConfigDict, workdir: str | pathlib.Path) 
     WorkdirError: no run with such a stage, or one with another config.
     As `run` for all else.
   """
-  workdir = Workdir(pathlib.Path(workdir).resolve())
+  workdir = Workdir(files.path_of(workdir))
   done = [stage for stage in map(Stage.of, workdir.records()) if stage.name == 'sparse']
   if not done:
     raise WorkdirError(f'{workdir.path} holds no run with a complete sparse stage: call '

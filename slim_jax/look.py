@@ -8,7 +8,6 @@ cut so, call `slim_jax.main` with the suggested field.
 """
 
 from collections.abc import Sequence
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -39,7 +38,7 @@ _TOLERANCE = flags.DEFINE_float(
 
 def main() -> None:
   """Looks at the run of the command line and shows what was found."""
-  config, workdir = command.CONFIG.value, pathlib.Path(command.WORKDIR.value)
+  config, workdir = command.CONFIG.value, files.path_of(command.WORKDIR.value)
   fractions = np.linspace(0, 1, _POINTS.value + 1)[:-1].round(4)
   rows = run(config, workdir, fractions.tolist())
   best = suggest(rows, _TOLERANCE.value)
@@ -50,7 +49,7 @@ def main() -> None:
   logging.info('plot: %s', path)
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | pathlib.Path,
+def run(config: ml_collections.ConfigDict, workdir: files.PathLike,
         fractions: Sequence[float]) -> list[dict[str, Any]]:
   """Judges the last sparse network of a run at each fraction.
 
@@ -104,7 +103,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | pathlib.Path,
         'full_params': full.params, 'full_macs': full.macs})
     logging.info('fraction %.3g: accuracy %.2f%%, recalibrated %.2f%%', fraction,
                  100 * rows[-1]['accuracy'], 100 * rows[-1]['recalibrated'])
-  files.write_json(pathlib.Path(workdir) / 'look.json', rows)
+  files.write_json(files.path_of(workdir) / 'look.json', rows)
   return rows
 
 

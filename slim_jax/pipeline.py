@@ -7,7 +7,6 @@ complete stages have left is opened again by `finished`.
 
 from collections.abc import Callable
 import functools
-import pathlib
 import time
 from typing import Any
 
@@ -44,7 +43,7 @@ from slim_jax.workdir import Workdir
 PyTree = Any
 
 
-def run(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, *,
+def run(config: ml_collections.ConfigDict, workdir: files.PathLike, *,
         last: Stage | None = None) -> list[dict[str, Any]]:
   """Runs the method, or what is left of it.
 
@@ -70,7 +69,7 @@ def run(config: ml_collections.ConfigDict, workdir: str | pathlib.Path, *,
     CheckpointError: checkpoints are damaged, or not of this run.
   """
   check.check_config(config)
-  workdir = Workdir(pathlib.Path(workdir).resolve())
+  workdir = Workdir(files.path_of(workdir))
   with workdir.locked():
     return _run(config, workdir, last)
 

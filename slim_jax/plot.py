@@ -1,8 +1,9 @@
 """Plots of studies, as files."""
 
 from collections.abc import Mapping, Sequence
-import pathlib
+import io
 
+from etils import epath
 from matplotlib import figure
 import numpy as np
 
@@ -14,7 +15,7 @@ _LEVELS = {'baseline': 'unpruned, no L1', 'sparse': 'unpruned, with L1'}
 _UNTRAINED = ('pruned', 'recalibrated')
 
 
-def errors(points: Sequence[tuple[float, Mapping[str, float]]], path: pathlib.Path, *,
+def errors(points: Sequence[tuple[float, Mapping[str, float]]], path: epath.Path, *,
            name: str) -> None:
   """Draws the error of each stage against what varies.
 
@@ -46,7 +47,7 @@ def errors(points: Sequence[tuple[float, Mapping[str, float]]], path: pathlib.Pa
   _save(picture, path)
 
 
-def shares(points: Sequence[tuple[int, Mapping[str, float]]], path: pathlib.Path) -> None:
+def shares(points: Sequence[tuple[int, Mapping[str, float]]], path: epath.Path) -> None:
   """Draws the share of the scales below each threshold against the epoch.
 
   Args:
@@ -65,7 +66,7 @@ def shares(points: Sequence[tuple[int, Mapping[str, float]]], path: pathlib.Path
   _save(picture, path)
 
 
-def look(rows: Sequence[Mapping[str, float]], path: pathlib.Path, *,
+def look(rows: Sequence[Mapping[str, float]], path: epath.Path, *,
          best: Mapping[str, float] | None) -> None:
   """Draws accuracy and size against the fraction of channels removed.
 
@@ -93,7 +94,7 @@ def look(rows: Sequence[Mapping[str, float]], path: pathlib.Path, *,
   _save(picture, path)
 
 
-def histograms(values: Mapping[str, np.ndarray], path: pathlib.Path, *, name: str) -> None:
+def histograms(values: Mapping[str, np.ndarray], path: epath.Path, *, name: str) -> None:
   """Draws a histogram for each name, side by side on the same bins.
 
   Args:
@@ -111,5 +112,7 @@ def histograms(values: Mapping[str, np.ndarray], path: pathlib.Path, *, name: st
   _save(picture, path)
 
 
-def _save(picture: figure.Figure, path: pathlib.Path) -> None:
-  files.write(path, lambda part: picture.savefig(part, format='png', dpi=150))
+def _save(picture: figure.Figure, path: epath.Path) -> None:
+  content = io.BytesIO()
+  picture.savefig(content, format='png', dpi=150)
+  files.write(path, content.getvalue())

@@ -12,7 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-# Set by hand, or by launch/local.sh, where no cluster tells it.
+# Set by hand, or by launch/processes.sh, where no cluster tells it.
 VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 

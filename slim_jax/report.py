@@ -1,9 +1,9 @@
 """What a run shows at its end: a table for people, summary.json for programs."""
 
 from collections.abc import Sequence
-import pathlib
 from typing import Any
 
+from etils import epath
 import rich.box
 import rich.console
 import rich.table
@@ -126,7 +126,7 @@ def change(value: int, first: int) -> str:
   return '' if value == first else f'{100 * (value / first - 1):+.1f} %'
 
 
-def write_summary(path: pathlib.Path, config: dict[str, Any],
+def write_summary(path: epath.Path, config: dict[str, Any],
                   stages: Sequence[dict[str, Any]]) -> None:
   """Writes {'config': ..., 'warnings': [...], 'stages': [...]}, a row for each stage."""
   files.write_json(path, {'config': config, 'warnings': warnings(stages), 'stages': rows(stages)})

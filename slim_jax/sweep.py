@@ -15,11 +15,11 @@ fractions or strengths vary, plots.
 
 from collections.abc import Mapping, Sequence
 import itertools
-import pathlib
 from typing import Any
 
 from absl import flags
 from absl import logging
+from etils import epath
 import ml_collections
 
 from slim_jax import check
@@ -46,7 +46,7 @@ _STRENGTHS = ('train.strength', 'train.pull')
 
 def main() -> None:
   """Runs the study of the command line and shows what came of it."""
-  config, workdir = command.CONFIG.value, pathlib.Path(command.WORKDIR.value)
+  config, workdir = command.CONFIG.value, files.path_of(command.WORKDIR.value)
   points = run(config, parse(config, _SWEEP.value), workdir)
   if processes.is_first():
     report.show_sweep(points)
@@ -81,7 +81,7 @@ def parse(config: ml_collections.ConfigDict, texts: Sequence[str]) -> dict[str, 
 
 
 def run(config: ml_collections.ConfigDict, sweep: Mapping[str, Sequence[Any]],
-        workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+        workdir: files.PathLike) -> list[dict[str, Any]]:
   """Runs all points, or what is left of them.
 
   Args:
@@ -97,7 +97,7 @@ def run(config: ml_collections.ConfigDict, sweep: Mapping[str, Sequence[Any]],
     ConfigError: some point cannot work, and nothing has been run.
     As `pipeline.run` for all else.
   """
-  workdir = pathlib.Path(workdir).resolve()
+  workdir = files.path_of(workdir)
   every = [dict(zip(sweep, values)) for values in itertools.product(*sweep.values())]
   for values in every:
     check.check_config(_with(config, values))
@@ -120,7 +120,7 @@ def run(config: ml_collections.ConfigDict, sweep: Mapping[str, Sequence[Any]],
   return points
 
 
-def draw(points: Sequence[dict[str, Any]], workdir: pathlib.Path) -> list[pathlib.Path]:
+def draw(points: Sequence[dict[str, Any]], workdir: epath.Path) -> list[epath.Path]:
   """Draws what the study varies: errors by fraction, scales by strength.
 
   Args:
@@ -147,7 +147,7 @@ def draw(points: Sequence[dict[str, Any]], workdir: pathlib.Path) -> list[pathli
   return paths
 
 
-def _share(config: ml_collections.ConfigDict, values: Values, workdir: pathlib.Path) -> None:
+def _share(config: ml_collections.ConfigDict, values: Values, workdir: epath.Path) -> None:
   """Trains what a point has in common with others, once, and begins the point with it."""
   shared: dict[str, tuple[Values, Stage]] = {}
   for stage in (Stage(0, 'baseline'), Stage(1, 'sparse')):

@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import fcntl
+import io
 import json
-import os
-import pathlib
-import shutil
 import time
 from typing import Any, NamedTuple
+
+from etils import epath
 
 from slim_jax import channels
 from slim_jax import files
@@ -63,9 +63,9 @@ class Workdir:
   Attributes:
     path: absolute path.
   """
-  path: pathlib.Path
+  path: epath.Path
 
-  def checkpoints(self, stage: Stage) -> pathlib.Path:
+  def checkpoints(self, stage: Stage) -> epath.Path:
     """The directory of a stage's checkpoints."""
     return self.path / 'checkpoints' / f'{stage.number}-{stage.name}'
 
@@ -73,8 +73,8 @@ class Workdir:
   def locked(self) -> Iterator[None]:
     """No other process runs in the directory within this block.
 
-    The lock is the operating system's, so that a run that is killed leaves none behind. Of
-    several processes of one run the first holds it.
+    The lock is the operating system's, so that a run that is killed leaves none behind; object
+    stores have none. Of several processes of one run the first holds it.
 
     Raises:
       WorkdirError: another run does, or not all processes of this one see the directory.
@@ -88,20 +88,17 @@ class Workdir:
                            'processes of a run need the same one, as on a network file system')
       yield
       return
-    try:
-      self.path.mkdir(parents=True, exist_ok=True)
-      opened = path.open('a')
-    except OSError as error:
-      raise WorkdirError(f'cannot write in the workdir {self.path}: {error}') from error
-    with opened as file:
+    with contextlib.ExitStack() as stack:
       try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not files.is_remote(path):
+          fcntl.flock(stack.enter_context(path.open('a')), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.write_text(name)
       except BlockingIOError as error:
         raise WorkdirError(f'another run is at work in {self.path}: wait for it, or choose '
                            'another workdir') from error
-      file.truncate(0)
-      file.write(name)
-      file.flush()
+      except OSError as error:
+        raise WorkdirError(f'cannot write in the workdir {self.path}: {error}') from error
       processes.wait('lock')
       yield
 
@@ -133,10 +130,9 @@ class Workdir:
   def _adopt(self, other: 'Workdir') -> None:
     for record in other.records():
       stage = Stage.of(record)
-      shutil.copytree(other.checkpoints(stage), self.checkpoints(stage),
-                      copy_function=_link, dirs_exist_ok=True)
+      files.copy(other.checkpoints(stage), self.checkpoints(stage))
     for name in ('dataset.json', 'config.json', 'metrics.jsonl'):
-      shutil.copy(other.path / name, self.path / name)
+      files.write(self.path / name, (other.path / name).read_bytes())
     self.write_records(other.records())
 
   def compare(self, name: str, value: dict[str, Any], *,
@@ -169,14 +165,17 @@ class Workdir:
     number = stage.number - (stage.name == 'sparse')
     if number < 1:
       return None
+    path = self._plan_path(number)
     try:
-      return channels.Plan.load(self._plan_path(number))
+      return channels.Plan.load(io.BytesIO(path.read_bytes()))
     except (OSError, ValueError) as error:
-      raise WorkdirError(f'the plan of pass {number} cannot be read: {error}') from error
+      raise WorkdirError(f'the plan {path} cannot be read: {error}') from error
 
   def save_plan(self, plan: channels.Plan, stage: Stage) -> None:
     """Keeps the plan that a stage has made."""
-    files.write(self._plan_path(stage.number), plan.save)
+    content = io.BytesIO()
+    plan.save(content)
+    files.write(self._plan_path(stage.number), content.getvalue())
 
   def recorder(self, stage: Stage, *, step: int) -> Callable[..., None]:
     """A function that appends its keyword arguments as a line of metrics.
@@ -192,13 +191,11 @@ class Workdir:
     path = self.path / 'metrics.jsonl'
     if processes.is_first() and path.exists():
       kept = [text for text, line in self._lines() if not goes(line)]
-      files.write(path, lambda part: part.write_text(''.join(kept)))
+      files.write(path, ''.join(kept))
 
     def record(**values: Any) -> None:
       line = {'pass': stage.number, 'stage': stage.name, **values}
-      if processes.is_first():
-        with path.open('a') as file:
-          file.write(json.dumps(line) + '\n')
+      files.append(path, json.dumps(line))
 
     return record
 
@@ -219,20 +216,11 @@ class Workdir:
                              'file, which is for people') from error
         yield text, line
 
-  def _plan_path(self, number: int) -> pathlib.Path:
+  def _plan_path(self, number: int) -> epath.Path:
     return self.path / f'plan-{number}.npz'
 
 
-def _link(source: str, target: str) -> None:
-  """A second name for a file, or a copy where that cannot be."""
-  pathlib.Path(target).unlink(missing_ok=True)
-  try:
-    os.link(source, target)
-  except OSError:
-    shutil.copy(source, target)
-
-
-def read_json(path: pathlib.Path) -> Any:
+def read_json(path: epath.Path) -> Any:
   """Reads a JSON file of a run; raises WorkdirError where that is impossible."""
   try:
     return json.loads(path.read_text())

@@ -182,7 +182,7 @@ def test_tpu_from_create_to_delete(machine, tmp_path):
   with tarfile.open(tmp_path / 'copied') as archive:
     assert {'slim_jax/setup.cfg', 'slim_jax/launch/install.sh'} <= set(archive.getnames())
   assert install[:6] == [*vm, 'ssh', 'mine', '--worker=all'] and install[7:] == [zone]
-  assert 'bash slim_jax/launch/install.sh tpu' in install[6]
+  assert 'bash slim_jax/launch/install.sh tpu,gcs' in install[6]
   assert run[:6] == install[:6] and run[7:] == [zone]
   assert delete == [*vm, 'delete', 'mine', '--quiet', zone]
   # On the host, the arguments are what they were here.

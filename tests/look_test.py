@@ -9,6 +9,7 @@ import pytest
 import config_test
 from pipeline_options_test import make_config
 from slim_jax import check
+from slim_jax import files
 from slim_jax import look
 from slim_jax import pipeline
 from slim_jax import stages
@@ -34,9 +35,9 @@ def test_a_row_is_what_the_cut_gives(sparse, tmp_path, bias):
   assert [row['fraction'] for row in rows] == [0.0, 0.4, 0.6]
   assert rows == json.loads((workdir / 'look.json').read_text())
   assert rows[0]['params'] == rows[0]['full_params'] and rows[0]['macs'] == rows[0]['full_macs']
-  assert len(workdir_module.Workdir(workdir).records()) == 1
-  here = workdir_module.Workdir(tmp_path)
-  here.adopt(workdir_module.Workdir(workdir))
+  assert len(workdir_module.Workdir(files.path_of(workdir)).records()) == 1
+  here = workdir_module.Workdir(files.path_of(tmp_path))
+  here.adopt(workdir_module.Workdir(files.path_of(workdir)))
   done = {row['stage']: row for row in pipeline.run(config, tmp_path)}
   assert rows[0]['accuracy'] == pytest.approx(done['sparse']['accuracy'])
   assert rows[1]['accuracy'] == pytest.approx(done['pruned']['accuracy'])

@@ -13,6 +13,7 @@ from slim_jax import check
 from slim_jax import checkpoint
 from slim_jax import data
 from slim_jax import feed
+from slim_jax import files
 from slim_jax import network
 from slim_jax import pipeline
 from slim_jax import pruning
@@ -200,7 +201,7 @@ def test_sparsity_terms_and_ways_to_train(finished, tmp_path, changes):
 def test_recalibration_may_still_change_before_it_is_done(finished, tmp_path):
   config, _, _ = finished
   records = [{'pass': 0, 'stage': 'baseline'}, {'pass': 1, 'stage': 'sparse'}]
-  free = [stages.unused_fields(config, workdir_module.Workdir(tmp_path), done)
+  free = [stages.unused_fields(config, workdir_module.Workdir(files.path_of(tmp_path)), done)
           for done in (records[:1], records, [*records, {'pass': 1, 'stage': 'finetuned'}])]
   assert ['recalibrate_batches' in names for names in free] == [True, True, False]
   assert ['prune' in names for names in free] == [True, True, False]

@@ -237,8 +237,8 @@ def test_errors_come_before_any_training(config, tmp_path, changes, error, messa
 
 
 def test_two_runs_in_one_directory_are_refused(config, tmp_path):
-  with workdir_module.Workdir(tmp_path).locked():
+  with workdir_module.Workdir(files.path_of(tmp_path)).locked():
     with pytest.raises(workdir_module.WorkdirError, match='another run is at work in'):
       pipeline.run(config, tmp_path)
-  with workdir_module.Workdir(tmp_path).locked():
+  with workdir_module.Workdir(files.path_of(tmp_path)).locked():
     pass  # and given back

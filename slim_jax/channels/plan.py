@@ -1,10 +1,11 @@
 """`Plan`: which indices of which variables are left."""
 
 from collections.abc import Callable, Mapping
+import contextlib
 import dataclasses
 import json
 import os
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -138,8 +139,8 @@ class Plan:
 
     return jax.tree_util.tree_map_with_path(lifted, dead)
 
-  def save(self, path: str | os.PathLike[str]) -> None:
-    """Writes the plan to one .npz file (NumPy's format; no pickles)."""
+  def save(self, path: str | os.PathLike[str] | BinaryIO) -> None:
+    """Writes the plan to one .npz file, named or open (NumPy's format; no pickles)."""
     arrays, leaves = {}, []
     for n, (leaf, cut) in enumerate(self.cuts.items()):
       folds = self.folds.get(leaf, ())
@@ -152,12 +153,14 @@ class Plan:
           arrays[f'{n}.{i}'] = axis
     head = {'version': 1, 'leaves': leaves, 'unknown': self.unknown,
             'reasons': [[list(leaf), why] for leaf, why in self.reasons.items()]}
-    with open(path, 'wb') as file:
-      np.savez_compressed(file, head=np.array(json.dumps(head)), **arrays)
+    arrays['head'] = np.array(json.dumps(head))
+    with contextlib.ExitStack() as stack:
+      file = path if hasattr(path, 'write') else stack.enter_context(open(path, 'wb'))
+      np.savez_compressed(file, **arrays)
 
   @staticmethod
-  def load(path: str | os.PathLike[str]) -> 'Plan':
-    """Reads a plan that `save` wrote.
+  def load(path: str | os.PathLike[str] | BinaryIO) -> 'Plan':
+    """Reads a plan that `save` wrote, from a file, named or open.
 
     Raises:
       FileNotFoundError: when there is no such file.
@@ -170,7 +173,7 @@ class Plan:
     except (KeyError, ValueError, EOFError, OSError) as error:
       if isinstance(error, FileNotFoundError):
         raise
-      raise ValueError(f'{os.fspath(path)} is not a plan, or is damaged: {error}') from error
+      raise ValueError(f'{path} is not a plan, or is damaged: {error}') from error
     cuts, folds = {}, {}
     for n, leaf in enumerate(head['leaves']):
       axes = tuple(arrays.get(f'{n}.{i}') for i in range(len(leaf['shape'])))
