@@ -1,4 +1,4 @@
-"""A Google Cloud Storage in memory: as much of its JSON API as gcsfs, its own client and TensorStore ask.
+"""A Google Cloud Storage in memory: what gcsfs, its own client and TensorStore ask of its JSON API.
 
 References:
   https://cloud.google.com/storage/docs/json_api/v1

@@ -11,6 +11,7 @@ import pytest
 import laws
 import slim_jax
 from slim_jax import models
+from slim_jax.channels import planning
 import zoo
 
 
@@ -55,7 +56,12 @@ def test_thin_equals_masked_in_single_precision(case):
 @pytest.mark.parametrize('fraction', [0.3, 0.8])
 def test_thin_equals_masked_whatever_the_fraction(case, fraction):
   model = zoo.build(case, jnp.float32)
-  laws.check(model, laws.random_dead(model.variables, fraction, seed=4, scales=model.scales), 1e-5)
+  dead = laws.random_dead(model.variables, fraction, seed=4, scales=model.scales)
+  try:
+    laws.check(model, dead, 1e-5)
+  except planning.CutThroughError:  # as depthwise layers are: the masked network is constant
+    masked = slim_jax.mask(model.variables, dead)
+    np.testing.assert_array_equal(model.infer(masked, model.x), model.infer(masked, -model.x))
 
 
 @each

@@ -149,13 +149,21 @@ def take(array: Any, have: Block, want: Block, shape: Sequence[int]) -> Any:
   """
   if have.empty:
     return jnp.zeros(shape_of(want, shape), array.dtype)
+  padding = [(0, 0, 0)] * len(shape)
   for axis, (h, w) in enumerate(zip(have.axes, want.axes, strict=True)):
     if not same_axis(h, w):
       held, wanted = vector(h, shape[axis]), vector(w, shape[axis])
       position = np.cumsum(held) - 1
       present = held[wanted]
       array = _pick(array, axis, position[wanted & held])
-      array = _place(array, axis, present)
+      step = _even_step(np.flatnonzero(present))
+      if step and not isinstance(array, np.ndarray):
+        first, last = np.flatnonzero(present)[[0, -1]]
+        padding[axis] = int(first), len(present) - 1 - int(last), step - 1
+      else:
+        array = _place(array, axis, present)
+  if any(map(any, padding)):  # all axes at once
+    array = lax.pad(array, jnp.zeros((), array.dtype), padding)
   return array
 
 
@@ -185,11 +193,6 @@ def _place(array: Any, axis: int, present: np.ndarray) -> Any:
     return spread
   if len(index) == 0:
     return jnp.zeros(array.shape[:axis] + (len(present),) + array.shape[axis + 1:], array.dtype)
-  step = _even_step(index)
-  if step:
-    config = [(0, 0, 0)] * array.ndim
-    config[axis] = (int(index[0]), len(present) - 1 - int(index[-1]), step - 1)
-    return lax.pad(array, jnp.zeros((), array.dtype), config)
   # An index out of bounds reads as the fill value.
   source = np.where(present, np.cumsum(present) - 1, array.shape[axis]).astype(np.int32)
   at = (slice(None),) * axis + (source,)
@@ -198,7 +201,7 @@ def _place(array: Any, axis: int, present: np.ndarray) -> Any:
 
 def _even_step(index: np.ndarray) -> int:
   """The common difference of an increasing sequence; 0 if there is none."""
-  if len(index) == 1:
-    return 1
+  if len(index) < 2:
+    return len(index)
   steps = np.diff(index)
   return int(steps[0]) if (steps == steps[0]).all() else 0

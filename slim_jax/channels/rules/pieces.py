@@ -200,6 +200,8 @@ def _pad_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: li
     padded = source is not None and not _is_direct(source, wanted)
     config.append(padding if padded else (0, 0, 0))
     have.append(None if padded else wanted)
+  if not any(map(any, config)):  # what is padded is put back where it is read
+    return cut([arrays[0]], eqn, [Block(tuple(have))], live)
   return cut(jaxprs.bind(eqn, *arrays, padding_config=tuple(config)), eqn,
              [Block(tuple(have))], live)
 
