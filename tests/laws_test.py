@@ -248,6 +248,25 @@ def test_survives_export(case):
 
 
 @library
+def test_exports_for_any_batch_what_can_be(case):
+  model, _, plan = planned(case, jnp.float32)
+  v, thin = plan.slice(model.variables), slim_jax.thin(model.infer, plan)
+  any_batch = jax.ShapeDtypeStruct(
+      (*jax.export.symbolic_shape('batch'), *model.x.shape[1:]), model.x.dtype)
+
+  def export(f, variables):
+    return jax.export.export(jax.jit(lambda x: f(variables, x)))(any_batch)
+
+  try:
+    export(model.infer, model.variables)
+  except Exception as error:  # pylint: disable=broad-exception-caught  (each library has its own)
+    pytest.skip(f'nor can the full network: {error}'[:100])
+  call = jax.export.deserialize(export(thin, v).serialize()).call
+  x = jnp.concatenate([model.x, -model.x, 2 * model.x])
+  assert laws.distance(call(x), jax.jit(thin)(v, x)) < 1e-5
+
+
+@library
 def test_works_in_bfloat16(case):
   model, dead, plan = planned(case, jnp.bfloat16)
   got = jax.jit(slim_jax.thin(model.infer, plan))(plan.slice(model.variables), model.x)

@@ -52,7 +52,7 @@ def forward(program: Program, inputs: list[Fact]) -> list[Fact]:
     if results is None:
       with _place(eqn):
         supports = RULES.get(eqn.primitive, FULL_WIDTH).support(eqn, operands)
-      results = [Fact(support if np.prod(aval.shape) else blocks.nothing(), _uniform(eqn, operands))
+      results = [Fact(blocks.nothing() if 0 in aval.shape else support, _uniform(eqn, operands))
                  for support, aval in zip(supports, eqn.out_avals, strict=True)]
     for number, fact in zip(eqn.outputs, results, strict=True):
       facts[number] = fact
@@ -170,6 +170,8 @@ def constant(value: Any, aval: Any) -> Fact:
 def _is_small(aval: Any) -> bool:
   """Whether a constant is worth knowing: scalars, and index arithmetic (integers)."""
   if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):
+    return False
+  if any(map(jax.export.is_symbolic_dim, aval.shape)):  # of an export for any batch
     return False
   size = int(np.prod(aval.shape))
   return size == 1 or (aval.dtype.kind in 'iub' and size <= 1 << 16)

@@ -207,7 +207,7 @@ def _through(block: Block, shape: Sequence[int], out: Sequence[int]) -> Block:
 
 
 def _is_plain(eqn: Equation) -> bool:
-  return eqn.params['dimensions'] is None and math.prod(eqn.in_avals[0].shape) > 0
+  return eqn.params['dimensions'] is None and 0 not in eqn.in_avals[0].shape
 
 
 def _reshape_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
