@@ -30,7 +30,7 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run lives: a directory
 _MULTIHOST = flags.DEFINE_bool(
     'multihost', False, 'Train with the other hosts of this slice of Cloud TPUs. '
     'Processes of srun or launch/processes.sh need no flag.')
-flags.mark_flags_as_required(['config', 'workdir'])
+flags.mark_flag_as_required('workdir')
 
 # What a person can put right: shown without a traceback.
 _ERRORS = (check.ConfigError, checkpoint.CheckpointError, data.DataError, files.StoreError,
@@ -41,8 +41,11 @@ _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ERO
                    errno.EPERM)
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], *, needs_config: bool = True) -> None:
   """Parses the flags and calls `main`; whatever the user can mend ends with one line."""
+  if needs_config:
+    flags.mark_flag_as_required('config')
+
   def checked(argv: list[str]) -> None:
     if len(argv) > 1:
       raise app.UsageError(f'not a flag: {argv[1]}')

@@ -43,18 +43,34 @@ def load(workdir: files.PathLike) -> tuple[Callable[..., jax.Array], PyTree]:
     CheckpointError: no checkpoint of the stage can be read.
   """
   workdir = Workdir(files.path_of(workdir))
-  done = [stage for stage in map(Stage.of, workdir.records()) if not stage.is_scratch]
-  if not done:
-    raise WorkdirError(f'{workdir.path} holds no run with a complete stage')
+  stage = _last(workdir)
   config = ml_collections.ConfigDict(read_json(workdir.path / 'config.json'))
   dataset = read_json(workdir.path / 'dataset.json')
-  net, variables = _left(config, workdir, done[-1], dataset['num_classes'], dataset['image'])
+  net, variables = _left(config, workdir, stage, dataset['num_classes'], dataset['image'])
   mean, std = (np.asarray(dataset[name], np.float32) for name in ('mean', 'std'))
 
   def apply(variables: PyTree, image: jax.Array) -> jax.Array:
     return net.predict(variables, data.normalize(image, mean, std))
 
   return apply, variables
+
+
+def about(workdir: files.PathLike) -> dict[str, Any]:
+  """What one needs to know of the network that `load` returns.
+
+  Returns:
+    image: height, width and channels; num_classes, class_names; mean and std of the channels of
+    the training images, in pixel values; stage, accuracy (0 to 1), loss (nats), params, macs (of
+    one image) and widths (channels by path of the scale) of the stage that left it.
+
+  Raises:
+    WorkdirError: the directory holds no run with a complete stage.
+  """
+  workdir = Workdir(files.path_of(workdir))
+  stage = _last(workdir)
+  (record,) = (record for record in workdir.records() if Stage.of(record) == stage)
+  return {**read_json(workdir.path / 'dataset.json'), 'stage': str(stage),
+          **{name: record[name] for name in ('accuracy', 'loss', 'params', 'macs', 'widths')}}
 
 
 class Sparse(NamedTuple):
@@ -98,6 +114,14 @@ def open_sparse(config: ml_collections.ConfigDict, workdir: files.PathLike) -> S
   state = train.create_state(net.apply, variables, optax.identity())
   return Sparse(opened, net, state, context.evaluator(opened, net),
                 context.image(opened.train_data))
+
+
+def _last(workdir: Workdir) -> Stage:
+  """The last complete stage that is not from scratch."""
+  done = [stage for stage in map(Stage.of, workdir.records()) if not stage.is_scratch]
+  if not done:
+    raise WorkdirError(f'{workdir.path} holds no run with a complete stage')
+  return done[-1]
 
 
 def _left(config: ml_collections.ConfigDict, workdir: Workdir, stage: Stage,

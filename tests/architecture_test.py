@@ -28,7 +28,7 @@ FLOORS = [
     {'finished', 'pruning'},
     {'pipeline'},
     {'command'},
-    {'main', 'sweep', 'look'},
+    {'main', 'sweep', 'look', 'export'},
 ]
 FLOOR = {room: n for n, floor in enumerate(FLOORS) for room in floor}
 # The package offers `load`, which it finds in the program when it is called.

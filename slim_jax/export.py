@@ -1,0 +1,91 @@
+"""Files of a thin network that work without slim_jax.
+
+  python -m slim_jax.export --workdir=DIR [--format=stablehlo|safetensors] [--output=PATH]
+    [--platforms=cpu,cuda,tpu]
+
+stablehlo    the network with its weights, from pixel values to logits, for any batch:
+             `jax.export.deserialize(open(PATH, 'rb').read()).call(images)`
+safetensors  the thin weights by path: `safetensors.numpy.load_file(PATH)`
+
+Beside it stands PATH.json: shape and type of the images, mean and standard deviation of their
+channels, class names, the accuracy that was measured, parameters, MACs and widths. The network is
+that of the last complete stage of the run, but for stages from scratch.
+"""
+
+from collections.abc import Callable, Sequence
+import json
+from typing import Any
+
+from absl import flags
+from absl import logging
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from slim_jax import command
+from slim_jax import files
+from slim_jax import finished
+from slim_jax import tree
+
+PyTree = Any
+
+# What `jax.export` can lower for, wherever it runs.
+PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
+_ENDINGS = {'stablehlo': 'stablehlo', 'safetensors': 'safetensors'}
+
+_FORMAT = flags.DEFINE_enum('format', 'stablehlo', list(_ENDINGS), 'What to write.')
+_OUTPUT = flags.DEFINE_string('output', None, 'The file; DIR/network.FORMAT unless given.')
+_PLATFORMS = flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'],
+                               f'Where stablehlo will run: of {", ".join(PLATFORMS)}.')
+flags.register_validator('platforms', lambda names: names and set(names) <= set(PLATFORMS),
+                         message=f'must be some of {", ".join(PLATFORMS)}')
+
+
+def main() -> None:
+  """Exports the run of the command line."""
+  workdir = files.path_of(command.WORKDIR.value)
+  about = finished.about(workdir)
+  apply, variables = finished.load(workdir)
+  content = (stablehlo(apply, variables, about['image'], _PLATFORMS.value)
+             if _FORMAT.value == 'stablehlo' else weights(variables))
+  path = files.path_of(_OUTPUT.value or workdir / f'network.{_ENDINGS[_FORMAT.value]}')
+  files.write(path, content)
+  files.write_json(path.with_name(path.name + '.json'), {
+      **about, 'format': _FORMAT.value,
+      **({'platforms': _PLATFORMS.value} if _FORMAT.value == 'stablehlo' else {})})
+  logging.info('%s: %s bytes', path, f'{len(content):,}')
+
+
+def stablehlo(apply: Callable[[PyTree, jax.Array], jax.Array], variables: PyTree,
+              shape: Sequence[int], platforms: Sequence[str] = ('cpu',)) -> bytes:
+  """A network with its weights, for batches of any size.
+
+  Args:
+    apply: `(variables, image)` -> logits, as `slim_jax.load` returns.
+    variables: its variables, which become constants.
+    shape: height, width and channels of an image, uint8.
+    platforms: of `PLATFORMS`.
+
+  Returns:
+    What `jax.export.deserialize` takes; its `call` maps images uint8 [n, *shape] to logits.
+
+  References:
+    https://docs.jax.dev/en/latest/export/export.html
+  """
+  batch = jax.export.symbolic_shape('batch')
+  image = jax.ShapeDtypeStruct((*batch, *shape), jnp.uint8)
+  exported = jax.export.export(jax.jit(lambda image: apply(variables, image)),
+                               platforms=tuple(platforms))(image)
+  return bytes(exported.serialize())
+
+
+def weights(variables: PyTree) -> bytes:
+  """Variables as safetensors, named by their paths ('params/Conv_0/kernel')."""
+  arrays = {tree.show(path): np.ascontiguousarray(leaf)
+            for path, leaf in tree.flatten(variables).items()}
+  return safetensors.numpy.save(arrays, metadata={'names': json.dumps(sorted(arrays))})
+
+
+if __name__ == '__main__':
+  command.run(main, needs_config=False)
