@@ -143,12 +143,13 @@ def restore(manager: ocp.CheckpointManager, like: PyTree) -> Restored | None:
     return None
   directory, arrays, meta, unreadable = found
   processes.wait('restore')  # all have seen what is damaged
-  with processes.one_after_another('set aside'):
-    for damaged in unreadable if processes.is_first() else ():
+  if processes.is_first():
+    for damaged in unreadable:
       aside = damaged.with_name(damaged.name + '.unreadable')
       if aside.exists():
         aside.rmtree()
       damaged.rename(aside)
+  processes.wait('set aside')
   manager.reload()
   return Restored(fit(arrays, like, name=str(directory)), meta['seconds'],
                   meta.get('totals', {}))

@@ -32,9 +32,9 @@ PyTree = Any
 
 # What `jax.export` can lower for, wherever it runs.
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
-_ENDINGS = {'stablehlo': 'stablehlo', 'safetensors': 'safetensors'}
 
-_FORMAT = flags.DEFINE_enum('format', 'stablehlo', list(_ENDINGS), 'What to write.')
+_FORMAT = flags.DEFINE_enum('format', 'stablehlo', ['stablehlo', 'safetensors'],
+                            'What to write.')
 _OUTPUT = flags.DEFINE_string('output', None, 'The file; DIR/network.FORMAT unless given.')
 _PLATFORMS = flags.DEFINE_list('platforms', ['cpu', 'cuda', 'tpu'],
                                f'Where stablehlo will run: of {", ".join(PLATFORMS)}.')
@@ -47,13 +47,15 @@ def main() -> None:
   workdir = files.path_of(command.WORKDIR.value)
   about = finished.about(workdir)
   apply, variables = finished.load(workdir)
-  content = (stablehlo(apply, variables, about['image'], _PLATFORMS.value)
-             if _FORMAT.value == 'stablehlo' else weights(variables))
-  path = files.path_of(_OUTPUT.value or workdir / f'network.{_ENDINGS[_FORMAT.value]}')
+  about['format'] = _FORMAT.value
+  if _FORMAT.value == 'stablehlo':
+    about['platforms'] = _PLATFORMS.value
+    content = stablehlo(apply, variables, about['image'], _PLATFORMS.value)
+  else:
+    content = weights(variables)
+  path = files.path_of(_OUTPUT.value or workdir / f'network.{_FORMAT.value}')
   files.write(path, content)
-  files.write_json(path.with_name(path.name + '.json'), {
-      **about, 'format': _FORMAT.value,
-      **({'platforms': _PLATFORMS.value} if _FORMAT.value == 'stablehlo' else {})})
+  files.write_json(path.with_name(path.name + '.json'), about)
   logging.info('%s: %s bytes', path, f'{len(content):,}')
 
 

@@ -25,16 +25,16 @@ def path_of(path: PathLike) -> epath.Path:
   Raises:
     StoreError: it is in a store that slim_jax cannot use as it is installed.
   """
-  scheme = os.fspath(path).partition('://')[0] if '://' in os.fspath(path) else ''
-  if scheme not in ('', 'gs'):
+  if not is_remote(path):
+    return epath.Path(path).resolve()
+  if not os.fspath(path).startswith('gs://'):
     raise StoreError(f'{path}: only gs:// can be used, or a path of this machine')
-  if scheme and importlib.util.find_spec('gcsfs') is None:
+  if importlib.util.find_spec('gcsfs') is None:
     raise StoreError(f'{path} needs the extra gcs: python -m pip install -e .[gcs]')
-  path = epath.Path(path)
-  return path if is_remote(path) else path.resolve()
+  return epath.Path(path)
 
 
-def is_remote(path: epath.Path) -> bool:
+def is_remote(path: PathLike) -> bool:
   """Whether it is in an object store, which replaces files whole by itself and knows no locks."""
   return '://' in os.fspath(path)
 

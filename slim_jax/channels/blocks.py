@@ -156,10 +156,10 @@ def take(array: Any, have: Block, want: Block, shape: Sequence[int]) -> Any:
       position = np.cumsum(held) - 1
       present = held[wanted]
       array = _pick(array, axis, position[wanted & held])
-      step = _even_step(np.flatnonzero(present))
+      index = np.flatnonzero(present)
+      step = _even_step(index)
       if step and not isinstance(array, np.ndarray):
-        first, last = np.flatnonzero(present)[[0, -1]]
-        padding[axis] = int(first), len(present) - 1 - int(last), step - 1
+        padding[axis] = int(index[0]), len(present) - 1 - int(index[-1]), step - 1
       else:
         array = _place(array, axis, present)
   if any(map(any, padding)):  # all axes at once
