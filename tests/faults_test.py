@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
@@ -18,6 +17,7 @@ from slim_jax import checkpoint
 from slim_jax import data
 from slim_jax import pipeline
 from slim_jax import workdir
+from trees import same
 
 
 @pytest.fixture(scope='module')
@@ -26,11 +26,6 @@ def data_dir(tmp_path_factory):
   directory = str(tmp_path_factory.mktemp('tfds'))
   data.load('digits', data_dir=directory, split='train')
   return directory
-
-
-def same(a, b):
-  return all(np.array_equal(x, y) for x, y in zip(
-      jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def test_killed_run_ends_bit_identical(tmp_path, data_dir):

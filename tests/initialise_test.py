@@ -10,13 +10,9 @@ import slim_jax
 from slim_jax import initialise
 from slim_jax import models
 from slim_jax import tree
+from trees import same
 
 IMAGE = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
-
-
-def same(a, b):
-  return all(np.array_equal(x, y) for x, y in zip(
-      jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 @pytest.mark.parametrize('name, arguments', [

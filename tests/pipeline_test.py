@@ -22,6 +22,7 @@ from slim_jax import report
 from slim_jax import stages as stages_module
 from slim_jax import tree
 from slim_jax import workdir as workdir_module
+from trees import same
 
 
 @pytest.fixture(scope='module')
@@ -46,11 +47,6 @@ def finished(config, tmp_path_factory):
 def variables_of(workdir, stage):
   arrays = checkpoint.read(workdir / 'checkpoints' / stage)
   return {name: arrays[name] for name in ('params', 'batch_stats')}
-
-
-def same(a, b):
-  return all(np.array_equal(x, y) for x, y in zip(
-      jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def changed(config, **changes):

@@ -11,7 +11,7 @@ import fake_gcs
 from slim_jax import checkpoint
 from slim_jax import files
 from faults_test import data_dir  # pylint: disable=unused-import
-from faults_test import same
+from trees import same
 
 
 @pytest.fixture

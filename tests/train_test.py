@@ -16,6 +16,7 @@ from slim_jax import loop
 from slim_jax import models
 from slim_jax import train
 from slim_jax import tree
+from trees import same
 
 
 def make_config(**changes):
@@ -72,11 +73,6 @@ def fit(toy, directory, config, *, epochs=3, **arguments):
     if restored is not None:
       state, *_ = restored
     return loop.fit(state, train_data, task, config=config, manager=manager, **arguments)
-
-
-def same(a, b):
-  return all(np.array_equal(x, y) for x, y in zip(
-      jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def test_schedule_drops_at_whole_steps():
