@@ -10,7 +10,8 @@ Calls whose meaning is more than their body keep being one equation:
 policy, `scan`, `while` and `cond` control flow. `bodies` hands out what is inside.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import contextlib
 import math
 from typing import Any, NamedTuple
 
@@ -249,6 +250,31 @@ def bind(eqn: Equation, *arrays: Any, **changed: Any) -> list[Any]:
   params = eqn.primitive.get_bind_params({**eqn.params, **changed})
   results = eqn.primitive.bind(*arrays, **params)
   return list(results) if eqn.primitive.multiple_results else [results]
+
+
+def run(program: Program, arrays: Sequence[Any],
+        evaluate: Callable[..., list[Any]] = bind) -> list[Any]:
+  """Runs a program, each equation by `evaluate(eqn, *operands)`; returns its outputs."""
+  held = {**program.constants, **dict(zip(program.inputs, arrays, strict=True))}
+  last = last_reads(program)
+  for k, eqn in enumerate(program.equations):
+    with jax.named_scope(eqn.module) if eqn.module else contextlib.nullcontext():
+      results = evaluate(eqn, *(held[i] for i in eqn.inputs))
+    held.update(zip(eqn.outputs, results, strict=True))
+    for number in last.get(k, ()):
+      del held[number]
+  return [held[number] for number in program.outputs]
+
+
+def last_reads(program: Program) -> dict[int, list[int]]:
+  """Values that nobody reads after equation k, so that eager runs free their memory."""
+  last = {i: k for k, eqn in enumerate(program.equations) for i in (*eqn.inputs, *eqn.outputs)}
+  for number in program.outputs:
+    last.pop(number, None)
+  done: dict[int, list[int]] = {}
+  for number, k in last.items():
+    done.setdefault(k, []).append(number)
+  return done
 
 
 def primitive_of(f: Callable[..., Any], *args: Any) -> Any:

@@ -17,7 +17,7 @@ PACKAGE = ROOT / 'slim_jax'
 FLOORS = [
     {'jaxprs', 'tree', 'devices', 'fields', 'pull', 'interrupt', 'processes'},
     {'batch_norms', 'files', 'progress'},
-    {'channels', 'sparsity', 'cost', 'models', 'data', 'guards', 'ranking', 'plot'},
+    {'channels', 'sparsity', 'convolutions', 'cost', 'models', 'data', 'guards', 'ranking', 'plot'},
     {'select', 'probe'},
     {'terms'},
     {'train', 'checkpoint', 'report', 'import_torch', 'feed', 'initialise', 'channel_cost',

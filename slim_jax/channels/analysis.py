@@ -113,7 +113,7 @@ def run(program: Program, analysis: Analysis, arrays: list[Any], have: list[Bloc
     array, block = held.get(number) or (jax.ShapeDtypeStruct((), aval.dtype), blocks.nothing())
     return blocks.take(array, block, want, aval.shape)
 
-  last = _last_reads(program)
+  last = jaxprs.last_reads(program)
   for k, (eqn, reads) in enumerate(zip(program.equations, analysis.reads, strict=True)):
     if reads is not None:
       live = [analysis.live[i] for i in eqn.outputs]
@@ -205,14 +205,3 @@ _REPEATS = {jaxprs.primitives.broadcast_in_dim_p, jaxprs.primitives.reshape_p,
 def _is_light(eqn: Equation) -> bool:
   """Whether the bodies inside an equation are straight-line code (no loop to run)."""
   return eqn.primitive is jaxprs.primitives.custom_jvp_call_p
-
-
-def _last_reads(program: Program) -> dict[int, list[int]]:
-  """Values that nobody reads after equation k, so that eager runs free their memory."""
-  last = {i: k for k, eqn in enumerate(program.equations) for i in (*eqn.inputs, *eqn.outputs)}
-  for number in [*program.outputs]:
-    last.pop(number, None)
-  done: dict[int, list[int]] = {}
-  for number, k in last.items():
-    done.setdefault(k, []).append(number)
-  return done

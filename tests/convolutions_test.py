@@ -1,0 +1,106 @@
+"""Convolutions as sums over taps: the same numbers, whatever the window."""
+
+import functools
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import laws
+import slim_jax
+from slim_jax import jaxprs
+import zoo
+
+NHWC, NCHW = ('NHWC', 'HWIO', 'NHWC'), ('NCHW', 'OIHW', 'NCHW')
+# Size of the image, of the kernel, strides, padding, dilation.
+WINDOWS = {
+    'same': ((2, 2), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+    'one_pixel': ((1, 1), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+    'strided': ((2, 3), (5, 4), (2, 3), ((2, 2), (1, 3)), (1, 1)),
+    'dilated': ((4, 2), (3, 3), (1, 1), ((3, 2), (2, 2)), (3, 2)),
+    'far_padding': ((2, 2), (3, 3), (2, 1), ((5, 4), (0, 6)), (1, 1)),
+    'cropped': ((5, 5), (3, 7), (1, 1), ((-1, 1), (3, 3)), (1, 1)),
+}
+
+
+def convolution(x, kernel, *, window, layout, groups=1):
+  _, _, strides, padding, dilation = window
+  return lax.conv_general_dilated(x, kernel, strides, padding, rhs_dilation=dilation,
+                                  dimension_numbers=layout, feature_group_count=groups)
+
+
+def operands(window, layout, channels, outputs, groups, dtype=jnp.float64):
+  size, kernel, *_ = window
+  keys = jax.random.split(jax.random.key(0))
+  x = jax.random.normal(keys[0], (2, *size, channels), dtype)
+  k = jax.random.normal(keys[1], (*kernel, channels // groups, outputs), dtype)
+  if layout is NCHW:
+    x, k = x.transpose(0, 3, 1, 2), k.transpose(3, 2, 0, 1)
+  return x, k
+
+
+def primitives_of(f, *args):
+  return {str(eqn.primitive) for eqn in jaxprs.trace(f, *args)[0].equations}
+
+
+@pytest.mark.parametrize('layout', [NHWC, NCHW], ids=['NHWC', 'NCHW'])
+@pytest.mark.parametrize('groups', [1, 6], ids=['dense', 'depthwise'])
+@pytest.mark.parametrize('name', WINDOWS)
+def test_taps_compute_the_convolution_and_its_gradients(name, groups, layout, x64):
+  window = WINDOWS[name]
+  x, k = operands(window, layout, 6, 12, groups)
+  f = functools.partial(convolution, window=window, layout=layout, groups=groups)
+  fast = slim_jax.for_cpu(f)
+  assert 'conv_general_dilated' not in primitives_of(fast, x, k)
+  want, back = jax.vjp(f, x, k)
+  got, fast_back = jax.vjp(fast, x, k)
+  assert got.dtype == want.dtype
+  np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+  for a, b in zip(fast_back(want), back(want)):
+    np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize('groups', [1, 16], ids=['dense', 'depthwise'])
+def test_sums_of_half_precision_are_held_in_single(groups):
+  window = ((2, 2), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
+  x, k = operands(window, NHWC, 16, 16, groups, jnp.bfloat16)
+  f = functools.partial(convolution, window=window, layout=NHWC, groups=groups)
+  got, want = slim_jax.for_cpu(f)(x, k), f(x.astype(jnp.float32), k.astype(jnp.float32))
+  assert got.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(got, want.astype(jnp.bfloat16))
+
+
+def test_other_convolutions_and_functions_stay():
+  window = ((8, 8), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
+  for groups in (1, 2):
+    x, k = operands(window, NHWC, 6, 6, groups, jnp.float32)
+    f = functools.partial(convolution, window=window, layout=NHWC, groups=groups)
+    assert 'conv_general_dilated' in primitives_of(slim_jax.for_cpu(f), x, k)
+  assert primitives_of(slim_jax.for_cpu(jnp.sin), 1.0) == {'sin'}
+
+
+def test_on_other_backends_nothing_changes(monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  window = WINDOWS['same']
+  x, k = operands(window, NHWC, 6, 6, 6, jnp.float32)
+  f = functools.partial(convolution, window=window, layout=NHWC, groups=6)
+  assert 'conv_general_dilated' in primitives_of(slim_jax.for_cpu(f), x, k)
+
+
+def test_a_thin_network_and_its_gradients_stay_the_same(x64):
+  model = zoo.build(zoo.case('inverted_residual'), jnp.float64)
+  dead = laws.random_dead(model.variables, 0.5)
+  plan = slim_jax.plan(model.infer, model.variables, model.x, dead=dead)
+  thin, variables = slim_jax.thin(model.infer, plan), plan.slice(model.variables)
+
+  def loss(f, variables):
+    return jnp.sum(f(variables, model.x) ** 2)
+
+  fast = slim_jax.for_cpu(thin)
+  assert 'conv_general_dilated' in primitives_of(thin, variables, model.x)
+  value, grads = jax.jit(jax.value_and_grad(lambda v: loss(fast, v), allow_int=True))(variables)
+  want, full = jax.jit(jax.value_and_grad(lambda v: loss(thin, v), allow_int=True))(variables)
+  assert abs(value - want) < 1e-10 * abs(want)
+  assert laws.distance(grads, full) < 1e-10
