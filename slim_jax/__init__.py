@@ -36,7 +36,8 @@ def load(workdir):
   """
   # Here, not above: the transformation alone needs neither data sets nor checkpoints.
   from slim_jax import finished  # pylint: disable=g-import-not-at-top
-  return finished.load(workdir)
+  apply, variables = finished.load(workdir)
+  return for_cpu(apply), variables
 
 
 __version__ = '0.1.0'

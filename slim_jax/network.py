@@ -64,7 +64,8 @@ def create(config: ml_collections.ConfigDict, num_classes: int,
     apply = slim_jax.thin(apply, plan, ins=('params', 'batch_stats', None, None),
                           outs=(None, 'batch_stats'))
     predict = slim_jax.thin(predict, plan)
-  return Network(apply, predict, init, shapes, plan)
+  # Not `predict`, which is also planned and counted, so whoever compiles it does that.
+  return Network(slim_jax.for_cpu(apply), predict, init, shapes, plan)
 
 
 def _model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
