@@ -69,14 +69,18 @@ def _is_float(leaf):
   return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def check(model, dead, tolerance):
-  """Thin equals masked: in inference, in training with statistics, and for gradients."""
+def check(model, dead, tolerance, *, last=lambda f: f):
+  """Thin equals masked: in inference, in training with statistics, and for gradients.
+
+  Both sides go through `last` before they are compiled.
+  """
   infer, train, variables, x, outs = model[:5]
   plan = slim_jax.plan(infer, variables, x, dead=dead)
   thin_variables, masked = plan.slice(variables), slim_jax.mask(variables, dead)
   key = jax.random.key(1)
 
-  got, want = jax.jit(slim_jax.thin(infer, plan))(thin_variables, x), jax.jit(infer)(masked, x)
+  got = jax.jit(last(slim_jax.thin(infer, plan)))(thin_variables, x)
+  want = jax.jit(last(infer))(masked, x)
   assert np.all(np.isfinite(want))
   assert distance(got, want) < tolerance, 'inference'
 
@@ -84,7 +88,7 @@ def check(model, dead, tolerance):
     floats, whole = differentiable(variables)
 
     def loss(floats):
-      results = f(whole(floats), x, key)
+      results = last(f)(whole(floats), x, key)
       out = results[0]
       weight = jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)
       return jnp.sum(out * weight), results
