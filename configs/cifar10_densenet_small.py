@@ -5,7 +5,9 @@ As in the paper every stage, the baseline too, trains for as many epochs.
   python -m slim_jax.main --config=configs/cifar10_densenet_small.py \\
     --workdir=runs/cifar10_densenet_small
 
-Not yet run to its end.
+Three quarters of an hour on half a CPU core (55 to 80 images/s). Test accuracy, seed 0, with
+images that had gone through JPEG at quality 75: baseline 60.9 %, sparse 59.7 %, pruned 59.8 %,
+recalibrated 59.8 %, fine-tuned 65.0 %, with 46.3 % fewer parameters and 38.3 % fewer MACs.
 """
 
 import ml_collections
