@@ -88,13 +88,16 @@ def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any
   reads = {path: _Reads(tuple(leaf.shape), support, base.live[i])
            for path, leaf, support, i in zip(leaves, leaves.values(), supports, program.inputs)}
   kept: dict[Path, Block] = {}
+  wants_statistics = not statistics.isdisjoint(states)
   while True:  # until the statistics that are wanted are those of the channels that are kept
     found = needed(after, kept)
     live = {path: found.live[i] for path, i in zip(leaves, program.inputs)}
     together = {path: block for norm in norms for path, block in _together(norm, reads, live)}
-    if all(path in kept and blocks.same(kept[path], block) for path, block in together.items()):
-      break
+    settled = all(path in kept and blocks.same(kept[path], block)
+                  for path, block in together.items())
     kept = together
+    if settled or not wants_statistics:
+      break
 
   _check_alive(program, base, found, len(leaves), zero)
   cuts = {path: Cut(tuple(leaf.shape), kept[path] if path in kept else _left(reads[path], live[path]))
