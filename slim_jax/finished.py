@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -14,6 +15,7 @@ from slim_jax import context
 from slim_jax import data
 from slim_jax import files
 from slim_jax import loop
+from slim_jax import narrow
 from slim_jax import network
 from slim_jax import stages
 from slim_jax import train
@@ -53,6 +55,22 @@ def load(workdir: files.PathLike) -> tuple[Callable[..., jax.Array], PyTree]:
     return net.predict(variables, data.normalize(image, mean, std))
 
   return apply, variables
+
+
+def module(workdir: files.PathLike) -> nn.Module:
+  """The network that `load` returns as an ordinary Linen module of the same variables.
+
+  Called as `module.apply(variables, x, train=False)` with normalised images.
+
+  Raises:
+    WorkdirError: the directory holds no run with a complete stage.
+    NarrowError: `slim_jax.thin` is the only way to run it, see `narrow`.
+  """
+  workdir = Workdir(files.path_of(workdir))
+  config = ml_collections.ConfigDict(read_json(workdir.path / 'config.json'))
+  plan = workdir.plan_after(_last(workdir))
+  model = network.model_of(config, read_json(workdir.path / 'dataset.json')['num_classes'])
+  return model if plan is None else narrow.module(model, plan)
 
 
 def about(workdir: files.PathLike) -> dict[str, Any]:

@@ -32,6 +32,15 @@ class Network(NamedTuple):
   plan: slim_jax.Plan | None
 
 
+def model_of(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
+  """The Linen module of a config, of the whole network; arguments as of `create`."""
+  arguments = {name: value for name, value in config.model.items() if name != 'name'}
+  if config.cross_replica_batch_norm:
+    arguments['axis_name'] = 'batch'
+  return models.create(config.model.name, num_classes=num_classes,
+                       dtype=jnp.dtype(config.dtype), **arguments)
+
+
 def create(config: ml_collections.ConfigDict, num_classes: int,
            plan: slim_jax.Plan | None = None) -> Network:
   """The network of a config.
@@ -41,7 +50,7 @@ def create(config: ml_collections.ConfigDict, num_classes: int,
     num_classes: length of the logits.
     plan: makes it thin.
   """
-  model = _model(config, num_classes)
+  model = model_of(config, num_classes)
 
   def apply(params: PyTree, batch_stats: PyTree, image: jax.Array,
             key: jax.Array) -> tuple[jax.Array, PyTree]:
@@ -66,11 +75,3 @@ def create(config: ml_collections.ConfigDict, num_classes: int,
     predict = slim_jax.thin(predict, plan)
   # Not `predict`, which is also planned and counted, so whoever compiles it does that.
   return Network(slim_jax.for_cpu(apply), predict, init, shapes, plan)
-
-
-def _model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
-  arguments = {name: value for name, value in config.model.items() if name != 'name'}
-  if config.cross_replica_batch_norm:
-    arguments['axis_name'] = 'batch'
-  return models.create(config.model.name, num_classes=num_classes,
-                       dtype=jnp.dtype(config.dtype), **arguments)

@@ -21,9 +21,9 @@ FLOORS = [
     {'select', 'probe'},
     {'terms'},
     {'train', 'checkpoint', 'report', 'import_torch', 'feed', 'initialise', 'channel_cost',
-     'budget', 'scores'},
+     'budget', 'scores', 'narrow'},
     {'', 'check', 'loop', 'workdir'},  # '' is slim_jax itself: the library without the program
-    {'network', 'stages', 'sparse'},
+    {'network', 'stages', 'sparse', 'pretrained'},
     {'context'},
     {'finished', 'pruning'},
     {'pipeline'},

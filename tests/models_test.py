@@ -281,5 +281,5 @@ def test_unknown_name_and_argument():
   with pytest.raises(ValueError, match="no model named 'lenet'.*vgg19.*mlp"):
     models.create('lenet', num_classes=10)
   with pytest.raises(TypeError, match='no argument depth; it takes axis_name, conv_bias, '
-                     'dense_widths, widths'):
+                     'dense_norm, dense_widths, drop_rate, widths'):
     models.create('vgg', num_classes=10, depth=19)

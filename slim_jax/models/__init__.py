@@ -22,8 +22,14 @@ def _resnet(name: str) -> Callable[..., nn.Module]:
   return functools.partial(ResNet, blocks=blocks, bottleneck=bottleneck)
 
 
+def _vgg_bn(name: str) -> Callable[..., nn.Module]:
+  return functools.partial(VGG, widths=(*WIDTHS[name], 'M'), dense_widths=(4096, 4096),
+                           conv_bias=True, dense_norm=False, drop_rate=0.5)
+
+
 # Constructors by the name that a config gives. 'preresnet' and 'densenet' are for small
-# images, 'resnet' and 'vgg_a' for ImageNet.
+# images, 'resnet' and 'vgg_a' for ImageNet; 'resnet18' and so on and 'vgg11_bn' and so on
+# are those of torchvision.
 MODELS = {
     'vgg': VGG,
     'vgg11': functools.partial(VGG, widths=WIDTHS['vgg11']),
@@ -32,6 +38,10 @@ MODELS = {
     'vgg19': functools.partial(VGG, widths=WIDTHS['vgg19']),
     'vgg_a': functools.partial(VGG, widths=WIDTHS['vgg_a'], dense_widths=(4096, 4096),
                                conv_bias=True),
+    'vgg11_bn': _vgg_bn('vgg11'),
+    'vgg13_bn': _vgg_bn('vgg13'),
+    'vgg16_bn': _vgg_bn('vgg16'),
+    'vgg19_bn': _vgg_bn('vgg19'),
     'preresnet': PreResNet,
     'preresnet20': functools.partial(PreResNet, depth=20),
     'preresnet56': functools.partial(PreResNet, depth=56),

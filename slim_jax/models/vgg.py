@@ -3,7 +3,7 @@
 Simonyan and Zisserman, "Very deep convolutional networks for large-scale image
 recognition" (ICLR 2015), with the dense layers, the BatchNorm and the initialisation of
 Liu et al., "Learning efficient convolutional networks through network slimming"
-(ICCV 2017).
+(ICCV 2017); and with dense layers as in the first paper, as torchvision has them.
 """
 
 from collections.abc import Sequence
@@ -46,6 +46,9 @@ class VGG(nn.Module):
     dense_widths: units of each dense layer before the last one, all with BatchNorm and
       ReLU; (4096, 4096) in VGG-A.
     conv_bias: whether convolutions have a bias, as those of VGG-A have.
+    dense_norm: whether those dense layers have a BatchNorm; in torchvision none has.
+    drop_rate: of the dropout after each of those dense layers, in [0, 1); training then
+      needs a key named 'dropout'.
     dtype: of the computation; parameters and batch statistics are float32.
     axis_name: mapped axis over which BatchNorm averages its statistics, or None
       for statistics of the local batch.
@@ -55,6 +58,8 @@ class VGG(nn.Module):
   widths: Sequence[int | str] = WIDTHS['vgg19']
   dense_widths: Sequence[int] = ()
   conv_bias: bool = False
+  dense_norm: bool = True
+  drop_rate: float = 0.0
   dtype: Any = jnp.float32
   axis_name: str | None = None
 
@@ -73,7 +78,8 @@ class VGG(nn.Module):
     Raises:
       ValueError: the images are too small for the max-pools, or with `dense_widths`
         not of the size that the parameters are for; or `widths` is not made of
-        positive integers and 'M', `dense_widths` not of positive integers.
+        positive integers and 'M', `dense_widths` not of positive integers, or
+        `drop_rate` is out of range.
     """
     self._check(x)
     norm = functools.partial(layers.BatchNorm, use_running_average=not train,
@@ -88,7 +94,9 @@ class VGG(nn.Module):
       x = nn.relu(norm()(x))
     x = self._flatten(x) if self.dense_widths else jnp.mean(x, axis=(1, 2))
     for width in self.dense_widths:
-      x = nn.relu(norm()(layers.Dense(width, dtype=self.dtype)(x)))
+      x = layers.Dense(width, dtype=self.dtype)(x)
+      x = nn.relu(norm()(x) if self.dense_norm else x)
+      x = nn.Dropout(self.drop_rate, deterministic=not train)(x)
     x = layers.Dense(self.num_classes, dtype=self.dtype)(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -100,6 +108,8 @@ class VGG(nn.Module):
             f'{width!r} in {tuple(self.widths)}')
     for width in self.dense_widths:
       layers.check_positive(model='VGG', dense_widths=width)
+    if not 0 <= self.drop_rate < 1:
+      raise ValueError(f'VGG: drop_rate must be in [0, 1), got {self.drop_rate}')
     layers.check_images(x, model='VGG')
     pools = sum(width == 'M' for width in self.widths)
     height, width = x.shape[1:3]

@@ -1,0 +1,132 @@
+"""The narrow module: the same class with other widths, the same weights, the same function."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import laws
+import slim_jax
+from slim_jax import models
+from slim_jax import narrow
+import zoo
+
+CHAINS = {
+    'vgg': (models.VGG(num_classes=5, widths=(8, 'M', 12, 10)), (4, 8, 8, 3)),
+    # Flattened 3x2 places, dense layers with BatchNorm, biases of convolutions.
+    'vgg_a': (models.VGG(num_classes=5, widths=(8, 'M', 12, 'M'), dense_widths=(16, 12),
+                         conv_bias=True), (4, 12, 8, 3)),
+    'vgg_bn': (models.VGG(num_classes=5, widths=(8, 'M', 12, 'M'), dense_widths=(16, 12),
+                          conv_bias=True, dense_norm=False), (4, 12, 8, 3)),
+    'mlp': (models.MLP(num_classes=5, widths=(16, 12)), (4, 5, 4, 2)),
+}
+chains = pytest.mark.parametrize('name', CHAINS)
+
+
+def infer(model):
+  return lambda variables, x: model.apply(variables, x, train=False)
+
+
+def train(model):
+  return lambda variables, x: model.apply(variables, x, train=True, mutable=['batch_stats'])
+
+
+def build(model, shape, dtype=jnp.float64):
+  """Model, random variables, images."""
+  model = model.clone(dtype=dtype)
+  x = jax.random.normal(jax.random.key(1), shape, dtype)
+  variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+  variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, dtype), variables)
+  return model, zoo.randomise(variables, dtype, 0), x
+
+
+def cut(model, variables, x, fraction=0.5, **options):
+  dead = laws.random_dead(variables, fraction, seed=3)
+  return slim_jax.plan(infer(model), variables, x, dead=dead, **options)
+
+
+@chains
+def test_outputs_statistics_and_gradients_are_those_of_thin(name, x64):
+  model, variables, x = build(*CHAINS[name])
+  plan = cut(model, variables, x)
+  thin_variables = plan.slice(variables)
+  small = narrow.module(model, plan)
+  assert type(small) is type(model) and small.widths != model.widths
+
+  want = jax.jit(slim_jax.thin(infer(model), plan))(thin_variables, x)
+  assert float(jnp.std(want)) > 1e-3
+  assert laws.distance(jax.jit(infer(small))(thin_variables, x), want) < 1e-12
+
+  def gradients(f):
+    def loss(params, batch_stats):
+      logits, state = f({'params': params, 'batch_stats': batch_stats}, x)
+      return jnp.sum(logits**2), (logits, state)
+    return jax.jit(jax.grad(loss, has_aux=True))(
+        thin_variables['params'], thin_variables['batch_stats'])
+
+  thin = slim_jax.thin(train(model), plan, outs=(None, {'batch_stats': 'batch_stats'}))
+  assert laws.distance(gradients(train(small)), gradients(thin)) < 1e-12
+
+
+@chains
+def test_new_variables_have_the_shapes_of_the_thin_ones(name, x64):
+  model, variables, x = build(*CHAINS[name])
+  plan = cut(model, variables, x)
+  new = jax.eval_shape(lambda: narrow.module(model, plan).init(jax.random.key(0), x, train=False))
+  assert jax.tree.map(np.shape, new) == jax.tree.map(np.shape, plan.slice(variables))
+
+
+def test_dense_layers_without_norm_stay(x64):
+  model, variables, x = build(*CHAINS['vgg_bn'])
+  small = narrow.module(model, cut(model, variables, x))
+  assert small.dense_widths == (16, 12) and small.widths[0] < 8
+
+
+def test_nothing_removed_is_the_same_module(x64):
+  model, variables, x = build(*CHAINS['vgg'])
+  assert narrow.module(model, cut(model, variables, x, fraction=0.0)) == model
+
+
+def test_a_module_is_told_in_a_json():
+  about = json.loads(json.dumps(narrow.describe(CHAINS['vgg_a'][0])))
+  assert about == {
+      'class': 'VGG', 'num_classes': 5, 'widths': [8, 'M', 12, 'M'], 'dense_widths': [16, 12],
+      'conv_bias': True, 'dense_norm': True, 'drop_rate': 0.0}
+  again = models.VGG(**{name: value for name, value in about.items() if name != 'class'})
+  shapes = (jax.eval_shape(lambda model=model: model.init(
+      jax.random.key(0), jnp.ones((1, 12, 8, 3)), train=False))
+            for model in (again, CHAINS['vgg_a'][0]))
+  assert next(shapes) == next(shapes)
+
+
+def test_a_carrier_of_biases_has_no_width(x64):
+  model, variables, x = build(*CHAINS['vgg'])
+  with pytest.raises(narrow.NarrowError, match=r"biases of removed ones \(bias='keep'\): slim_jax.t"):
+    narrow.module(model, cut(model, variables, x, bias='keep'))
+
+
+def test_biases_that_the_activation_stops_need_none(x64):
+  model, variables, x = build(*CHAINS['vgg'])
+  for layer in ('BatchNorm_0', 'BatchNorm_1', 'BatchNorm_2'):
+    variables['params'][layer]['bias'] = -np.abs(variables['params'][layer]['bias'])
+  plan = cut(model, variables, x, bias='keep')
+  assert plan.folds
+  got = jax.jit(infer(narrow.module(model, plan)))(plan.slice(variables), x)
+  assert laws.distance(got, slim_jax.thin(infer(model), plan)(plan.slice(variables), x)) < 1e-12
+
+
+@pytest.mark.parametrize('model', [
+    models.PreResNet(num_classes=5, depth=11, width=4), models.ResNet(num_classes=5, blocks=(1,)),
+    models.DenseNet(num_classes=5, depth=7, growth=2, stem=4)])
+def test_networks_with_streams_are_refused(model):
+  with pytest.raises(narrow.NarrowError, match=f'{type(model).__name__} is no chain .* slim_jax.th'):
+    narrow.module(model, slim_jax.Plan({}))
+
+
+def test_a_plan_of_another_model_is_refused(x64):
+  model, variables, x = build(*CHAINS['vgg'])
+  plan = cut(model, variables, x)
+  with pytest.raises(ValueError, match='no params/Conv_3/kernel: it is of another model'):
+    narrow.module(models.VGG(num_classes=5, widths=(8, 'M', 12, 10, 4)), plan)
