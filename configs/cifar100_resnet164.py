@@ -61,6 +61,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.name = 'preresnet'
   config.model.depth = 164
   config.model.width = 16
+  # Weights to start from instead of new ones: a safetensors file (by our names, or PyTorch's), an
+  # Orbax checkpoint, or a run of slim_jax; see the README. A head for other classes is new. '' for
+  # new weights.
+  config.init_from = ''
   # Of the computation: 'float32', 'bfloat16' or 'float16'. Parameters are float32.
   config.dtype = 'float32'
   # Whether BatchNorm normalises by the images of all devices, not of each its own.

@@ -68,6 +68,10 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.widths = (
       64, 64, 'M', 128, 128, 'M', 256, 256, 256, 256, 'M', 512, 512, 512, 512, 'M',
       512, 512, 512, 512)
+  # Weights to start from instead of new ones: a safetensors file (by our names, or PyTorch's), an
+  # Orbax checkpoint, or a run of slim_jax; see the README. A head for other classes is new. '' for
+  # new weights.
+  config.init_from = ''
   # Of the computation: 'float32', 'bfloat16' or 'float16'. Parameters are float32.
   config.dtype = 'float32'
   # Whether BatchNorm normalises by the images of all devices, not of each its own.

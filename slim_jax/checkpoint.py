@@ -174,6 +174,29 @@ def read(directory: files.PathLike) -> PyTree:
   return found.arrays
 
 
+def read_other(directory: files.PathLike) -> PyTree:
+  """A tree that other code saved with Orbax, as host arrays, from however many devices.
+
+  Args:
+    directory: of the tree itself, in which its `_METADATA` lie.
+
+  Raises:
+    CheckpointError: it cannot be read.
+  """
+  absl_logging.get_absl_logger().addFilter(_no_orbax_chatter)
+  directory = files.path_of(directory)
+  try:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      saved = reader.metadata(directory).item_metadata
+      if saved is None:
+        raise ValueError('what says which arrays there are is damaged or missing')
+      return reader.restore(directory, args=ocp.args.PyTreeRestore(
+          restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved.tree)))
+  except Exception as error:  # pylint: disable=broad-except  (as for `_read_first`)
+    reason = str(error).strip().partition('\n')[0][:300] or type(error).__name__
+    raise CheckpointError(f'{directory} cannot be read: {reason}') from error
+
+
 def fit(arrays: PyTree, like: PyTree, *, name: str) -> PyTree:
   """Nested dictionaries, as checkpoints hold them, in the structure of `like`.
 

@@ -1,16 +1,9 @@
-"""Weights of the authors' PyTorch implementation of network slimming, in our models.
+"""Weights of PyTorch networks, in our models: the authors' own and torchvision's.
 
-That code (https://github.com/Eric-mingjie/network-slimming, and the same networks in
-https://github.com/Eric-mingjie/rethinking-network-pruning) names what it saves by module:
-
-  vgg       feature.N.weight ... with N counting convolutions, BatchNorms, ReLUs and
-            max-pools; classifier
-  resnet    conv1; layerN.M.{bn1, select, conv1, bn2, conv2, bn3, conv3, downsample.0};
-            bn; select; fc
-  densenet  conv1; denseN.M.{bn1, select, conv1}; transN.{bn1, select, conv1}; bn;
-            select; fc
-
-`select` lists the channels that a BatchNorm hands on: all of them until it is pruned.
+What their modules are called is in `torch_names`. Of torchvision the counterparts are `resnet18`
+to `resnet152` and `vgg11_bn` to `vgg19_bn`: the same function of the same images, normalised by
+the mean and standard deviation of ImageNet, which photographs are here. (In training PyTorch keeps
+the unbiased variance of a batch, ours the biased one.)
 """
 
 from collections.abc import Mapping
@@ -22,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slim_jax import models
+from slim_jax import torch_names
 from slim_jax import tree
 
 # What PyTorch calls a leaf of ours.
@@ -33,7 +27,8 @@ _LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias',
 _AXES = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 
 
-def from_state_dict(model: nn.Module, state_dict: Mapping[str, np.ndarray]) -> Any:
+def from_state_dict(model: nn.Module, state_dict: Mapping[str, np.ndarray], *,
+                    image: tuple[int, int, int] = (224, 224, 3)) -> Any:
   """Variables of a model with the weights of its counterpart in PyTorch.
 
       checkpoint = torch.load('model_best.pth.tar', map_location='cpu')
@@ -42,11 +37,14 @@ def from_state_dict(model: nn.Module, state_dict: Mapping[str, np.ndarray]) -> A
       variables = import_torch.from_state_dict(model, state_dict)
 
   Args:
-    model: a `VGG` without dense layers before the last one, a `PreResNet`, or a
-      `DenseNet` without bottlenecks (its stem is 24 there), for three-channel images.
+    model: of the authors' code a `VGG` without dense layers before the last one, a `PreResNet`,
+      or a `DenseNet` without bottlenecks (its stem is 24 there); of torchvision a `ResNet`, or a
+      `VGG` with dense layers, `conv_bias` and no `dense_norm`.
     state_dict: arrays by their names in PyTorch, of a network that is not yet pruned. A
       leading 'module.', left by DataParallel, is taken off; `num_batches_tracked` and
       `select.indexes` may be there or not.
+    image: height, width and channels of the images. A `VGG` with dense layers has weights for
+      one size; the others take any height and width.
 
   Returns:
     {'params': ..., 'batch_stats': ...} in float32, as `model.init` makes them.
@@ -56,74 +54,59 @@ def from_state_dict(model: nn.Module, state_dict: Mapping[str, np.ndarray]) -> A
     ValueError: listing the names that are missing, unexpected or of another shape, and
       the selections that leave out channels.
   """
-  modules = _modules(model)
+  modules = torch_names.modules(model)
   shapes = jax.eval_shape(
-      lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
-  arrays = {name.removeprefix('module.'): np.asarray(value)
-            for name, value in state_dict.items()}
+      lambda: model.init(jax.random.key(0), jnp.zeros((1, *image)), train=False))
+  arrays = _arrays(state_dict)
   # Paths are of a collection, the modules, the leaf: ('params', 'Conv_0', 'kernel').
   names = {path: f'{modules[path[1:-1]]}.{_LEAVES[path[-1]]}'
            for path in tree.flatten(shapes)}
   _check(arrays, {names[path]: _torch_shape(leaf.shape)
                   for path, leaf in tree.flatten(shapes).items()})
+  flattened = ('params', 'Dense_0', 'kernel') if _flattens(model) else None
 
   def convert(path: tree.Path, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     value = arrays[names[path]]
+    if path == flattened:
+      value = _channels_last(value, _places(model, image))
     return jnp.asarray(value.transpose(_AXES[value.ndim]), leaf.dtype)
 
   return tree.map_with_path(convert, shapes)
 
 
-def _modules(model: nn.Module) -> dict[tree.Path, str]:
-  """PyTorch's name of every module with variables, by the path of ours."""
-  if isinstance(model, models.VGG) and not model.dense_widths:
-    return _vgg(model)
-  if isinstance(model, models.PreResNet):
-    return _preresnet(model)
-  if isinstance(model, models.DenseNet) and not model.bottleneck:
-    return _densenet(model)
-  raise TypeError(f'no network of the PyTorch implementation is the counterpart of {model}; '
-                  'there are VGG without dense_widths, PreResNet, and DenseNet without '
-                  'bottleneck')
+def num_classes(model: nn.Module, state_dict: Mapping[str, np.ndarray]) -> int:
+  """Classes that the weights are for; those of the model where the weights have no such layer.
+
+  Raises:
+    TypeError: no counterpart of the model is known.
+  """
+  *_, head = (name for path, name in torch_names.modules(model).items()
+              if path[-1].startswith('Dense_'))
+  bias = _arrays(state_dict).get(f'{head}.bias')
+  return model.num_classes if bias is None or bias.ndim != 1 else len(bias)
 
 
-def _vgg(model: models.VGG) -> dict[tree.Path, str]:
-  names = {('Dense_0',): 'classifier'}
-  position = layer = 0
-  for width in model.widths:
-    if width == 'M':
-      position += 1
-      continue
-    names[f'Conv_{layer}',] = f'feature.{position}'
-    names[f'BatchNorm_{layer}',] = f'feature.{position + 1}'
-    layer += 1
-    position += 3  # The third is ReLU.
-  return names
+def _arrays(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  return {name.removeprefix('module.'): np.asarray(value) for name, value in state_dict.items()}
 
 
-def _preresnet(model: models.PreResNet) -> dict[tree.Path, str]:
-  names = {('Conv_0',): 'conv1', ('BatchNorm_0',): 'bn', ('Dense_0',): 'fc'}
-  blocks = (model.depth - 2) // 9
-  for i in range(3 * blocks):
-    ours, theirs = f'Bottleneck_{i}', f'layer{i // blocks + 1}.{i % blocks}'
-    for k in range(3):
-      names[ours, f'BatchNorm_{k}'] = f'{theirs}.bn{k + 1}'
-      names[ours, f'Conv_{k}'] = f'{theirs}.conv{k + 1}'
-    if i % blocks == 0:
-      names[ours, 'projection'] = f'{theirs}.downsample.0'
-  return names
+def _flattens(model: nn.Module) -> bool:
+  return isinstance(model, models.VGG) and bool(model.dense_widths)
 
 
-def _densenet(model: models.DenseNet) -> dict[tree.Path, str]:
-  names = {('Conv_0',): 'conv1', ('Dense_0',): 'fc'}
-  each = (model.depth - 4) // 3
-  theirs = [name for block in (1, 2, 3)
-            for name in [f'dense{block}.{k}' for k in range(each)] + [f'trans{block}']]
-  for i, name in enumerate(theirs[:-1]):  # No transition follows the last block.
-    names[f'BatchNorm_{i}',] = f'{name}.bn1'
-    names[f'Conv_{i + 1}',] = f'{name}.conv1'
-  names[f'BatchNorm_{len(theirs) - 1}',] = 'bn'
-  return names
+def _places(model: models.VGG, image: tuple[int, int, int]) -> tuple[int, int]:
+  """Height and width of what the max-pools leave of an image."""
+  pools = sum(width == 'M' for width in model.widths)
+  return image[0] // 2**pools, image[1] // 2**pools
+
+
+def _channels_last(weight: np.ndarray, places: tuple[int, int]) -> np.ndarray:
+  """The weight [outputs, inputs] of a layer that reads a flattened image, inputs in our order.
+
+  PyTorch flattens [channels, height, width], we [height, width, channels].
+  """
+  image = weight.reshape(len(weight), -1, *places)
+  return image.transpose(0, 2, 3, 1).reshape(weight.shape)
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:

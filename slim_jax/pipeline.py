@@ -28,6 +28,7 @@ from slim_jax import files
 from slim_jax import loop
 from slim_jax import network
 from slim_jax import plot
+from slim_jax import pretrained
 from slim_jax import processes
 from slim_jax import pruning
 from slim_jax import report
@@ -56,8 +57,10 @@ def run(config: ml_collections.ConfigDict, workdir: files.PathLike, *,
     A record of each stage, in order: pass, stage, accuracy (0 to 1), loss (nats),
     params, macs (of one image), seconds, widths (channels by path of the scale); of
     sparse stages also strength, pull, start (mean |scale| before), warning ('' if the
-    pull suffices) and small_scales (share of |scale| below `sparse.SMALL`); and best_epoch of a
-    stage whose model was chosen on `valid_split`.
+    pull suffices) and small_scales (share of |scale| below `sparse.SMALL`); best_epoch of a
+    stage whose model was chosen on `valid_split`; and of stages that start from
+    `config.init_from` new_head (paths of what is drawn anew) and, where nothing is,
+    start_accuracy, of the weights as they came.
 
   Raises:
     ConfigError: the config cannot work.
@@ -87,6 +90,8 @@ def _run(config: ml_collections.ConfigDict, workdir: Workdir,
   if todo:
     for stage in done:
       logging.info('%s: complete', stage)
+    if any(_is_from_elsewhere(config, stage) for stage in todo):
+      pretrained.read(config.init_from)  # nothing is downloaded or prepared in vain
     opened = context.open_run(config, workdir)
     files.write_json(workdir.path / 'config.json', context.to_json(config))
     for stage in todo:
@@ -111,17 +116,20 @@ def _run_stage(opened: Run, stage: Stage) -> dict[str, Any]:
   length = sparse.Length(task.epochs * epoch_steps, epoch_steps)
   strength = sparse.strength(config, task.schedule, length) if stage.name == 'sparse' else 0.0
   tx = _optimiser(opened, stage, net, task.schedule, length, strength)
-  state = _start(opened, stage, net, tx, previous)
-  extra = {}
+  state, extra = _start(opened, stage, net, tx, previous)
   if stage.name == 'pruned':
     net, state = pruning.prune(opened, stage, net, state)
   elif stage.name == 'recalibrated':
     state = loop.make_recalibrate(opened.train_data, config=config, key=task.key)(state)
   elif stage.name == 'sparse':
-    extra = sparse.judge(config, task.schedule, length, strength, state.params)
+    extra |= sparse.judge(config, task.schedule, length, strength, state.params)
     if extra['warning']:
       logging.warning('%s: %s', stage, extra['warning'])
   evaluate = context.evaluator(opened, net)
+  if extra.get('new_head') == []:
+    came = evaluate(loop.variables_of(state), opened.test_data)
+    extra['start_accuracy'] = came.accuracy
+    logging.info('%s: starts with accuracy %.2f%%', stage, 100 * came.accuracy)
   with checkpoint.open_manager(workdir.checkpoints(stage),
                                keep=config.keep_checkpoints) as manager:
     if stage.name in stages.AT_ONCE:
@@ -220,22 +228,44 @@ def _plan_before(workdir: Workdir, stage: Stage, previous: Stage | None):
   return None if previous is None else workdir.plan_after(previous)
 
 
+def _is_from_elsewhere(config: ml_collections.ConfigDict, stage: Stage) -> bool:
+  """Whether a stage starts from `init_from`: as any that starts from new weights, but scratch."""
+  return bool(config.init_from) and not stage.is_scratch and (
+      stages.previous(config, stage) is None)
+
+
 def _start(opened: Run, stage: Stage, net: Network, tx: optax.GradientTransformation,
-           previous: Stage | None) -> train.TrainState:
-  """The state that a stage starts from: at step 0, momentum kept."""
+           previous: Stage | None) -> tuple[train.TrainState, dict[str, Any]]:
+  """The state that a stage starts from, at step 0, momentum kept; and what to record of it."""
+  image = context.image(opened.train_data)
   if previous is None:
     key = jax.random.key(opened.config.seed)
     if stage.is_scratch:  # new weights, not a part of those that the pruned network had
       key = jax.random.fold_in(key, 1 + (stage.name == 'scratch-b'))
-    return train.create_state(net.apply, net.init(key, context.image(opened.train_data)), tx)
+    variables, extra = net.init(key, image), {}
+    if _is_from_elsewhere(opened.config, stage):
+      variables, extra = _from_elsewhere(opened, stage, variables)
+    return train.create_state(net.apply, variables, tx), extra
   directory = opened.workdir.checkpoints(previous)
   arrays = checkpoint.read(directory)
   like = jax.eval_shape(lambda variables: train.create_state(net.apply, variables, tx),
-                        net.shapes(context.image(opened.train_data)))
+                        net.shapes(image))
   state = checkpoint.fit(arrays, like, name=str(directory))
   zero = jnp.zeros([], jnp.int32)
-  return state.replace(step=zero,
-                       opt_state=optax.tree_utils.tree_set(state.opt_state, count=zero))
+  return state.replace(step=zero, opt_state=optax.tree_utils.tree_set(
+      state.opt_state, count=zero)), {}
+
+
+def _from_elsewhere(opened: Run, stage: Stage, fresh: PyTree) -> tuple[PyTree, dict[str, Any]]:
+  """The weights of `init_from`, and what a record says of them."""
+  config, data = opened.config, opened.train_data
+  found = pretrained.load(config.init_from, network.model_of(config, data.num_classes), fresh,
+                          data.shape)
+  logging.info('%s: starts from the weights of %s', stage, config.init_from)
+  if found.new:
+    logging.info('%s: they are for another number of classes than %d, so the head is drawn anew: '
+                 '%s', stage, data.num_classes, ', '.join(found.new))
+  return found.variables, {'new_head': list(found.new)}
 
 
 def _widths(variables: PyTree) -> dict[str, int]:

@@ -12,7 +12,8 @@ from slim_jax import files
 from slim_jax.progress import clock
 
 _SUMMARY = ('pass', 'stage', 'accuracy', 'loss', 'params', 'macs', 'seconds')
-_SOME = ('best_epoch', 'strength', 'pull', 'start', 'small_scales')
+_SOME = ('best_epoch', 'strength', 'pull', 'start', 'small_scales', 'new_head',
+         'start_accuracy')
 # Columns of output that no terminal limits.
 _WIDE = 120
 _STAGES = ('baseline', 'sparse', 'pruned', 'recalibrated', 'finetuned', 'scratch-e', 'scratch-b')

@@ -19,7 +19,7 @@ FLOORS = [
     {'batch_norms', 'files', 'progress'},
     {'channels', 'sparsity', 'convolutions', 'cost', 'models', 'data', 'guards', 'ranking', 'plot'},
     {'select', 'probe'},
-    {'terms'},
+    {'terms', 'torch_names'},
     {'train', 'checkpoint', 'report', 'import_torch', 'feed', 'initialise', 'channel_cost',
      'budget', 'scores', 'narrow'},
     {'', 'check', 'loop', 'workdir'},  # '' is slim_jax itself: the library without the program

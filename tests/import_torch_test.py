@@ -290,7 +290,7 @@ def test_all_that_does_not_fit_is_listed_at_once():
 
 
 @pytest.mark.parametrize('model', [
-    models.MLP(num_classes=10), models.ResNet(num_classes=10),
+    models.MLP(num_classes=10),
     models.VGG(num_classes=10, dense_widths=(8,)),
     models.DenseNet(num_classes=10, bottleneck=True)])
 def test_models_without_a_counterpart_are_refused(model):

@@ -103,7 +103,7 @@ def test_a_module_is_told_in_a_json():
 
 def test_a_carrier_of_biases_has_no_width(x64):
   model, variables, x = build(*CHAINS['vgg'])
-  with pytest.raises(narrow.NarrowError, match=r"biases of removed ones \(bias='keep'\): slim_jax.t"):
+  with pytest.raises(narrow.NarrowError, match=r"biases of removed ones \(bias='keep'\): slim"):
     narrow.module(model, cut(model, variables, x, bias='keep'))
 
 
@@ -121,7 +121,7 @@ def test_biases_that_the_activation_stops_need_none(x64):
     models.PreResNet(num_classes=5, depth=11, width=4), models.ResNet(num_classes=5, blocks=(1,)),
     models.DenseNet(num_classes=5, depth=7, growth=2, stem=4)])
 def test_networks_with_streams_are_refused(model):
-  with pytest.raises(narrow.NarrowError, match=f'{type(model).__name__} is no chain .* slim_jax.th'):
+  with pytest.raises(narrow.NarrowError, match=f'{type(model).__name__} is no chain .* slim_jax'):
     narrow.module(model, slim_jax.Plan({}))
 
 
