@@ -79,16 +79,22 @@ def about(workdir: files.PathLike) -> dict[str, Any]:
   Returns:
     image: height, width and channels; num_classes, class_names; mean and std of the channels of
     the training images, in pixel values; stage, accuracy (0 to 1), loss (nats), params, macs (of
-    one image) and widths (channels by path of the scale) of the stage that left it.
+    one image) and widths (channels by path of the scale) of the stage that left it; module: class
+    and arguments of the Linen module that it is, as `narrow.describe`, None where it is none.
 
   Raises:
     WorkdirError: the directory holds no run with a complete stage.
   """
   workdir = Workdir(files.path_of(workdir))
   stage = _last(workdir)
+  try:
+    described = narrow.describe(module(workdir.path))
+  except narrow.NarrowError:
+    described = None
   (record,) = (record for record in workdir.records() if Stage.of(record) == stage)
   return {**read_json(workdir.path / 'dataset.json'), 'stage': str(stage),
-          **{name: record[name] for name in ('accuracy', 'loss', 'params', 'macs', 'widths')}}
+          **{name: record[name] for name in ('accuracy', 'loss', 'params', 'macs', 'widths')},
+          'module': described}
 
 
 class Sparse(NamedTuple):

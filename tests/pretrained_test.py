@@ -147,7 +147,7 @@ def test_what_cannot_be_read_is_told(tmp_path):
     pretrained.read(str(tmp_path / 'empty'))
   path = write_orbax(tmp_path, variables)
   (path / '_METADATA').write_bytes((path / '_METADATA').read_bytes()[:50])
-  with pytest.raises(checkpoint.CheckpointError, match='checkpoint cannot be read: what says which'):
+  with pytest.raises(checkpoint.CheckpointError, match='checkpoint cannot be read: what says'):
     pretrained.read(str(path))
   with ocp.StandardCheckpointer() as writer:
     writer.save(tmp_path / 'state', {'weights': jnp.ones(2), 'step': jnp.int32(3)})
@@ -253,4 +253,5 @@ def test_the_module_of_a_finished_run(config, run):
   x = data.normalize(images, *(np.float32(about[name]) for name in ('mean', 'std')))
   np.testing.assert_allclose(module.apply(variables, x, train=False), apply(variables, images),
                              rtol=1e-5, atol=1e-6)
-  assert json.loads(json.dumps(narrow.describe(module)))['widths'] == list(module.widths)
+  assert about['module'] == narrow.describe(module)
+  assert json.loads(json.dumps(about))['module']['widths'] == list(module.widths)

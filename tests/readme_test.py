@@ -83,8 +83,15 @@ def test_a_finished_run_is_loaded(tmp_path, monkeypatch):
   run(one('slim_jax.load('))
 
 
+def test_the_narrow_module_runs():
+  made = run(one('narrow.module('))
+  assert 47 <= sum(width for width in made['thin_net'].widths if width != 'M') <= 48
+  thin = slim_jax.thin(made['apply'], made['plan'])(made['plan'].slice(made['variables']), made['x'])
+  assert jax.numpy.allclose(made['logits'], thin, atol=1e-5)
+
+
 def test_every_python_block_is_run_above():
-  assert len(blocks('python')) == 4 + len(LIBRARIES)
+  assert len(blocks('python')) == 5 + len(LIBRARIES)
 
 
 def test_the_first_two_commands_exist():

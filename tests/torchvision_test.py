@@ -194,6 +194,7 @@ def test_a_network_that_drops_does_so_in_training():
   variables = import_torch.from_state_dict(model, weights(shapes), image=image)
   x = jax.random.normal(jax.random.key(3), (4, *image))
 
+  @jax.jit
   def train(key):
     return model.apply(variables, x, train=True, mutable=['batch_stats'],
                        rngs={'dropout': jax.random.key(key)})[0]
