@@ -90,9 +90,13 @@ def _run(config: ml_collections.ConfigDict, workdir: Workdir,
   if todo:
     for stage in done:
       logging.info('%s: complete', stage)
-    if any(_is_from_elsewhere(config, stage) for stage in todo):
-      pretrained.read(config.init_from)  # nothing is downloaded or prepared in vain
+    elsewhere = any(_is_from_elsewhere(config, stage) for stage in todo)
+    if elsewhere:
+      pretrained.read(config.init_from)  # so that no data are prepared in vain
     opened = context.open_run(config, workdir)
+    if elsewhere:
+      _pretrained(opened, network.create(config, opened.train_data.num_classes).shapes(
+          context.image(opened.train_data)))
     files.write_json(workdir.path / 'config.json', context.to_json(config))
     for stage in todo:
       records.append(_run_stage(opened, stage))
@@ -258,14 +262,19 @@ def _start(opened: Run, stage: Stage, net: Network, tx: optax.GradientTransforma
 
 def _from_elsewhere(opened: Run, stage: Stage, fresh: PyTree) -> tuple[PyTree, dict[str, Any]]:
   """The weights of `init_from`, and what a record says of them."""
-  config, data = opened.config, opened.train_data
-  found = pretrained.load(config.init_from, network.model_of(config, data.num_classes), fresh,
-                          data.shape)
-  logging.info('%s: starts from the weights of %s', stage, config.init_from)
+  found = _pretrained(opened, fresh)
+  logging.info('%s: starts from the weights of %s', stage, opened.config.init_from)
   if found.new:
     logging.info('%s: they are for another number of classes than %d, so the head is drawn anew: '
-                 '%s', stage, data.num_classes, ', '.join(found.new))
+                 '%s', stage, opened.train_data.num_classes, ', '.join(found.new))
   return found.variables, {'new_head': list(found.new)}
+
+
+def _pretrained(opened: Run, fresh: PyTree) -> pretrained.Pretrained:
+  """The weights of `init_from`, if they fit; `fresh` may be shapes."""
+  data = opened.train_data
+  return pretrained.load(opened.config.init_from,
+                         network.model_of(opened.config, data.num_classes), fresh, data.shape)
 
 
 def _widths(variables: PyTree) -> dict[str, int]:

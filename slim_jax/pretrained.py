@@ -54,7 +54,7 @@ def load(path: str, model: nn.Module, fresh: PyTree, image: tuple[int, int, int]
   Args:
     path: see the top of this file.
     model: the whole network.
-    fresh: new variables for it.
+    fresh: new variables for it; or their shapes, to see whether the weights fit.
     image: height, width and channels of the images.
 
   Raises:

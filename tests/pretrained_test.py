@@ -227,6 +227,15 @@ def test_errors_come_before_data_are_looked_for(config, tmp_path):
     pipeline.run(config, tmp_path / 'run')
 
 
+def test_weights_that_do_not_fit_leave_nothing_behind(config, run, tmp_path):
+  workdir, _ = run
+  source = str(workdir / 'checkpoints' / '0-baseline')
+  other = changed(config, **{'init_from': source, 'model.widths': (6, 'M', 7)})
+  with pytest.raises(check.ConfigError, match='BatchNorm_1/scale is .6., not .7.'):
+    pipeline.run(other, tmp_path)
+  assert not (tmp_path / 'config.json').exists() and not (tmp_path / 'checkpoints').exists()
+
+
 def test_a_pruned_run_is_no_start(run):
   workdir, _ = run
   with pytest.raises(check.ConfigError,
