@@ -101,7 +101,10 @@ def read(path: str) -> dict[Any, np.ndarray]:
     return arrays
   try:
     arrays = safetensors.numpy.load(place.read_bytes())
-  except (safetensors.SafetensorError, KeyError, OSError, ValueError) as error:
+  except KeyError as error:  # a type that NumPy does not have
+    raise ConfigError(f'config.init_from={path} has arrays of type {error.args[0]}: save them as '
+                      'float32, which parameters are here') from error
+  except (safetensors.SafetensorError, OSError, ValueError) as error:
     raise ConfigError(
         f'config.init_from={path} is no safetensors file, or is damaged: {error}. PyTorch writes '
         'one by safetensors.torch.save_file(state_dict, path)') from error
@@ -111,7 +114,7 @@ def read(path: str) -> dict[Any, np.ndarray]:
 
 def _is_ours(arrays: Mapping[Any, Any]) -> bool:
   """Whether arrays are named by path, which begins with the collection."""
-  return any(name[0] == 'params' for name in arrays)
+  return any(name[:1] == ('params',) for name in arrays)
 
 
 def _read_directory(place: epath.Path) -> PyTree:

@@ -142,6 +142,10 @@ def test_what_cannot_be_read_is_told(tmp_path):
   path.write_bytes(path.read_bytes()[:-100])
   with pytest.raises(check.ConfigError, match='is no safetensors file, or is damaged: .*save_file'):
     pretrained.read(str(path))
+  head = b'{"params/x": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}'
+  path.write_bytes(len(head).to_bytes(8, 'little') + head + bytes(2))
+  with pytest.raises(check.ConfigError, match='has arrays of type BF16: save them as float32'):
+    pretrained.read(str(path))
   (tmp_path / 'empty').mkdir()
   with pytest.raises(check.ConfigError, match='empty is neither an Orbax checkpoint nor a workdir'):
     pretrained.read(str(tmp_path / 'empty'))
