@@ -1,21 +1,22 @@
-"""Convolutions as sums over the taps of their kernel, where XLA compiles those better on a CPU.
+"""Convolutions as XLA compiles them well on a CPU.
 
-For the CPU, XLA has fast code for most convolutions but not for two kinds:
-
-  depthwise     becomes a dense convolution, whose kernel is mostly zeros: 10 to 200 times
-                the time, and memory quadratic in the channels
-  tiny inputs   a kernel that is larger than its input (the last stage of VGG-19 on CIFAR: 3x3 on
-                2x2) runs some 60 times slower than others
-
-A convolution is also a sum over the taps of its kernel: of the input, shifted, times one
-position of the kernel,
+A convolution is a sum over the taps t of its kernel,
 
     y[n, p, o] = sum_t sum_c x[n, stride p + dilation t - padding, c] k[t, c, o]
 
-which is a product for each tap: of matrices, or where channels do not mix, of elements.
+For the CPU, XLA has fast code for many convolutions, but not for these:
+
+  depthwise     become dense, with a kernel that is mostly zeros: 10 to 200 times the time, and
+                memory quadratic in the channels. Here: one product of elements a tap.
+  tiny inputs   a kernel larger than its input (the last stage of VGG-19 on CIFAR: 3x3 on 2x2)
+                runs some 60 times slower than others. Here: one product of matrices a tap.
+  pointwise     a kernel of one tap is a product of matrices, and twice as fast as one.
+  gradients     of the kernel, over large images: a convolution with a window as large as the
+                image. Here: dk[t] = sum_np x[n, p + t] y'[n, p], a product of matrices whose columns
+                are the taps, for some images at a time, so that they stay in the cache.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 import itertools
 import math
@@ -32,6 +33,10 @@ PyTree = Any
 
 # More taps than this would make more operations than they save.
 _MOST_TAPS = 128
+# Results for an image from which on the gradient of a kernel is taken tap by tap, and the rows of
+# the matrices that are multiplied at a time.
+_LARGE = 256
+_ROWS = 1024
 
 
 def for_cpu(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
@@ -40,12 +45,14 @@ def for_cpu(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
       apply = slim_jax.for_cpu(lambda variables, x: model.apply(variables, x, train=False))
       logits = jax.jit(apply)(variables, x)
 
-  Depthwise convolutions, and those whose kernel is larger than their input, become sums over the
-  taps of the kernel: the same numbers up to the order of the sums, derivatives too. Where JAX's
-  default backend is another, and where there are no such convolutions, nothing changes. Inside
-  `scan`, `while`, `cond`, `jax.checkpoint` and custom derivatives they stay as they are.
+  Depthwise and pointwise convolutions, those whose kernel is larger than their input, and the
+  gradients of kernels over large images are computed by other operations: the same numbers, up to
+  the order of the sums. Where JAX's default backend is another, and where there are no such
+  convolutions, nothing changes. Inside `scan`, `while`, `cond`, `jax.checkpoint` and custom
+  derivatives they stay as they are.
 
   Apply it last, to what is compiled: `count` and `plan` read convolutions better as they were.
+  Derivatives are taken in reverse (`grad`, `vjp`), not forward (`jvp`).
 
   Args:
     f: a function of pytrees of arrays.
@@ -59,7 +66,7 @@ def for_cpu(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
     if jax.default_backend() != 'cpu':
       return f(*args, **kwargs)
     program, results = jaxprs.trace(f, *args, **kwargs)
-    if not any(map(_is_slow, program.equations)):
+    if not any(map(_way, program.equations)):
       return f(*args, **kwargs)
     found = jaxprs.run(program, jax.tree.leaves((args, kwargs)), _run)
     return jax.tree.unflatten(jax.tree.structure(results), found)
@@ -68,75 +75,99 @@ def for_cpu(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
 
 def _run(eqn: Equation, *arrays: Any) -> list[Any]:
-  return [_sum_of_taps(eqn, *arrays)] if _is_slow(eqn) else jaxprs.bind(eqn, *arrays)
+  way = _way(eqn)
+  return [way(eqn, *arrays)] if way else jaxprs.bind(eqn, *arrays)
 
 
-def _is_slow(eqn: Equation) -> bool:
-  """Whether XLA's code for a CPU is slow here, and a sum over the taps can stand for it."""
+def _way(eqn: Equation) -> Callable[..., jax.Array] | None:
+  """A faster way to compute the equation on a CPU, `(eqn, x, kernel)` -> y, if there is one."""
   if eqn.primitive is not primitives.conv_general_dilated_p:
-    return False
+    return None
   (x, kernel), dims = eqn.in_avals, eqn.params['dimension_numbers']
   window = [kernel.shape[i] for i in dims.rhs_spec[2:]]
-  groups = eqn.params['feature_group_count']
   if (eqn.params['batch_group_count'] != 1 or math.prod(window) > _MOST_TAPS
       or any(step != 1 for step in eqn.params['lhs_dilation'])
       or not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype != kernel.dtype):
-    return False
-  is_depthwise = groups > 1 and groups == x.shape[dims.lhs_spec[1]]
-  is_tiny = groups == 1 and any(
-      size > x.shape[i] for size, i in zip(window, dims.lhs_spec[2:], strict=True))
-  return is_depthwise or is_tiny
+    return None
+  groups = eqn.params['feature_group_count']
+  if groups > 1:
+    return _depthwise if groups == x.shape[dims.lhs_spec[1]] else None
+  if all(n == 1 for n in window) or any(
+      n > x.shape[i] for n, i in zip(window, dims.lhs_spec[2:], strict=True)):
+    return _products
+  is_large = math.prod(eqn.out_avals[0].shape[i] for i in dims.out_spec[2:]) >= _LARGE
+  is_plain = all(step == 1 for step in eqn.params['rhs_dilation'])
+  batch = x.shape[dims.lhs_spec[0]]
+  return _with_gradient if is_large and is_plain and isinstance(batch, int) else None
 
 
-def _sum_of_taps(eqn: Equation, x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """What the convolution computes."""
-  dims, out = eqn.params['dimension_numbers'], eqn.out_avals[0]
-  x = x.transpose(dims.lhs_spec[0], *dims.lhs_spec[2:], dims.lhs_spec[1])
-  kernel = kernel.transpose(*dims.rhs_spec[2:], *dims.rhs_spec[1::-1])
-  spatial = tuple(out.shape[i] for i in dims.out_spec[2:])
-  sum_of = _of_elements if eqn.params['feature_group_count'] > 1 else _of_matrices
-  # Sums of half precision are held in single, as a convolution holds them.
-  y = sum_of(eqn, x, kernel, spatial, jnp.promote_types(out.dtype, jnp.float32))
-  where = [0] * y.ndim  # of batch, spatial..., feature
-  for axis, at in enumerate((dims.out_spec[0], *dims.out_spec[2:], dims.out_spec[1])):
-    where[at] = axis
-  return y.transpose(where).astype(out.dtype)
+def _channels_last(way: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """`way(eqn, x, kernel, spatial, dtype)` for any layout.
+
+  It gets x [batch, spatial..., channels], kernel [spatial..., channels, outputs], the spatial
+  shape of its result and the dtype of sums: of half precision they are held in single, as a
+  convolution holds them.
+  """
+  @functools.wraps(way)
+  def compute(eqn: Equation, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    dims, out = eqn.params['dimension_numbers'], eqn.out_avals[0]
+    y = way(eqn, x.transpose(_last(dims.lhs_spec)), kernel.transpose(_kernel_last(dims.rhs_spec)),
+            tuple(out.shape[i] for i in dims.out_spec[2:]),
+            jnp.promote_types(out.dtype, jnp.float32))
+    return y.transpose(_inverse(_last(dims.out_spec))).astype(out.dtype)
+
+  return compute
 
 
-def _of_elements(eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...],
-                 dtype: Any) -> jax.Array:
+def _last(spec: Sequence[int]) -> tuple[int, ...]:
+  """Axes (batch, feature, spatial...) in the order batch, spatial..., feature."""
+  return spec[0], *spec[2:], spec[1]
+
+
+def _kernel_last(spec: Sequence[int]) -> tuple[int, ...]:
+  """Axes (output, input, spatial...) in the order spatial..., input, output."""
+  return *spec[2:], spec[1], spec[0]
+
+
+def _inverse(order: Sequence[int]) -> list[int]:
+  return [order.index(i) for i in range(len(order))]
+
+
+@_channels_last
+def _depthwise(eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...],
+               dtype: Any) -> jax.Array:
   """Channels do not mix. The input is padded once: its gradient is then one sum, too."""
-  params = eqn.params
-  multiplier = kernel.shape[-1] // params['feature_group_count']
-  x = lax.pad(x, jnp.zeros([], x.dtype),
-              [(0, 0, 0), *((low, high, 0) for low, high in params['padding']), (0, 0, 0)])
-  x = jnp.repeat(x, multiplier, axis=-1).astype(dtype)
+  multiplier = kernel.shape[-1] // eqn.params['feature_group_count']
+  x = jnp.repeat(_padded(eqn, x), multiplier, axis=-1).astype(dtype)
   total = None
   for tap in itertools.product(*map(range, kernel.shape[:-2])):
-    reads = tuple(slice(t * dilation, t * dilation + (n - 1) * stride + 1, stride)
-                  for t, n, stride, dilation in zip(
-                      tap, spatial, params['window_strides'], params['rhs_dilation'], strict=True))
-    part = x[(slice(None), *reads)]
+    part = x[_reads(eqn, tap, spatial)]
     product = part * lax.broadcast(kernel[tap][0].astype(dtype), part.shape[:-1])
     total = product if total is None else total + product
   return total
 
 
-def _of_matrices(eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...],
-                 dtype: Any) -> jax.Array:
+@_channels_last
+def _products(eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...],
+              dtype: Any) -> jax.Array:
   """Products with padding are left out: of tiny inputs they would be half of them."""
   params = eqn.params
   along = [_inside(*each) for each in zip(
       kernel.shape[:-2], x.shape[1:-1], spatial, params['padding'], params['window_strides'],
       params['rhs_dilation'], strict=True)]
-  total = jnp.zeros((x.shape[0], *spatial, kernel.shape[-1]), dtype)
+  total = None
   for taps in itertools.product(*along):
     tap, reads, pads = zip(*taps)
     part = x[(slice(None), *reads)]
-    product = lax.dot_general(part, kernel[tap], (((part.ndim - 1,), (0,)), ((), ())),
-                              precision=params['precision'],
+    product = lax.dot_general(part.reshape(-1, part.shape[-1]), kernel[tap],
+                              (((1,), (0,)), ((), ())), precision=params['precision'],
                               preferred_element_type=dtype)
-    total += jnp.pad(product, ((0, 0), *pads, (0, 0)))
+    product = product.reshape(*part.shape[:-1], -1)
+    if any(map(any, pads)):
+      product = jnp.pad(product, ((0, 0), *pads, (0, 0)))
+    total = product if total is None else total + product
+  if total is None:  # all results read nothing but padding
+    return jnp.zeros((x.shape[0], *spatial, kernel.shape[-1]), dtype)
   return total
 
 
@@ -151,3 +182,65 @@ def _inside(width: int, size: int, results: int, padding: tuple[int, int], strid
       reads = slice(at + first * stride, at + (last - 1) * stride + 1, stride)
       found.append((tap, reads, (first, results - last)))
   return found
+
+
+def _with_gradient(eqn: Equation, x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """The convolution itself, with another way to the gradient of its kernel."""
+  def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jaxprs.bind(eqn, x, kernel)[0]
+
+  def forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
+    return convolve(x, kernel), (x, kernel)
+
+  def back(operands: Any, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = operands
+    _, pull = jax.vjp(lambda x: convolve(x, kernel), x)
+    return *pull(slope), _kernel_gradient(eqn, x, slope)
+
+  fast = jax.custom_vjp(convolve)
+  fast.defvjp(forward, back)
+  return fast(x, kernel)
+
+
+def _kernel_gradient(eqn: Equation, x: jax.Array, slope: jax.Array) -> jax.Array:
+  """sum_np x[n, stride p + t] slope[n, p] for each tap t, in the layout of the kernel."""
+  dims, aval = eqn.params['dimension_numbers'], eqn.in_avals[1]
+  order = _kernel_last(dims.rhs_spec)
+  *window, channels, outputs = (aval.shape[i] for i in order)
+  x = _padded(eqn, x.transpose(_last(dims.lhs_spec)))
+  slope = slope.transpose(_last(dims.out_spec))
+  spatial = slope.shape[1:-1]
+  parts = _divisor(x.shape[0], max(1, x.shape[0] * math.prod(spatial) // _ROWS))
+  dtype = jnp.promote_types(aval.dtype, jnp.float32)
+
+  def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    x, slope = part
+    taps = [x[_reads(eqn, tap, spatial)] for tap in itertools.product(*map(range, window))]
+    columns = jnp.concatenate(taps, -1).reshape(-1, len(taps) * channels)
+    return total + lax.dot_general(slope.reshape(-1, outputs), columns, (((0,), (0,)), ((), ())),
+                                   precision=eqn.params['precision'],
+                                   preferred_element_type=dtype), None
+
+  zero = jnp.zeros((outputs, math.prod(window) * channels), dtype)
+  total, _ = lax.scan(add, zero, tuple(a.reshape(parts, -1, *a.shape[1:]) for a in (x, slope)))
+  gradient = jnp.moveaxis(total.reshape(outputs, *window, channels), 0, -1)
+  return gradient.transpose(_inverse(order)).astype(aval.dtype)
+
+
+def _padded(eqn: Equation, x: jax.Array) -> jax.Array:
+  """x [batch, spatial..., channels] with its padding."""
+  return lax.pad(x, jnp.zeros([], x.dtype),
+                 [(0, 0, 0), *((low, high, 0) for low, high in eqn.params['padding']), (0, 0, 0)])
+
+
+def _reads(eqn: Equation, tap: Sequence[int], spatial: Sequence[int]) -> tuple[slice, ...]:
+  """What a tap reads of the padded input."""
+  return (slice(None), *(
+      slice(t * dilation, t * dilation + (n - 1) * stride + 1, stride)
+      for t, n, stride, dilation in zip(tap, spatial, eqn.params['window_strides'],
+                                        eqn.params['rhs_dilation'], strict=True)))
+
+
+def _divisor(n: int, at_most: int) -> int:
+  """The largest divisor of n up to a bound."""
+  return max(d for d in range(1, min(n, at_most) + 1) if n % d == 0)

@@ -22,6 +22,13 @@ WINDOWS = {
     'dilated': ((4, 2), (3, 3), (1, 1), ((3, 2), (2, 2)), (3, 2)),
     'far_padding': ((2, 2), (3, 3), (2, 1), ((5, 4), (0, 6)), (1, 1)),
     'cropped': ((5, 5), (3, 7), (1, 1), ((-1, 1), (3, 3)), (1, 1)),
+    'pointwise': ((5, 4), (1, 1), (2, 1), ((0, 0), (0, 0)), (1, 1)),
+}
+# Those of which only the gradient of the kernel is another.
+LARGE = {
+    'same': ((16, 17), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+    'strided': ((33, 32), (4, 3), (2, 1), ((2, 1), (0, 0)), (1, 1)),
+    'cropped': ((20, 20), (3, 3), (1, 1), ((-1, 1), (0, 1)), (1, 1)),
 }
 
 
@@ -60,6 +67,22 @@ def test_taps_compute_the_convolution_and_its_gradients(name, groups, layout, x6
   np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
   for a, b in zip(fast_back(want), back(want)):
     np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize('layout', [NHWC, NCHW], ids=['NHWC', 'NCHW'])
+@pytest.mark.parametrize('name', LARGE)
+def test_gradients_of_kernels_over_large_images(name, layout, x64):
+  window = LARGE[name]
+  x, k = operands(window, layout, 6, 4, 1)
+  x = jnp.concatenate([x, 2 * x, 3 * x])  # six images: two or three at a time
+  f = functools.partial(convolution, window=window, layout=layout)
+  fast = slim_jax.for_cpu(f)
+  want, back = jax.vjp(f, x, k)
+  got, fast_back = jax.vjp(fast, x, k)
+  np.testing.assert_array_equal(got, want)
+  assert 'scan' in primitives_of(lambda x, k: jax.vjp(fast, x, k)[1](want), x, k)
+  for a, b in zip(fast_back(want), back(want)):
+    np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-10)
 
 
 @pytest.mark.parametrize('groups', [1, 16], ids=['dense', 'depthwise'])
