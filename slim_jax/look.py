@@ -23,10 +23,10 @@ from slim_jax import files
 from slim_jax import finished
 from slim_jax import loop
 from slim_jax import plot
-from slim_jax import processes
 from slim_jax import probe
+from slim_jax import processes
 from slim_jax import pruning
-from slim_jax import report
+from slim_jax import tables
 
 # Training batches to recalibrate with where the config asks for none.
 _BATCHES = 20
@@ -43,7 +43,7 @@ def main() -> None:
   rows = run(config, workdir, fractions.tolist())
   best = suggest(rows, _TOLERANCE.value)
   if processes.is_first():
-    report.show_look(rows, best)
+    tables.show_look(rows, best)
   path = workdir / 'look.png'
   plot.look(rows, path, best=best)
   logging.info('plot: %s', path)

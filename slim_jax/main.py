@@ -12,8 +12,8 @@ from absl import flags
 from slim_jax import command
 from slim_jax import pipeline
 from slim_jax import processes
-from slim_jax import report
 from slim_jax import stages
+from slim_jax import tables
 
 _UNTIL = flags.DEFINE_enum(
     'until', None, ['baseline', *stages.LATER],
@@ -26,7 +26,7 @@ def main() -> None:
   last = stages.named(config, _UNTIL.value) if _UNTIL.value else None
   records = pipeline.run(config, command.WORKDIR.value, last=last)
   if processes.is_first():
-    report.show(records)
+    tables.show(records)
 
 
 if __name__ == '__main__':

@@ -30,9 +30,9 @@ from slim_jax import network
 from slim_jax import plot
 from slim_jax import processes
 from slim_jax import pruning
-from slim_jax import report
 from slim_jax import sparse
 from slim_jax import stages
+from slim_jax import tables
 from slim_jax import train
 from slim_jax import tree
 from slim_jax.context import Run
@@ -95,7 +95,7 @@ def _run(config: ml_collections.ConfigDict, workdir: Workdir,
       workdir.write_records(records)
   else:
     logging.info('This run is complete already: %s', workdir.path)
-  report.write_summary(workdir.path / 'summary.json', context.to_json(config), records)
+  tables.write_summary(workdir.path / 'summary.json', context.to_json(config), records)
   return records
 
 

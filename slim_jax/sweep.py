@@ -31,9 +31,9 @@ from slim_jax import loop
 from slim_jax import pipeline
 from slim_jax import plot
 from slim_jax import processes
-from slim_jax import report
 from slim_jax import sparse
 from slim_jax import stages
+from slim_jax import tables
 from slim_jax.workdir import Stage
 from slim_jax.workdir import Workdir
 
@@ -49,7 +49,7 @@ def main() -> None:
   config, workdir = command.CONFIG.value, files.path_of(command.WORKDIR.value)
   points = run(config, parse(config, _SWEEP.value), workdir)
   if processes.is_first():
-    report.show_sweep(points)
+    tables.show_sweep(points)
   for path in draw(points, workdir):
     logging.info('plot: %s', path)
 
@@ -112,7 +112,7 @@ def run(config: ml_collections.ConfigDict, sweep: Mapping[str, Sequence[Any]],
       # A finding, too, and no reason to do without the others.
       logging.error('%s: %s', name, problem)
       records, error = Workdir(workdir / name).records(), str(problem)
-    points.append({'values': values, 'workdir': name, 'stages': report.rows(records),
+    points.append({'values': values, 'workdir': name, 'stages': tables.rows(records),
                    'error': error})
     files.write_json(workdir / 'sweep.json', {
         'config': context.to_json(config), 'sweep': {k: list(v) for k, v in sweep.items()},

@@ -20,7 +20,7 @@ FLOORS = [
     {'channels', 'sparsity', 'cost', 'models', 'data', 'guards', 'ranking', 'plot'},
     {'select', 'probe'},
     {'terms'},
-    {'train', 'checkpoint', 'report', 'import_torch', 'feed', 'initialise', 'channel_cost',
+    {'train', 'checkpoint', 'tables', 'import_torch', 'feed', 'initialise', 'channel_cost',
      'budget', 'scores'},
     {'', 'check', 'loop', 'workdir'},  # '' is slim_jax itself: the library without the program
     {'network', 'stages', 'sparse'},

@@ -18,7 +18,7 @@ from slim_jax import context
 from slim_jax import data
 from slim_jax import files
 from slim_jax import pipeline
-from slim_jax import report
+from slim_jax import tables
 from slim_jax import stages as stages_module
 from slim_jax import tree
 from slim_jax import workdir as workdir_module
@@ -212,10 +212,10 @@ def test_what_is_not_used_yet_may_change(config, finished, tmp_path):
 
 def test_table_shows_the_reduction(finished):
   _, records = finished
-  table = report.table(records)
+  table = tables.table(records)
   assert table.row_count == len(records)
-  assert [report.short(n) for n in (85, 65_834, 20_035_018)] == ['85', '65.83k', '20.04M']
-  assert report.change(25, 100) == '-75.0 %' and report.change(100, 100) == ''
+  assert [tables.short(n) for n in (85, 65_834, 20_035_018)] == ['85', '65.83k', '20.04M']
+  assert tables.change(25, 100) == '-75.0 %' and tables.change(100, 100) == ''
 
 
 @pytest.mark.parametrize('changes, error, message', [

@@ -10,7 +10,7 @@ from slim_jax import context
 from slim_jax import loop
 from slim_jax import plot
 from slim_jax import pruning
-from slim_jax import report
+from slim_jax import tables
 from slim_jax import stages as stages_module
 from slim_jax import sweep
 
@@ -81,7 +81,7 @@ def test_a_point_that_was_interrupted_continues(config, study, tmp_path, monkeyp
 
 def test_table_has_a_row_for_each_point(study):
   _, _, points = study
-  table = report.sweep_table(points)
+  table = tables.sweep_table(points)
   assert [column.header for column in table.columns] == [
       'fraction', 'baseline', 'sparse', 'pruned', 'finetuned', 'small scales', 'params', 'MACs']
   assert list(table.columns[0].cells) == ['0.2', '0.5', '0.99']
