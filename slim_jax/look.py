@@ -45,7 +45,7 @@ def main() -> None:
   if processes.is_first():
     tables.show_look(rows, best)
   path = workdir / 'look.png'
-  plot.look(rows, path, best=best)
+  plot.save(plot.look(rows, best=best), path)
   logging.info('plot: %s', path)
 
 

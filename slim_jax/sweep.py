@@ -133,8 +133,8 @@ def draw(points: Sequence[dict[str, Any]], workdir: epath.Path) -> list[epath.Pa
   paths = []
   if 'prune.fraction' in points[0]['values']:
     paths.append(workdir / 'fraction.png')
-    plot.errors([(point['values']['prune.fraction'], _errors(point)) for point in points],
-                paths[-1], name='fraction of channels removed')
+    plot.save(plot.errors([(point['values']['prune.fraction'], _errors(point))
+                           for point in points], name='fraction of channels removed'), paths[-1])
   if any(field in _STRENGTHS for field in points[0]['values']):
     paths.append(workdir / 'scales.png')
     scales = {}
@@ -142,8 +142,8 @@ def draw(points: Sequence[dict[str, Any]], workdir: epath.Path) -> list[epath.Pa
       stage = Stage(1, 'sparse')
       if any(Stage.of(row) == stage for row in point['stages']):
         arrays = checkpoint.read(Workdir(workdir / point['workdir']).checkpoints(stage))
-        scales[point['workdir']] = sparse.scales(arrays['params'])
-    plot.histograms(scales, paths[-1], name='|scale|')
+        scales[point['workdir']] = {'all': sparse.scales(arrays['params'])}
+    plot.save(plot.histograms(scales, name='|scale|'), paths[-1])
   return paths
 
 

@@ -42,6 +42,16 @@ def table(stages: Sequence[dict[str, Any]]) -> rich.table.Table:
   return result
 
 
+def markdown(stages: Sequence[dict[str, Any]]) -> str:
+  """`table` in Markdown, with the warnings under it."""
+  found = table(stages)
+  rows = [[str(column.header) for column in found.columns],
+          ['---' if column.justify == 'left' else '---:' for column in found.columns],
+          *zip(*(column.cells for column in found.columns))]
+  lines = ['| ' + ' | '.join(map(str, row)) + ' |' for row in rows]
+  return '\n'.join([*lines, '', *(f'Warning: {text}' for text in warnings(stages))])
+
+
 def show(stages: Sequence[dict[str, Any]]) -> None:
   """Prints the table, and the warnings under it, on the standard output."""
   console = rich.console.Console()

@@ -15,7 +15,8 @@ PACKAGE = ROOT / 'slim_jax'
 
 # Each floor may import from the floors below it, and a package from itself.
 FLOORS = [
-    {'jaxprs', 'tree', 'devices', 'fields', 'pull', 'interrupt', 'processes'},
+    {'jaxprs', 'tree', 'devices', 'fields', 'pull', 'interrupt', 'processes',
+     'versions'},
     {'batch_norms', 'files', 'progress'},
     {'channels', 'sparsity', 'cost', 'models', 'data', 'guards', 'ranking', 'plot'},
     {'select', 'probe'},
@@ -23,8 +24,8 @@ FLOORS = [
     {'train', 'checkpoint', 'tables', 'import_torch', 'feed', 'initialise', 'channel_cost',
      'budget', 'scores'},
     {'', 'check', 'loop', 'workdir'},  # '' is slim_jax itself: the library without the program
-    {'network', 'stages', 'sparse'},
-    {'context'},
+    {'network', 'stages', 'sparse', 'scale_history', 'events'},
+    {'context', 'recording'},
     {'finished', 'pruning'},
     {'pipeline'},
     {'command'},

@@ -93,7 +93,7 @@ def test_plots_are_drawn(study, tmp_path):
   assert sweep.draw(points, workdir) == [workdir / 'fraction.png']
   as_strengths = [{**point, 'values': {'train.strength': 1e-4}} for point in points]
   assert sweep.draw(as_strengths, workdir) == [workdir / 'scales.png']
-  plot.histograms({}, tmp_path / 'none.png', name='|scale|')
+  plot.save(plot.histograms({}, name='|scale|'), tmp_path / 'none.png')
   for path in (workdir / 'fraction.png', workdir / 'scales.png', tmp_path / 'none.png'):
     assert path.read_bytes().startswith(b'\x89PNG')
 
@@ -135,5 +135,5 @@ def test_every_point_is_checked_before_the_first_runs(config, tmp_path):
 
 def test_mean_is_drawn_through_equal_values(tmp_path):
   points = [(0.5, {'finetuned': y, 'pruned': 90.0}) for y in (6.0, 7.0)]
-  plot.errors(points, tmp_path / 'plot.png', name='fraction')
+  plot.save(plot.errors(points, name='fraction'), tmp_path / 'plot.png')
   assert (tmp_path / 'plot.png').stat().st_size > 1000
