@@ -25,6 +25,7 @@ from slim_jax import loop
 from slim_jax import plot
 from slim_jax import probe
 from slim_jax import processes
+from slim_jax import progress
 from slim_jax import pruning
 from slim_jax import tables
 
@@ -83,7 +84,7 @@ def run(config: ml_collections.ConfigDict, workdir: files.PathLike,
   network = probe.trace(sparse.net.predict, variables, sparse.image)
   full = probe.counted(network, None)
   rows = []
-  for fraction in fractions:
+  for fraction in progress.each(fractions, 'fractions', total=len(fractions)):
     with config.unlocked():
       config.prune.fraction = fraction
     try:

@@ -29,6 +29,7 @@ from slim_jax import loop
 from slim_jax import network
 from slim_jax import plot
 from slim_jax import processes
+from slim_jax import progress
 from slim_jax import pruning
 from slim_jax import recording
 from slim_jax import sparse
@@ -119,7 +120,8 @@ def _run_stage(opened: Run, stage: Stage) -> dict[str, Any]:
   state = _start(opened, stage, net, tx, previous)
   extra = {}
   if stage.name == 'pruned':
-    net, state = pruning.prune(opened, stage, net, state)
+    with progress.phase('selecting and removing channels'):
+      net, state = pruning.prune(opened, stage, net, state)
   elif stage.name == 'recalibrated':
     state = loop.make_recalibrate(opened.train_data, config=config, key=task.key)(state)
   elif stage.name == 'sparse':
@@ -233,7 +235,9 @@ def _start(opened: Run, stage: Stage, net: Network, tx: optax.GradientTransforma
     key = jax.random.key(opened.config.seed)
     if stage.is_scratch:  # new weights, not a part of those that the pruned network had
       key = jax.random.fold_in(key, 1 + (stage.name == 'scratch-b'))
-    return train.create_state(net.apply, net.init(key, context.image(opened.train_data)), tx)
+    with progress.phase('initialising the network'):
+      variables = net.init(key, context.image(opened.train_data))
+    return train.create_state(net.apply, variables, tx)
   directory = opened.workdir.checkpoints(previous)
   arrays = checkpoint.read(directory)
   like = jax.eval_shape(lambda variables: train.create_state(net.apply, variables, tx),

@@ -63,12 +63,24 @@ def seconds(network: Network, found: Plan | None) -> float:
                      'shapes')
   if found is not None:
     f, variables = thin(f, found), found.slice(variables)
-  run = jax.jit(f)
-  variables, args = jax.device_put((variables, args))
-  jax.block_until_ready(run(variables, *args))
+  return median_seconds(f, variables, *args)
+
+
+def median_seconds(f: Callable[..., Any], *args: Any, least: int = 5,
+                   enough: float = 1.0) -> float:
+  """Median time of the jitted function: of at least so many runs, at most 50.
+
+  Args:
+    f: any function.
+    *args: arrays.
+    least: how many runs there are, however long they take.
+    enough: seconds, after which it is not run again.
+  """
+  run, args = jax.jit(f), jax.device_put(args)
+  jax.block_until_ready(run(*args))
   times: list[float] = []
-  while len(times) < 5 or (len(times) < 50 and sum(times) < 1):
+  while len(times) < least or (len(times) < 50 and sum(times) < enough):
     start = time.perf_counter()
-    jax.block_until_ready(run(variables, *args))
+    jax.block_until_ready(run(*args))
     times.append(time.perf_counter() - start)
   return statistics.median(times)

@@ -27,9 +27,9 @@ FLOORS = [
     {'network', 'stages', 'sparse', 'scale_history', 'events'},
     {'context', 'recording'},
     {'finished', 'pruning'},
-    {'pipeline'},
+    {'pipeline', 'page'},
     {'command'},
-    {'main', 'sweep', 'look', 'export'},
+    {'main', 'sweep', 'look', 'export', 'report'},
 ]
 FLOOR = {room: n for n, floor in enumerate(FLOORS) for room in floor}
 # The package offers `load`, which it finds in the program when it is called.
