@@ -10,6 +10,7 @@ the same command again continues where it stopped, or says that it is done.
 from absl import flags
 
 from slim_jax import command
+from slim_jax import page
 from slim_jax import pipeline
 from slim_jax import processes
 from slim_jax import stages
@@ -27,6 +28,8 @@ def main() -> None:
   records = pipeline.run(config, command.WORKDIR.value, last=last)
   if processes.is_first():
     tables.show(records)
+  if command.REPORT.value:
+    page.at_end(command.WORKDIR.value, timed=last is None)
 
 
 if __name__ == '__main__':

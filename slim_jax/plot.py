@@ -25,7 +25,7 @@ def errors(points: Sequence[tuple[float, Mapping[str, float]]], *, name: str) ->
     points: (value, error in per cent by stage); of equal values the mean is drawn, too.
     name: of what varies.
   """
-  picture = figure.Figure(figsize=(6, 4), layout='constrained')
+  picture = figure.Figure(figsize=(5.2, 3.6), layout='constrained')
   axes = picture.subplots()
   for stage in dict.fromkeys(stage for _, found in points for stage in found):
     x, y = np.array([(x, found[stage]) for x, found in points if stage in found]).T
@@ -53,7 +53,7 @@ def shares(points: Sequence[tuple[int, Mapping[str, float]]]) -> figure.Figure:
   Args:
     points: (epoch, share, 0 to 1, by threshold).
   """
-  picture = figure.Figure(figsize=(6, 4), layout='constrained')
+  picture = figure.Figure(figsize=(5.2, 3.6), layout='constrained')
   axes = picture.subplots()
   for threshold in reversed(points[-1][1] if points else {}):  # from above, as the curves lie
     axes.plot([epoch for epoch, _ in points], [100 * found[threshold] for _, found in points],
@@ -73,7 +73,7 @@ def look(rows: Sequence[Mapping[str, float]], *,
     rows: what `look.run` returns.
     best: the row that is suggested, if any.
   """
-  picture = figure.Figure(figsize=(6, 5), layout='constrained')
+  picture = figure.Figure(figsize=(5.2, 5), layout='constrained')
   above, below = picture.subplots(2, 1, sharex=True)
   fractions = [row['fraction'] for row in rows]
   for name, label in (('recalibrated', 'after recalibration'), ('accuracy', 'right after the cut')):
@@ -97,17 +97,18 @@ def histograms(values: Mapping[str, Mapping[str, np.ndarray]], *, name: str) -> 
   """A histogram for each title, one below the other on the same bins.
 
   Args:
-    values: float [n] by title and by label; those of several labels are stacked.
+    values: float [n] by title and by label.
     name: of the values.
   """
   count = max(len(values), 1)
-  picture = figure.Figure(figsize=(6, 0.7 + 1.5 * count), layout='constrained')
+  picture = figure.Figure(figsize=(5.2, 0.7 + 1.5 * count), layout='constrained')
   grid = picture.subplots(count, 1, squeeze=False, sharex=True, sharey=True)[:, 0]
   highest = max((float(array.max(initial=0)) for parts in values.values()
                  for array in parts.values()), default=0) or 1
   for axes, (title, parts) in zip(grid, values.items()):
-    axes.hist(list(parts.values()), bins=np.linspace(0, highest, 51), stacked=True,
-              label=list(parts))
+    for number, (label, array) in enumerate(parts.items()):
+      # The first label is in front, for where bars of several overlap it has the fewer.
+      axes.hist(array, bins=np.linspace(0, highest, 51), label=label, zorder=2 - 0.1 * number)
     axes.set(ylabel='channels', yscale='log')
     axes.set_title(title, fontsize='medium')
     if len(parts) > 1:

@@ -28,6 +28,7 @@ from slim_jax import command
 from slim_jax import context
 from slim_jax import files
 from slim_jax import loop
+from slim_jax import page
 from slim_jax import pipeline
 from slim_jax import plot
 from slim_jax import processes
@@ -52,6 +53,8 @@ def main() -> None:
     tables.show_sweep(points)
   for path in draw(points, workdir):
     logging.info('plot: %s', path)
+  if command.REPORT.value:
+    page.at_end(workdir)
 
 
 def parse(config: ml_collections.ConfigDict, texts: Sequence[str]) -> dict[str, list[Any]]:

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from commands import TINY
-import config_test
 import slim_jax
 from slim_jax import check
 from slim_jax import checkpoint
@@ -25,23 +23,15 @@ from slim_jax import workdir as workdir_module
 from trees import same
 
 
-@pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-  return str(tmp_path_factory.mktemp('tfds'))
+@pytest.fixture
+def config(two_passes):
+  return two_passes[0]
 
 
-@pytest.fixture(scope='module')
-def config(data_dir):
-  config = config_test.load('digits').get_config()
-  config.update_from_flattened_dict({**TINY, 'data_dir': data_dir})
-  return config
-
-
-@pytest.fixture(scope='module')
-def finished(config, tmp_path_factory):
+@pytest.fixture
+def finished(two_passes):
   """A complete run of two passes."""
-  workdir = tmp_path_factory.mktemp('run')
-  return workdir, pipeline.run(config, workdir)
+  return two_passes[1:]
 
 
 def variables_of(workdir, stage):

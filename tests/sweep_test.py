@@ -1,18 +1,22 @@
 """Studies: what is shared is trained once, and the same command continues."""
 
 import json
+import shutil
 
 import pytest
 
 import pipeline_options_test
+from report_test import check_page
 from slim_jax import check
 from slim_jax import context
 from slim_jax import loop
+from slim_jax import page
 from slim_jax import plot
 from slim_jax import pruning
 from slim_jax import tables
 from slim_jax import stages as stages_module
 from slim_jax import sweep
+from slim_jax import workdir as workdir_module
 
 
 @pytest.fixture(scope='module')
@@ -96,6 +100,25 @@ def test_plots_are_drawn(study, tmp_path):
   plot.save(plot.histograms({}, name='|scale|'), tmp_path / 'none.png')
   for path in (workdir / 'fraction.png', workdir / 'scales.png', tmp_path / 'none.png'):
     assert path.read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_study_has_its_page(study, tmp_path):
+  workdir, _, points = study
+  page.write(workdir)
+  found = check_page(workdir)
+  header, *rows = found.rows['points']
+  assert header[:5] == ['fraction', 'baseline', 'sparse', 'pruned', 'finetuned']
+  assert [row[0] for row in rows] == ['0.2', '0.5', '0.99'] and rows[2][3] == '-'
+  assert rows[0][4] == f"{100 * (1 - points[0]['stages'][3]['accuracy']):.2f}"
+  assert found.texts['warning'] == [f"prune.fraction=0.99: {points[2]['error']}"]
+  assert sorted(path.name for path in (workdir / 'report').glob('*.svg')) == [
+      'error-prune-fraction.svg', 'scales.svg']
+  (tmp_path / 'sweep.json').write_text('{"points": [{}]}')
+  with pytest.raises(workdir_module.WorkdirError, match='sweep.json is damaged'):
+    page.write(tmp_path)
+  shutil.copy(workdir / 'sweep.json', tmp_path)
+  page.write(tmp_path)  # the points have gone
+  assert 'there is no directory of checkpoints' in check_page(tmp_path).texts['warning'][1]
 
 
 @pytest.mark.parametrize('stage, free', [

@@ -12,6 +12,10 @@ from slim_jax.workdir import Stage
 
 _STYLES = {'baseline': '--', 'sparse': '-', 'finetuned': '-', 'scratch-e': '-.', 'scratch-b': ':'}
 
+# Results at the end of a stage. What is done at once stands where the stage before ended.
+_TRAINED = {'marker': 'o', 'markersize': 5}
+_AT_ONCE = {'marker': 'D', 'markersize': 9, 'fillstyle': 'none'}
+
 
 def curves(lines: Sequence[Mapping[str, Any]],
            records: Sequence[Mapping[str, Any]]) -> figure.Figure:
@@ -41,9 +45,9 @@ def curves(lines: Sequence[Mapping[str, Any]],
     mine = [line['epoch'] for line in lines if Stage.of(line) == stage]
     last = begin[stage] + max(mine) if mine else last
     for axes, name, factor in ((loss, 'loss', 1), (accuracy, 'accuracy', 100)):
-      axes.plot(last, factor * record[name], marker='o' if mine else 'D', markersize=6,
-                color=plot.STAGES[stage.name], clip_on=False, zorder=3)
-  loss.set(ylabel='loss, nats', ylim=(0, None))
+      axes.plot(last, factor * record[name], color=plot.STAGES[stage.name], clip_on=False,
+                zorder=3, **(_TRAINED if mine else _AT_ONCE))
+  loss.set(ylabel='loss, nats', yscale='log')
   accuracy.set(ylabel='accuracy, %')
   rate.set(ylabel='learning rate', xlabel='epoch', yscale='log')
   for axes in (loss, accuracy, rate):
@@ -108,4 +112,4 @@ def _begins(lines: Sequence[Mapping[str, Any]]) -> dict[Stage, int]:
 def _legend(names: Sequence[str]) -> list[mlines.Line2D]:
   return [mlines.Line2D([], [], color=plot.STAGES[name], label=name,
                         **({'linestyle': _STYLES[name]} if name in _STYLES
-                           else {'linestyle': '', 'marker': 'D'})) for name in names]
+                           else {'linestyle': '', **_AT_ONCE})) for name in names]

@@ -28,7 +28,7 @@ th{color:var(--dim);font-weight:600}
 th:first-child,td:first-child{text-align:left}
 td small{color:var(--dim);white-space:nowrap}
 .bars{columns:22rem;column-gap:2rem;padding:0;margin:0;list-style:none;font-size:.85rem}
-.bars li{display:grid;grid-template-columns:minmax(0,11rem) 1fr 6.5rem;gap:.5rem;align-items:center;
+.bars li{display:grid;grid-template-columns:minmax(0,2fr) minmax(5rem,3fr) 5.5rem;gap:.5rem;align-items:center;
  break-inside:avoid;padding:.1rem 0}
 .bars .name{overflow-wrap:anywhere;line-height:1.15}
 .bars .count{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
@@ -39,17 +39,19 @@ pre{background:var(--soft);padding:.6rem;overflow-wrap:anywhere;white-space:pre-
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:.5rem 0}
 dt{color:var(--dim)}
 dd{margin:0;overflow-wrap:anywhere}
-@media (max-width:48rem){
+@media screen and (max-width:48rem){
  table.wide,table.wide tbody,table.wide tr,table.wide td{display:block}
  table.wide thead{display:none}
  table.wide tr{border:1px solid var(--rule);border-radius:.4rem;margin:.6rem 0;padding:.3rem .6rem}
  table.wide td{display:flex;justify-content:space-between;gap:1rem;padding:.15rem 0;border:0}
+ table.wide td.empty{display:none}
  table.wide td:first-child{font-weight:600}
- table.wide td:first-child::before{content:none}
  table.wide td::before{content:attr(data-label);color:var(--dim);font-weight:400}
+ #stages td:first-child::before,#latency td:first-child::before{content:none}
 }
 @media print{
  @page{size:A4;margin:12mm}
+ html{font-size:12px}
  body{max-width:none;padding:0;font-size:10pt}
  *{-webkit-print-color-adjust:exact;print-color-adjust:exact}
  h2{break-after:avoid}
@@ -122,14 +124,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Cell | str]], *, name: 
 def _cell(cell: Cell | str, label: str) -> str:
   cell = Cell(cell) if isinstance(cell, str) else cell
   beside = f' <small>{text(cell.beside)}</small>' if cell.beside else ''
-  return f'<td data-label="{text(label)}"><span>{text(cell.value)}{beside}</span></td>'
+  kind = '' if cell.value else ' class="empty"'
+  return f'<td{kind} data-label="{text(label)}"><span>{text(cell.value)}{beside}</span></td>'
 
 
 def bars(widths: Sequence[tuple[str, int, int]]) -> str:
   """A bar for each (name, before, after)."""
   most = max((before for _, before, _ in widths), default=1)
   return '<ul class="bars" id="widths">\n' + ''.join(
-      f'<li><span class="name">{text(name)}</span><div class="bar">'
+      f'<li><span class="name">{text(name).replace("/", "/<wbr/>")}</span><div class="bar">'
       f'<div style="width:{100 * before / most:.2f}%">'
       f'<div style="width:{100 * after / max(before, 1):.2f}%"></div></div></div>'
       f'<span class="count">{before} → {after}</span></li>\n'

@@ -1,6 +1,7 @@
 """What a network takes: its time, measured here and now, and what can be counted."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+import functools
 import re
 import time
 from typing import Any
@@ -37,8 +38,8 @@ def networks(workdir: Workdir) -> '_Networks':
     return _Networks(ml_collections.ConfigDict(config), int(dataset['num_classes']),
                      tuple(map(int, dataset['image'])))
   except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise WorkdirError(f'config.json and dataset.json of {workdir.path} do not say what the '
-                       f'network is: {error}') from error
+    raise WorkdirError(f'config.json and dataset.json of {workdir.path} do not say all of what '
+                       f'this version of slim_jax makes the network from: {error}') from error
 
 
 class _Networks:
@@ -59,12 +60,12 @@ class _Networks:
     net = self.of(plan)
     return cost.count(net.predict, net.shapes(image), image)
 
-  def seconds(self, plan: channels.Plan | None, batch: int) -> float:
-    """Seconds of one call with so many images, the median of 3 to 50; the weights are zero."""
+  def call(self, plan: channels.Plan | None, batch: int) -> Callable[[], jax.Array]:
+    """A call with so many images, compiled when it is first made; the weights are zero."""
     net, image = self.of(plan), self._image(batch)
-    zeros = lambda shape: jnp.zeros(shape.shape, shape.dtype)
-    variables = jax.tree.map(zeros, net.shapes(self._image(1)))
-    return probe.median_seconds(net.predict, variables, zeros(image), least=3, enough=0.5)
+    variables, image = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype),
+                                    (net.shapes(self._image(1)), image))
+    return functools.partial(jax.jit(net.predict), variables, image)
 
   def modules(self) -> list[str]:
     """Paths of the modules of the full network, without the root, in the order of their use."""
@@ -89,26 +90,29 @@ def latency(found: _Networks, plan: channels.Plan | None) -> dict[str, Any]:
   """
   device = jax.local_devices()[0]
   huge = _HUGE.get(device.platform, _HUGE_ELSEWHERE)
+  cuts = {'full': None} if plan is None else {'full': None, 'thin': plan}
+  macs = {name: found.count(cut).macs for name, cut in cuts.items()}
   rows = []
-  for name, cut in (('full', None), ('thin', plan))[:1 if plan is None else 2]:
-    macs = found.count(cut).macs
-    for batch in BATCHES:
-      row: dict[str, Any] = {'network': name, 'batch': batch}
-      if batch * macs > huge:
-        row['skipped'] = (f'{batch * macs:.2g} MACs in one call would take long on this device')
-      else:
-        try:
-          with progress.phase(f'measuring the {name} network, images at a time: {batch}'):
-            row['seconds'] = found.seconds(cut, batch)
-        except jax.errors.JaxRuntimeError as error:  # no memory, as a rule
-          row['skipped'] = str(error).partition('\n')[0][:200]
-          logging.warning('the %s network was not measured: %s', name, row['skipped'])
-      rows.append(row)
+  for batch in BATCHES:
+    todo = [name for name in cuts if batch * macs[name] <= huge]
+    why = 'so many MACs in one call take long on this device'
+    seconds: list[float] = []
+    try:
+      with progress.phase(f'measuring the network, images at a time: {batch}'):
+        seconds = probe.medians([found.call(cuts[name], batch) for name in todo], least=3,
+                                enough=0.3)
+    except jax.errors.JaxRuntimeError as error:  # no memory, as a rule
+      todo, why = [], str(error).partition('\n')[0][:200]
+      logging.warning('the network was not measured: %s', why)
+    times = dict(zip(todo, seconds))
+    rows += [{'network': name, 'batch': batch,
+              **({'seconds': times[name]} if name in times else {'skipped': why})}
+             for name in cuts]
   return {'device': device.device_kind, 'platform': device.platform, 'jax': jax.__version__,
           'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), 'rows': rows}
 
 
-def in_order(paths: Iterator[str] | list[str], modules: list[str]) -> list[str]:
+def in_order(paths: Sequence[str], modules: Sequence[str]) -> list[str]:
   """Paths of scales as the network uses them; those it does not name come last, by number."""
   place = {name: i for i, name in enumerate(modules)}
 

@@ -38,7 +38,7 @@ def sections(workdir: Workdir, drawn: Drawn, *, layers: str = '') -> list[Sectio
     layers: a pattern of the paths of the scales to show by epoch; '' for three of them.
   """
   parts = {
-      'Stages': _stages, 'Time': _latency, 'Learning curves': _curves, 'Scales': _scales,
+      'Stages': _stages, 'Latency': _latency, 'Learning curves': _curves, 'Scales': _scales,
       'Scales by epoch': functools.partial(_heat, layers=layers), 'Widths': _widths,
       'Error against fraction': _look, 'How it was made': _made}
   return [section(title, functools.partial(make, workdir, drawn))
@@ -120,15 +120,16 @@ def _latency(workdir: Workdir, _: Drawn) -> str:
   return html.table(('network', 'images at a time', 'latency', 'images per second', 'as fast'),
                     rows, name='latency') + html.paragraph(
                         f"Measured on one device ({found['device']}), jax {found['jax']}, "
-                        f"{found['time']}; median of repeated calls, compiled, in inference.",
+                        f"{found['time']}; median of repeated calls, compiled, in inference, the networks "
+                        'taking turns.',
                         'note') + ''.join(html.paragraph(text, 'note') for text in skipped)
 
 
 def _curves(workdir: Workdir, drawn: Drawn) -> str:
   lines, records = read.lines(workdir), read.stages(workdir)
   return html.figures([drawn.add(
-      'curves', 'Training loss and accuracy, stage after stage; dots: on the test split; discs and '
-      'diamonds: the test split at the end of a stage.',
+      'curves', 'Training loss and accuracy, stage after stage; points: on the test split, large '
+      'ones at the end of a stage.',
       lambda: figures.curves(lines, records))] + _shares(workdir, drawn))
 
 

@@ -55,7 +55,11 @@ def of(picture: figure.Figure, name: str) -> str:
   root = ElementTree.fromstring(content.getvalue())
   for element in list(root.findall(f'{{{_SVG}}}metadata')):
     root.remove(element)
+  seen = set()
   for element in root.iter():
+    if element.get('id') in seen:  # matplotlib defines what it uses twice twice
+      del element.attrib['id']
+    seen.add(element.get('id', ''))
     for key, value in element.items():
       if key == 'id':
         value = f'{name}-{value}'

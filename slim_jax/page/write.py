@@ -2,6 +2,7 @@
 
 import time
 
+from absl import logging
 from etils import epath
 import jax
 
@@ -12,6 +13,7 @@ from slim_jax.page import measure
 from slim_jax.page import run
 from slim_jax.page import study
 from slim_jax.page.drawn import attempt
+from slim_jax.page.drawn import DAMAGED
 from slim_jax.page.drawn import Drawn
 from slim_jax.workdir import Stage
 from slim_jax.workdir import Workdir
@@ -52,6 +54,22 @@ def write(workdir: files.PathLike, *, timed: bool = False, layers: str = '') -> 
     files.write(here / name, content)
   files.write(here / 'index.html', html.document(title, sections, foot=foot))
   return here / 'index.html'
+
+
+def at_end(workdir: files.PathLike, *, timed: bool = False) -> None:
+  """The page of what is complete, which nothing that is wrong with the page shall spoil.
+
+  Args:
+    workdir: directory of a run, or of a study.
+    timed: whether to measure the networks of a run, unless they have been.
+  """
+  path = files.path_of(workdir)
+  try:
+    timed = timed and not (path / 'report' / 'latency.json').exists()
+    logging.info('report: %s', write(path, timed=timed))
+  except DAMAGED as error:
+    logging.warning('no report: %s. All else is complete; when that is put right, python -m '
+                    'slim_jax.report --workdir=%s makes it', error, path)
 
 
 def _measure(workdir: Workdir) -> str:
