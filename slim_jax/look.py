@@ -22,6 +22,7 @@ from slim_jax import command
 from slim_jax import files
 from slim_jax import finished
 from slim_jax import loop
+from slim_jax import page
 from slim_jax import plot
 from slim_jax import probe
 from slim_jax import processes
@@ -48,6 +49,8 @@ def main() -> None:
   path = workdir / 'look.png'
   plot.save(plot.look(rows, best=best), path)
   logging.info('plot: %s', path)
+  if command.REPORT.value:
+    page.at_end(workdir)
 
 
 def run(config: ml_collections.ConfigDict, workdir: files.PathLike,

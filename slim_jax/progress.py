@@ -61,7 +61,7 @@ class Progress:
 def phase(name: str) -> Iterator[None]:
   """A phase whose length is not known, such as a compilation: its name, and what it has taken.
 
-  Elsewhere than on a terminal a line says that it begins and, if that was long ago, that it is over.
+  Elsewhere than on a terminal a line says that it begins and, if it was long, that it is over.
   """
   began = time.monotonic()
   with _bar(desc=name, bar_format='{desc} ... {elapsed}', leave=False) as bar:

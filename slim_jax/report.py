@@ -2,8 +2,8 @@
 
   python -m slim_jax.report --workdir=DIR [--layer=PATTERN] [--nomeasure]
 
-Also while the run is at work, or with what there is of an old one. `slim_jax.main` and
-`slim_jax.sweep` end with it.
+Also while the run is at work, or with what there is of an old one. `slim_jax.main`,
+`slim_jax.look` and `slim_jax.sweep` end with it.
 """
 
 from absl import flags

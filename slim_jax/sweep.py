@@ -9,8 +9,8 @@ spread    --sweep=seed=0,1,2, alone or with another: all combinations are run
 
 A point is a run in a directory of its own, DIR/FIELD=VALUE. Stages that do not depend on
 what varies are trained once, in DIR/shared, and every point begins with them. The same
-command again continues; values can be added. Ends with a table, DIR/sweep.json and, where
-fractions or strengths vary, plots.
+command again continues; values can be added. Ends with a table, DIR/sweep.json, the page
+DIR/report and, where fractions or strengths vary, plots.
 """
 
 from collections.abc import Mapping, Sequence

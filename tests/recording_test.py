@@ -107,7 +107,7 @@ def test_damaged_scales_are_said_and_begin_anew(workdir, caplog):
     scale_history.read(workdir.scales(SPARSE))
 
 
-def test_what_the_disk_does_not_take_is_said_once_and_training_goes_on(workdir, caplog, monkeypatch):
+def test_what_the_disk_does_not_take_is_said_once(workdir, caplog, monkeypatch):
   def fail(*_):
     raise OSError(errno.ENOSPC, 'No space left on device')
 

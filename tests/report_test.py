@@ -1,4 +1,4 @@
-"""The page of a run: everything the run has, nothing from elsewhere, and what is damaged in a line."""
+"""The page of a run: all that the run has, nothing from elsewhere, what is damaged in a line."""
 
 import html.parser
 import json
@@ -178,7 +178,8 @@ DAMAGES = {
         'config.json': (lambda path: path.write_text('['), 'config.json cannot be read')},
     'checkpoints and metrics': {
         'checkpoints/1-sparse': (shutil.rmtree, 'there is no directory of checkpoints .*1-sparse'),
-        'metrics.jsonl': (lambda path: path.write_text('{"pass": 1}\n'), 'metrics.jsonl, line 1, is'),
+        'metrics.jsonl': (lambda path: path.write_text('{"pass": 1}\n'),
+                          'metrics.jsonl, line 1, is'),
         'config.json': (lambda path: path.write_text('{"seed": 0}'), 'do not say all of what')},
     'the list of stages': {
         'stages.json': (lambda path: path.write_text('[{"pass": 1, "stage": "sparse"}]'),
@@ -222,7 +223,7 @@ def test_layers_can_be_chosen_and_stand_in_their_order(run):
   assert 'BatchNorm_1, layer 2' in text and 'BatchNorm_0, layer' not in text
   page.write(run, layers='*Dense*')
   assert any(note.startswith('No scale has a path like *Dense*; there are params/BatchNorm_0/scale')
-             for note in check_page_texts(run))
+             for note in check_page(run).texts['note'])
   paths = [f'params/{name}/scale' for name in ('BatchNorm_0', 'Block_10/BatchNorm_0',
                                                'Block_2/BatchNorm_0', 'Extra_10', 'Extra_9')]
   modules = ['Block_2', 'Block_2/BatchNorm_0', 'Block_10/BatchNorm_0', 'BatchNorm_0']
@@ -230,15 +231,13 @@ def test_layers_can_be_chosen_and_stand_in_their_order(run):
       'Block_2/BatchNorm_0', 'Block_10/BatchNorm_0', 'BatchNorm_0', 'Extra_9', 'Extra_10']
 
 
-def check_page_texts(directory):
-  return Reader((directory / 'report' / 'index.html').read_text()).texts['note']
-
-
 def test_an_end_without_a_page_is_no_failure(run, tmp_path, caplog, monkeypatch):
-  (tmp_path / 'file').write_text('')
+  def fail(*_, **__):
+    raise OSError(28, 'No space left on device')
+
   page.at_end(tmp_path)
   assert 'holds neither a run nor a study' in caplog.text
-  monkeypatch.setattr(run_page, 'sections', lambda *_, **__: (_ for _ in ()).throw(OSError(28, 'full')))
+  monkeypatch.setattr(run_page, 'sections', fail)
   page.at_end(run)
   assert 'All else is complete' in caplog.text
 

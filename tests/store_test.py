@@ -58,7 +58,8 @@ def test_killed_run_in_a_bucket_ends_as_one_on_a_disk(store, data_dir, tmp_path)
                 for path in (here, tmp_path / 'disk')))
   a, b = (json.loads((path / 'stages.json').read_text()) for path in (here, tmp_path / 'disk'))
   assert [{**row, 'seconds': 0} for row in a] == [{**row, 'seconds': 0} for row in b]
-  assert [at // 4 for at, _ in curves(here / 'tensorboard/1-finetuned')[0]['loss']] == [*range(1, 9)]
+  loss = curves(here / 'tensorboard/1-finetuned')[0]['loss']
+  assert [step // 4 for step, _ in loss] == [*range(1, 9)]
   assert len(list((here / 'tensorboard/1-finetuned').iterdir())) == 1
   assert check_page(here).rows['latency'][1:]
   lines = (here / 'metrics.jsonl').read_text().splitlines()

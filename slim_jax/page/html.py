@@ -22,20 +22,22 @@ a{color:var(--c0)}
 figure{margin:0;min-width:0;max-width:42rem;break-inside:avoid}
 figure svg{display:block;width:100%;height:auto}
 figcaption{color:var(--dim);font-size:.9rem}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.95rem}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;
+ font-size:.95rem}
 th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid var(--soft);vertical-align:top}
 th{color:var(--dim);font-weight:600}
 th:first-child,td:first-child{text-align:left}
 td small{color:var(--dim);white-space:nowrap}
 .bars{columns:22rem;column-gap:2rem;padding:0;margin:0;list-style:none;font-size:.85rem}
-.bars li{display:grid;grid-template-columns:minmax(0,2fr) minmax(5rem,3fr) 5.5rem;gap:.5rem;align-items:center;
- break-inside:avoid;padding:.1rem 0}
+.bars li{display:grid;grid-template-columns:minmax(0,2fr) minmax(5rem,3fr) 5.5rem;gap:.5rem;
+ align-items:center; break-inside:avoid;padding:.1rem 0}
 .bars .name{overflow-wrap:anywhere;line-height:1.15}
 .bars .count{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .bar{height:.8rem;background:var(--soft)}
 .bar div{height:100%;background:var(--rule)}
 .bar div div{background:var(--c4)}
-pre{background:var(--soft);padding:.6rem;overflow-wrap:anywhere;white-space:pre-wrap;font-size:.85rem}
+pre{background:var(--soft);padding:.6rem;overflow-wrap:anywhere;white-space:pre-wrap;
+ font-size:.85rem}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem 1rem;margin:.5rem 0}
 dt{color:var(--dim)}
 dd{margin:0;overflow-wrap:anywhere}

@@ -120,8 +120,8 @@ def _latency(workdir: Workdir, _: Drawn) -> str:
   return html.table(('network', 'images at a time', 'latency', 'images per second', 'as fast'),
                     rows, name='latency') + html.paragraph(
                         f"Measured on one device ({found['device']}), jax {found['jax']}, "
-                        f"{found['time']}; median of repeated calls, compiled, in inference, the networks "
-                        'taking turns.',
+                        f"{found['time']}; median of repeated calls, compiled, in inference, the "
+                        'networks taking turns.',
                         'note') + ''.join(html.paragraph(text, 'note') for text in skipped)
 
 
@@ -175,15 +175,16 @@ def _heat(workdir: Workdir, drawn: Drawn, *, layers: str) -> str:
 
 def _chosen_layers(values: Mapping[str, np.ndarray], modules: list[str],
                    pattern: str) -> dict[str, np.ndarray]:
-  order = [path for path in measure.in_order(list(values), modules)
+  every = measure.in_order(list(values), modules)
+  order = [path for path in every
            if fnmatch.fnmatchcase(path, pattern or '*') and values[path].shape[1]]
   if not order:
     raise Missing(f'No scale has a path like {pattern}; there are ' + ', '.join(values))
   if not pattern:
-    order = [order[i] for i in np.unique(np.linspace(0, len(order) - 1, _LAYERS).round().astype(int))]
-  return {f'{measure.short(path)}, layer {number}': values[path]
-          for path, number in ((path, measure.in_order(list(values), modules).index(path) + 1)
-                               for path in order)}
+    spread = np.linspace(0, len(order) - 1, _LAYERS).round().astype(int)
+    order = [order[i] for i in np.unique(spread)]
+  return {f'{measure.short(path)}, layer {every.index(path) + 1}': values[path]
+          for path in order}
 
 
 def _widths(workdir: Workdir, drawn: Drawn) -> str:

@@ -10,9 +10,9 @@ import io
 import re
 from xml.etree import ElementTree
 
-import cycler
 import matplotlib
 from matplotlib import figure
+from matplotlib import rcsetup
 
 # Light and dark, by name. Those of curves are told apart by eyes of any kind (after Okabe and Ito).
 COLORS = {
@@ -37,7 +37,7 @@ def style() -> Iterator[None]:
       'xtick.color': rule, 'ytick.color': rule, 'xtick.labelcolor': ink, 'ytick.labelcolor': ink,
       'grid.color': rule, 'axes.spines.top': False, 'axes.spines.right': False,
       'legend.frameon': False, 'legend.labelcolor': ink, 'axes.facecolor': 'none',
-      'figure.facecolor': 'none', 'axes.prop_cycle': cycler.cycler(color=lines)}):
+      'figure.facecolor': 'none', 'axes.prop_cycle': rcsetup.cycler('color', lines)}):
     yield
 
 
