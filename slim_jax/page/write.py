@@ -7,6 +7,7 @@ from etils import epath
 import jax
 
 from slim_jax import files
+from slim_jax import processes
 from slim_jax import versions
 from slim_jax.page import html
 from slim_jax.page import measure
@@ -52,6 +53,10 @@ def write(workdir: files.PathLike, *, timed: bool = False, layers: str = '') -> 
           f"{time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}, {path}")
   for name, content in drawn.files.items():
     files.write(here / name, content)
+  if processes.is_first():
+    for old in here.glob('*.svg'):
+      if old.name not in drawn.files:
+        old.unlink()
   files.write(here / 'index.html', html.document(title, sections, foot=foot))
   return here / 'index.html'
 
