@@ -27,6 +27,7 @@ from slim_jax import workdir
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'A config such as configs/digits.py.', lock_config=True)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run lives: a directory, or gs://BUCKET/PATH.')
+REPORT = flags.DEFINE_bool('report', True, 'Whether to end with the page WORKDIR/report.')
 _MULTIHOST = flags.DEFINE_bool(
     'multihost', False, 'Train with the other hosts of this slice of Cloud TPUs. '
     'Processes of srun or launch/processes.sh need no flag.')

@@ -22,11 +22,13 @@ from slim_jax import command
 from slim_jax import files
 from slim_jax import finished
 from slim_jax import loop
+from slim_jax import page
 from slim_jax import plot
-from slim_jax import processes
 from slim_jax import probe
+from slim_jax import processes
+from slim_jax import progress
 from slim_jax import pruning
-from slim_jax import report
+from slim_jax import tables
 
 # Training batches to recalibrate with where the config asks for none.
 _BATCHES = 20
@@ -43,10 +45,12 @@ def main() -> None:
   rows = run(config, workdir, fractions.tolist())
   best = suggest(rows, _TOLERANCE.value)
   if processes.is_first():
-    report.show_look(rows, best)
+    tables.show_look(rows, best)
   path = workdir / 'look.png'
-  plot.look(rows, path, best=best)
+  plot.save(plot.look(rows, best=best), path)
   logging.info('plot: %s', path)
+  if command.REPORT.value:
+    page.at_end(workdir)
 
 
 def run(config: ml_collections.ConfigDict, workdir: files.PathLike,
@@ -83,7 +87,7 @@ def run(config: ml_collections.ConfigDict, workdir: files.PathLike,
   network = probe.trace(sparse.net.predict, variables, sparse.image)
   full = probe.counted(network, None)
   rows = []
-  for fraction in fractions:
+  for fraction in progress.each(fractions, 'fractions', total=len(fractions)):
     with config.unlocked():
       config.prune.fraction = fraction
     try:

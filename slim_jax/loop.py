@@ -7,6 +7,7 @@ checkpoint is bit for bit the one that was never interrupted.
 
 from collections.abc import Callable, Mapping
 import contextlib
+import itertools
 import math
 import time
 from typing import Any, NamedTuple
@@ -24,8 +25,8 @@ from slim_jax import data
 from slim_jax import devices
 from slim_jax import feed
 from slim_jax import interrupt
+from slim_jax import progress
 from slim_jax import train
-from slim_jax.progress import Progress
 
 PyTree = Any
 Data = data.ArrayData | data.StreamData
@@ -99,8 +100,8 @@ def fit(state: train.TrainState, train_data: Data, task: Task, *,
   batches = feed.create(train_data, config, key=order_key)
   run = make_step(batches, train_data, config, key=step_key)
   state, step = devices.replicate(state, places), int(state.step)
-  with (Progress(task.name, step=step, steps=steps,
-                 batch_size=config.batch_size) as progress,
+  with (progress.Progress(task.name, step=step, steps=steps,
+                          batch_size=config.batch_size) as shown,
         interrupt.watch() as watch, contextlib.closing(batches.steps(step)) as parts):
     while step < steps:
       epoch, epoch_began = step // epoch_steps, time.monotonic()
@@ -114,7 +115,7 @@ def fit(state: train.TrainState, train_data: Data, task: Task, *,
         watch.begin()
         if step % config.log_every_steps < count or step == last:
           means = _means(sums, step, task, manager)
-          progress.update(step, **means)
+          shown.update(step, **means)
         if step < last and watch.asked():
           _means(sums, step, task, manager)  # what has diverged is not saved
           checkpoint.save(manager, step, state, seconds=time.monotonic() - began,
@@ -158,6 +159,7 @@ def make_step(batches: feed.Feed, train_data: Data, config: ml_collections.Confi
     number of steps; part is what `batches.steps` has for the first of the steps.
   """
   places = devices.local(config.devices)
+  compiling = _first_time('compiling the training step')
 
   def step(state: train.TrainState, totals: PyTree, part: PyTree, device: jax.Array,
            shared: PyTree, key: jax.Array) -> tuple[train.TrainState, PyTree]:
@@ -182,7 +184,8 @@ def make_step(batches: feed.Feed, train_data: Data, config: ml_collections.Confi
   wait = devices.total(places) > 1 and places[0].platform == 'cpu'
 
   def run(state: train.TrainState, totals: PyTree, part: PyTree, count: int = 1):
-    state, totals = mapped(state, totals, part, numbers, shared, key, np.int32(count))
+    with compiling():
+      state, totals = mapped(state, totals, part, numbers, shared, key, np.int32(count))
     # Virtual CPU devices share one pool of threads: several steps in flight can fill
     # it with devices that wait for others, for ever.
     return state, jax.block_until_ready(totals) if wait else totals
@@ -247,7 +250,7 @@ def make_recalibrate(train_data: Data, *, config: ml_collections.ConfigDict,
     state = devices.replicate(state, places)
     totals = jax.tree.map(jnp.zeros_like, state.batch_stats)
     with contextlib.closing(batches.steps(0)) as parts:
-      for number, part in zip(range(count), parts):
+      for number, part in progress.each(zip(range(count), parts), 'recalibrating', total=count):
         totals = jax.block_until_ready(
             mapped(state, totals, part, numbers, jnp.asarray(number), shared, step_key))
     return state.replace(batch_stats=totals)
@@ -278,16 +281,20 @@ def make_evaluate(predict: Callable[..., jax.Array], *, mean: np.ndarray,
     return train.eval_step(predict, variables, batch)
 
   mapped = devices.mapped(step, places, in_axes=(None, 0), out_axes=None)
+  compiling = _first_time('compiling the evaluation')
 
   def evaluate(variables: PyTree, split_data: Data) -> Result:
     variables = devices.replicate(variables, places)
     sums = {'loss': 0.0, 'correct': 0.0, 'count': 0.0}
-    for batch in data.eval_batches(split_data, size * devices.total(places),
-                                   process_index=jax.process_index(),
-                                   process_count=jax.process_count()):
+    batches = data.eval_batches(split_data, size * devices.total(places),
+                                process_index=jax.process_index(),
+                                process_count=jax.process_count())
+    count = math.ceil(len(split_data) / (size * devices.total(places)))
+    for batch in progress.each(batches, 'evaluating', total=count):
       batch = jax.tree.map(
           lambda x: x.reshape(len(places), size, *x.shape[1:]), batch)
-      part = jax.device_get(mapped(variables, batch))
+      with compiling():
+        part = jax.device_get(mapped(variables, batch))
       sums = {name: sums[name] + float(part[name]) for name in sums}
     return Result(accuracy=sums['correct'] / sums['count'],
                   loss=sums['loss'] / sums['count'])
@@ -298,6 +305,12 @@ def make_evaluate(predict: Callable[..., jax.Array], *, mean: np.ndarray,
 def variables_of(state: train.TrainState) -> PyTree:
   """{'params': ..., 'batch_stats': ...} of a state."""
   return {'params': state.params, 'batch_stats': state.batch_stats}
+
+
+def _first_time(name: str) -> Callable[[], contextlib.AbstractContextManager[None]]:
+  """Shows the first call of a function, which compiles it."""
+  phases = itertools.chain([progress.phase(name)], itertools.repeat(contextlib.nullcontext()))
+  return lambda: next(phases)
 
 
 def _due(epoch: int, every: int) -> bool:

@@ -10,10 +10,11 @@ the same command again continues where it stopped, or says that it is done.
 from absl import flags
 
 from slim_jax import command
+from slim_jax import page
 from slim_jax import pipeline
 from slim_jax import processes
-from slim_jax import report
 from slim_jax import stages
+from slim_jax import tables
 
 _UNTIL = flags.DEFINE_enum(
     'until', None, ['baseline', *stages.LATER],
@@ -26,7 +27,9 @@ def main() -> None:
   last = stages.named(config, _UNTIL.value) if _UNTIL.value else None
   records = pipeline.run(config, command.WORKDIR.value, last=last)
   if processes.is_first():
-    report.show(records)
+    tables.show(records)
+  if command.REPORT.value:
+    page.at_end(command.WORKDIR.value, timed=last is None)
 
 
 if __name__ == '__main__':

@@ -30,12 +30,15 @@ from slim_jax import network
 from slim_jax import plot
 from slim_jax import pretrained
 from slim_jax import processes
+from slim_jax import progress
 from slim_jax import pruning
-from slim_jax import report
+from slim_jax import recording
 from slim_jax import sparse
 from slim_jax import stages
+from slim_jax import tables
 from slim_jax import train
 from slim_jax import tree
+from slim_jax import versions
 from slim_jax.context import Run
 from slim_jax.network import Network
 from slim_jax.workdir import Stage
@@ -98,13 +101,16 @@ def _run(config: ml_collections.ConfigDict, workdir: Workdir,
       _pretrained(opened, network.create(config, opened.train_data.num_classes).shapes(
           context.image(opened.train_data)))
     files.write_json(workdir.path / 'config.json', context.to_json(config))
+    workdir.started(versions.of_process())
     for stage in todo:
       records.append(_run_stage(opened, stage))
       processes.wait(str(stage))
       workdir.write_records(records)
+      recording.write_csv(workdir)
+      recording.write_table(workdir, records)
   else:
     logging.info('This run is complete already: %s', workdir.path)
-  report.write_summary(workdir.path / 'summary.json', context.to_json(config), records)
+  tables.write_summary(workdir.path / 'summary.json', context.to_json(config), records)
   return records
 
 
@@ -122,7 +128,8 @@ def _run_stage(opened: Run, stage: Stage) -> dict[str, Any]:
   tx = _optimiser(opened, stage, net, task.schedule, length, strength)
   state, extra = _start(opened, stage, net, tx, previous)
   if stage.name == 'pruned':
-    net, state = pruning.prune(opened, stage, net, state)
+    with progress.phase('selecting and removing channels'):
+      net, state = pruning.prune(opened, stage, net, state)
   elif stage.name == 'recalibrated':
     state = loop.make_recalibrate(opened.train_data, config=config, key=task.key)(state)
   elif stage.name == 'sparse':
@@ -149,8 +156,9 @@ def _run_stage(opened: Run, stage: Stage) -> dict[str, Any]:
   logging.info('%s: accuracy %.2f%%, loss %.4f', stage, 100 * result.accuracy, result.loss)
   if stage.name == 'sparse':
     processes.wait('metrics')
-    plot.shares([(line['epoch'], line['scales_below']) for line in workdir.lines(stage)
-                 if 'scales_below' in line], workdir.path / f'sparsity-{stage.number}.png')
+    plot.save(plot.shares([(line['epoch'], line['scales_below']) for line in workdir.lines(stage)
+                           if 'scales_below' in line]),
+              workdir.path / f'sparsity-{stage.number}.png')
     extra['small_scales'] = float(np.mean(sparse.scales(state.params) < sparse.SMALL))
   variables = jax.eval_shape(lambda: loop.variables_of(state))
   cost = slim_jax.count(net.predict, variables, context.image(opened.train_data))
@@ -170,19 +178,19 @@ def _train(opened: Run, stage: Stage, state: train.TrainState, task: loop.Task,
   validate = None
   if _is_chosen(opened, stage):
     validate = functools.partial(evaluate, split_data=opened.valid_data)
-  return loop.fit(state, opened.train_data, task, config=opened.config,
-                  manager=manager, seconds=seconds, totals=totals,
-                  record=opened.workdir.recorder(stage, step=int(state.step)),
-                  describe=functools.partial(_describe, stage) if stage.name == 'sparse' else None,
-                  evaluate=functools.partial(evaluate, split_data=opened.test_data),
-                  validate=validate)
+  with recording.recorder(opened.workdir, stage, step=int(state.step)) as record:
+    return loop.fit(
+        state, opened.train_data, task, config=opened.config, manager=manager, seconds=seconds,
+        totals=totals, record=record,
+        describe=functools.partial(_describe, stage) if stage.name == 'sparse' else None,
+        evaluate=functools.partial(evaluate, split_data=opened.test_data), validate=validate)
 
 
 def _describe(stage: Stage, params: PyTree) -> dict[str, Any]:
   """How sparse the scales are, said and for the metrics."""
   found = sparse.shares(params)
   logging.info('%s: %s', stage, sparse.say(found))
-  return found
+  return {**found, 'scales': sparse.by_layer(params)}
 
 
 def _is_chosen(opened: Run, stage: Stage) -> bool:
@@ -246,7 +254,8 @@ def _start(opened: Run, stage: Stage, net: Network, tx: optax.GradientTransforma
     key = jax.random.key(opened.config.seed)
     if stage.is_scratch:  # new weights, not a part of those that the pruned network had
       key = jax.random.fold_in(key, 1 + (stage.name == 'scratch-b'))
-    variables, extra = net.init(key, image), {}
+    with progress.phase('initialising the network'):
+      variables, extra = net.init(key, image), {}
     if _is_from_elsewhere(opened.config, stage):
       variables, extra = _from_elsewhere(opened, stage, variables)
     return train.create_state(net.apply, variables, tx), extra

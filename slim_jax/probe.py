@@ -1,6 +1,6 @@
 """A network traced once, to be planned, counted and timed with many selections."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import statistics
 import time
 from typing import Any, NamedTuple
@@ -65,10 +65,29 @@ def seconds(network: Network, found: Plan | None) -> float:
     f, variables = thin(f, found), found.slice(variables)
   run = jax.jit(f)
   variables, args = jax.device_put((variables, args))
-  jax.block_until_ready(run(variables, *args))
-  times: list[float] = []
-  while len(times) < 5 or (len(times) < 50 and sum(times) < 1):
-    start = time.perf_counter()
-    jax.block_until_ready(run(variables, *args))
-    times.append(time.perf_counter() - start)
-  return statistics.median(times)
+  return medians([lambda: run(variables, *args)])[0]
+
+
+def medians(calls: Sequence[Callable[[], Any]], *, least: int = 5,
+            enough: float = 1.0) -> list[float]:
+  """Median times of calls, in seconds: of at least so many runs, at most 50 of each.
+
+  They take turns, so that what else the machine does slows all of them. One run before is for
+  compilation.
+
+  Args:
+    calls: each returns arrays.
+    least: how many runs there are, however long they take.
+    enough: seconds of each, after which there are no more.
+  """
+  for call in calls:
+    jax.block_until_ready(call())
+  times: list[list[float]] = []
+  while len(times) < least or (
+      len(times) < 50 and sum(map(sum, times)) < enough * len(calls)):
+    times.append([])
+    for call in calls:
+      start = time.perf_counter()
+      jax.block_until_ready(call())
+      times[-1].append(time.perf_counter() - start)
+  return [statistics.median(column) for column in zip(*times)]

@@ -1,6 +1,10 @@
-"""Progress of a long phase: a bar on a terminal, plain log lines elsewhere."""
+"""Progress of long phases: bars on a terminal, plain log lines elsewhere."""
 
+from collections.abc import Iterable, Iterator
+import contextlib
+import threading
 import time
+from typing import TypeVar
 
 from absl import logging
 import tqdm
@@ -8,6 +12,8 @@ import tqdm
 from slim_jax import processes
 
 _SECONDS_BETWEEN_LINES = 10
+
+T = TypeVar('T')
 
 
 class Progress:
@@ -19,9 +25,8 @@ class Progress:
   def __init__(self, name: str, *, step: int, steps: int, batch_size: int):
     """Starts at `step` of `steps`, each of `batch_size` images."""
     self._name, self._steps, self._batch_size = name, steps, batch_size
-    # disable=None: no bar where the output is no terminal.
-    self._bar = tqdm.tqdm(
-        total=steps, initial=step, desc=name, disable=None if processes.is_first() else True, dynamic_ncols=True,
+    self._bar = _bar(
+        total=steps, initial=step, desc=name,
         bar_format='{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}')
     self._last = self._last_line = (step, time.monotonic())
 
@@ -50,6 +55,57 @@ class Progress:
   def _rate(self, step: int, now: float, *, since: tuple[int, float]) -> float:
     """Images per second."""
     return max(step - since[0], 1) * self._batch_size / max(now - since[1], 1e-6)
+
+
+@contextlib.contextmanager
+def phase(name: str) -> Iterator[None]:
+  """A phase whose length is not known, such as a compilation: its name, and what it has taken.
+
+  Elsewhere than on a terminal a line says that it begins and, if it was long, that it is over.
+  """
+  began = time.monotonic()
+  with _bar(desc=name, bar_format='{desc} ... {elapsed}', leave=False) as bar:
+    if bar.disable:
+      logging.info('%s ...', name)
+      yield
+      if time.monotonic() - began > _SECONDS_BETWEEN_LINES:
+        logging.info('%s took %s', name, clock(time.monotonic() - began))
+    else:
+      over = threading.Event()
+      thread = threading.Thread(target=_refresh, args=(bar, over), daemon=True)
+      thread.start()
+      try:
+        yield
+      finally:
+        over.set()
+        thread.join()
+
+
+def each(iterable: Iterable[T], name: str, *, total: int) -> Iterator[T]:
+  """The elements of an iterable, and how many of them have been used.
+
+  Elsewhere than on a terminal a line says so every ten seconds.
+  """
+  last = time.monotonic()
+  with _bar(total=total, desc=name, leave=False,
+            bar_format='{desc} {percentage:3.0f}%|{bar}| {remaining} left') as bar:
+    for number, element in enumerate(iterable):
+      yield element
+      bar.update()
+      if bar.disable and time.monotonic() - last > _SECONDS_BETWEEN_LINES:
+        last = time.monotonic()
+        logging.info('%s: %d of %d', name, number + 1, total)
+
+
+def _bar(**options) -> tqdm.tqdm:
+  # disable=None: no bar where the output is no terminal.
+  return tqdm.tqdm(disable=None if processes.is_first() else True, dynamic_ncols=True, **options)
+
+
+def _refresh(bar: tqdm.tqdm, over: threading.Event) -> None:
+  """Keeps the clock of a bar going."""
+  while not over.wait(0.5):
+    bar.refresh()
 
 
 def clock(seconds: float) -> str:

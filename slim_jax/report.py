@@ -1,139 +1,29 @@
-"""What a run shows at its end: a table for people, summary.json for programs."""
+"""The page of a run or a study, made again: DIR/report/index.html, with its figures beside it.
 
-from collections.abc import Sequence
-from typing import Any
+  python -m slim_jax.report --workdir=DIR [--layer=PATTERN] [--nomeasure]
 
-from etils import epath
-import rich.box
-import rich.console
-import rich.table
+Also while the run is at work, or with what there is of an old one. `slim_jax.main`,
+`slim_jax.look` and `slim_jax.sweep` end with it.
+"""
 
-from slim_jax import files
-from slim_jax.progress import clock
+from absl import flags
+from absl import logging
 
-_SUMMARY = ('pass', 'stage', 'accuracy', 'loss', 'params', 'macs', 'seconds')
-_SOME = ('best_epoch', 'strength', 'pull', 'start', 'small_scales', 'new_head',
-         'start_accuracy')
-# Columns of output that no terminal limits.
-_WIDE = 120
-_STAGES = ('baseline', 'sparse', 'pruned', 'recalibrated', 'finetuned', 'scratch-e', 'scratch-b')
+from slim_jax import command
+from slim_jax import page
 
-
-def table(stages: Sequence[dict[str, Any]]) -> rich.table.Table:
-  """The stages with their accuracy, size and arithmetic beside those of the first.
-
-  Args:
-    stages: what `pipeline.run` returns.
-
-  Returns:
-    A table to print with rich.
-  """
-  result = rich.table.Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))
-  for name in ('pass', 'stage'):
-    result.add_column(name, no_wrap=True)
-  for name in ('accuracy', 'loss', 'params', '', 'MACs', '', 'time'):
-    result.add_column(name, justify='right', no_wrap=True)
-  for stage in stages:
-    result.add_row(
-        str(stage['pass']), stage['stage'] + _chosen(stage), f"{stage['accuracy']:.2%}",
-        f"{stage['loss']:.4f}",
-        short(stage['params']), change(stage['params'], stages[0]['params']),
-        short(stage['macs']), change(stage['macs'], stages[0]['macs']),
-        clock(stage['seconds']))
-  return result
+_LAYER = flags.DEFINE_string(
+    'layer', '', "Whose scales to show epoch by epoch: a pattern such as '*/BatchNorm_10/*'.")
+_MEASURE = flags.DEFINE_bool(
+    'measure', True, 'Whether to time the full and the thin network on this machine; otherwise '
+    'the page shows what was measured before.')
 
 
-def show(stages: Sequence[dict[str, Any]]) -> None:
-  """Prints the table, and the warnings under it, on the standard output."""
-  console = rich.console.Console()
-  console.print(table(stages))
-  for text in warnings(stages):
-    console.print(f'Warning: {text}', highlight=False, markup=False)
+def main() -> None:
+  """Writes the page of the directory of the command line."""
+  path = page.write(command.WORKDIR.value, timed=_MEASURE.value, layers=_LAYER.value)
+  logging.info('report: %s', path)
 
 
-def warnings(stages: Sequence[dict[str, Any]]) -> list[str]:
-  """What the stages warn of, each with the name of its stage."""
-  return [f"{stage['stage']}, pass {stage['pass']}: {stage['warning']}"
-          for stage in stages if stage.get('warning')]
-
-
-def sweep_table(points: Sequence[dict[str, Any]]) -> rich.table.Table:
-  """A row for each point of a study: its values, the error of each stage, and its size.
-
-  Args:
-    points: what `sweep.run` returns. Of several passes the last counts.
-  """
-  found = [{row['stage']: row for row in point['stages']} for point in points]
-  names = [name for name in _STAGES if any(name in stages for stages in found)]
-  result = rich.table.Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0),
-                            caption='test error in per cent', caption_justify='left')
-  for field in points[0]['values']:
-    result.add_column(field.rpartition('.')[2], no_wrap=True)
-  for name in (*names, 'small scales', 'params', 'MACs'):
-    result.add_column(name, justify='right', no_wrap=True)
-  for point, stages in zip(points, found):
-    row = [f"{100 * (1 - stages[name]['accuracy']):.2f}" if name in stages else '-'
-           for name in names]
-    row.append(f"{stages['sparse']['small_scales']:.1%}" if 'sparse' in stages else '-')
-    row += [change(stages['pruned'][size], point['stages'][0][size])
-            if 'pruned' in stages else '-' for size in ('params', 'macs')]
-    result.add_row(*map(str, point['values'].values()), *row)
-  return result
-
-
-def show_sweep(points: Sequence[dict[str, Any]]) -> None:
-  """Prints the table of a study, and under it what went wrong, on the standard output."""
-  console = rich.console.Console()
-  if not console.is_terminal:
-    console.width = _WIDE
-  console.print(sweep_table(points))
-  for point in points:
-    if point['error']:
-      console.print(f"{point['workdir']}: {point['error']}", highlight=False, markup=False)
-
-
-def show_look(rows: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> None:
-  """Prints what `look.run` returns, and what it suggests, on the standard output."""
-  table = rich.table.Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))
-  for name in ('fraction', 'accuracy', 'recalibrated', 'params', '', 'MACs', ''):
-    table.add_column(name, justify='right', no_wrap=True)
-  for row in rows:
-    table.add_row(f"{row['fraction']:g}", f"{row['accuracy']:.2%}", f"{row['recalibrated']:.2%}",
-                  short(row['params']), change(row['params'], row['full_params']),
-                  short(row['macs']), change(row['macs'], row['full_macs']),
-                  style='bold' if row is best else None)
-  console = rich.console.Console()
-  console.print(table)
-  console.print('No cut is within the tolerance.' if best is None else
-                f"Largest cut within the tolerance: --config.prune.fraction={best['fraction']:g}",
-                highlight=False)
-
-
-def _chosen(stage: dict[str, Any]) -> str:
-  """Names the epoch where it is not the last."""
-  return f" (best, epoch {stage['best_epoch']})" if 'best_epoch' in stage else ''
-
-
-def short(value: int) -> str:
-  """'65.83k', '1.494M', '398.1M': four digits."""
-  for size, unit in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
-    if value >= size:
-      return f'{value / size:.4g}{unit}'
-  return str(value)
-
-
-def change(value: int, first: int) -> str:
-  """'-88.5 %' of `first`; '' where nothing has changed."""
-  return '' if value == first else f'{100 * (value / first - 1):+.1f} %'
-
-
-def write_summary(path: epath.Path, config: dict[str, Any],
-                  stages: Sequence[dict[str, Any]]) -> None:
-  """Writes {'config': ..., 'warnings': [...], 'stages': [...]}, a row for each stage."""
-  files.write_json(path, {'config': config, 'warnings': warnings(stages), 'stages': rows(stages)})
-
-
-def rows(stages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-  """The figures of each stage, and those that only some stages have."""
-  return [{name: stage[name] for name in (*_SUMMARY, *_SOME) if name in stage}
-          for stage in stages]
+if __name__ == '__main__':
+  command.run(main, needs_config=False)

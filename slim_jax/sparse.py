@@ -89,6 +89,13 @@ def say(found: Mapping[str, Mapping[str, float]]) -> str:
       f'{threshold}: {share:.1%}' for threshold, share in found['scales_below'].items())
 
 
+def by_layer(params: PyTree) -> dict[str, np.ndarray]:
+  """|scale| of each BatchNorm, float [channels], by its path in the variables."""
+  leaves = tree.flatten(params)
+  return {tree.show(('params', *path)): np.abs(np.ravel(leaves[path]))
+          for path in batch_norms.chosen(params)}
+
+
 def scales(variables: PyTree) -> np.ndarray:
   """|scale| of all BatchNorms, float [channels]."""
   leaves = tree.flatten(variables)

@@ -9,8 +9,8 @@ spread    --sweep=seed=0,1,2, alone or with another: all combinations are run
 
 A point is a run in a directory of its own, DIR/FIELD=VALUE. Stages that do not depend on
 what varies are trained once, in DIR/shared, and every point begins with them. The same
-command again continues; values can be added. Ends with a table, DIR/sweep.json and, where
-fractions or strengths vary, plots.
+command again continues; values can be added. Ends with a table, DIR/sweep.json, the page
+DIR/report and, where fractions or strengths vary, plots.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,12 +28,13 @@ from slim_jax import command
 from slim_jax import context
 from slim_jax import files
 from slim_jax import loop
+from slim_jax import page
 from slim_jax import pipeline
 from slim_jax import plot
 from slim_jax import processes
-from slim_jax import report
 from slim_jax import sparse
 from slim_jax import stages
+from slim_jax import tables
 from slim_jax.workdir import Stage
 from slim_jax.workdir import Workdir
 
@@ -49,9 +50,11 @@ def main() -> None:
   config, workdir = command.CONFIG.value, files.path_of(command.WORKDIR.value)
   points = run(config, parse(config, _SWEEP.value), workdir)
   if processes.is_first():
-    report.show_sweep(points)
+    tables.show_sweep(points)
   for path in draw(points, workdir):
     logging.info('plot: %s', path)
+  if command.REPORT.value:
+    page.at_end(workdir)
 
 
 def parse(config: ml_collections.ConfigDict, texts: Sequence[str]) -> dict[str, list[Any]]:
@@ -112,7 +115,7 @@ def run(config: ml_collections.ConfigDict, sweep: Mapping[str, Sequence[Any]],
       # A finding, too, and no reason to do without the others.
       logging.error('%s: %s', name, problem)
       records, error = Workdir(workdir / name).records(), str(problem)
-    points.append({'values': values, 'workdir': name, 'stages': report.rows(records),
+    points.append({'values': values, 'workdir': name, 'stages': tables.rows(records),
                    'error': error})
     files.write_json(workdir / 'sweep.json', {
         'config': context.to_json(config), 'sweep': {k: list(v) for k, v in sweep.items()},
@@ -133,8 +136,8 @@ def draw(points: Sequence[dict[str, Any]], workdir: epath.Path) -> list[epath.Pa
   paths = []
   if 'prune.fraction' in points[0]['values']:
     paths.append(workdir / 'fraction.png')
-    plot.errors([(point['values']['prune.fraction'], _errors(point)) for point in points],
-                paths[-1], name='fraction of channels removed')
+    plot.save(plot.errors([(point['values']['prune.fraction'], _errors(point))
+                           for point in points], name='fraction of channels removed'), paths[-1])
   if any(field in _STRENGTHS for field in points[0]['values']):
     paths.append(workdir / 'scales.png')
     scales = {}
@@ -142,8 +145,8 @@ def draw(points: Sequence[dict[str, Any]], workdir: epath.Path) -> list[epath.Pa
       stage = Stage(1, 'sparse')
       if any(Stage.of(row) == stage for row in point['stages']):
         arrays = checkpoint.read(Workdir(workdir / point['workdir']).checkpoints(stage))
-        scales[point['workdir']] = sparse.scales(arrays['params'])
-    plot.histograms(scales, paths[-1], name='|scale|')
+        scales[point['workdir']] = {'all': sparse.scales(arrays['params'])}
+    plot.save(plot.histograms(scales, name='|scale|'), paths[-1])
   return paths
 
 

@@ -5,9 +5,13 @@
   stages.json     a record of each stage that is complete, in order
   plan-N.npz      what is left of the original network after pass N
   checkpoints/    of each stage, in N-STAGE
-  metrics.jsonl   a line of metrics for each epoch
-  sparsity-N.png  how many scales were small as the sparse stage of pass N went
+  metrics.jsonl   a line of metrics for each epoch; metrics.csv: the same as a table
+  scales-N.npz    every scale at each epoch of the sparse stage of pass N
+  sparsity-N.png  how many scales were small as it went
+  tensorboard/    event files of each stage, in N-STAGE, and the table of the stages
+  starts.jsonl    a line for each call that has trained: command, versions, devices
   summary.json    config and stages, once all are complete
+  report/         the page of the run and its figures; latency.json: what was measured for it
   lock            held by the process that runs
 
 Files are replaced whole, so that a run may end at any moment.
@@ -68,6 +72,14 @@ class Workdir:
   def checkpoints(self, stage: Stage) -> epath.Path:
     """The directory of a stage's checkpoints."""
     return self.path / 'checkpoints' / f'{stage.number}-{stage.name}'
+
+  def events(self, stage: Stage) -> epath.Path:
+    """The directory of a stage's event files."""
+    return self.path / 'tensorboard' / f'{stage.number}-{stage.name}'
+
+  def scales(self, stage: Stage) -> epath.Path:
+    """The file of a sparse stage's scales by epoch."""
+    return self.path / f'scales-{stage.number}.npz'
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
@@ -131,8 +143,11 @@ class Workdir:
     for record in other.records():
       stage = Stage.of(record)
       files.copy(other.checkpoints(stage), self.checkpoints(stage))
-    for name in ('dataset.json', 'config.json', 'metrics.jsonl'):
-      files.write(self.path / name, (other.path / name).read_bytes())
+      if stage.name == 'sparse' and other.scales(stage).exists():
+        files.copy(other.scales(stage), self.scales(stage))
+    for name in ('dataset.json', 'config.json', 'metrics.jsonl', 'starts.jsonl'):
+      if (other.path / name).exists():
+        files.write(self.path / name, (other.path / name).read_bytes())
     self.write_records(other.records())
 
   def compare(self, name: str, value: dict[str, Any], *,
@@ -159,6 +174,21 @@ class Workdir:
       raise WorkdirError(
           f'{path} differs from what this call asks for; use the same values to '
           'continue that run, or another workdir for a new one\n' + '\n'.join(lines))
+
+  def started(self, values: Mapping[str, Any]) -> None:
+    """Records a call that trains."""
+    files.append(self.path / 'starts.jsonl', json.dumps(values))
+
+  def starts(self) -> list[dict[str, Any]]:
+    """The calls that have trained, in order; those of earlier versions of slim_jax left no line."""
+    path = self.path / 'starts.jsonl'
+    if not path.exists():
+      return []
+    result = []
+    for text in path.read_text().splitlines():
+      with contextlib.suppress(ValueError):  # half a line, of a process that was killed
+        result.append(json.loads(text))
+    return [start for start in result if isinstance(start, dict)]
 
   def plan_after(self, stage: Stage) -> channels.Plan | None:
     """What is left of the original network after a stage; None for all of it."""
@@ -199,13 +229,15 @@ class Workdir:
 
     return record
 
-  def lines(self, stage: Stage) -> list[dict[str, Any]]:
-    """The metrics of a stage, an epoch each."""
-    return [line for _, line in self._lines() if Stage.of(line) == stage]
+  def lines(self, stage: Stage | None = None) -> list[dict[str, Any]]:
+    """The metrics of a stage, or of all, an epoch each."""
+    return [line for _, line in self._lines() if stage in (None, Stage.of(line))]
 
   def _lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
     """The text and the values of each line of metrics that is whole."""
     path = self.path / 'metrics.jsonl'
+    if not path.exists():
+      return
     for number, text in enumerate(path.read_text().splitlines(keepends=True), start=1):
       if text.endswith('\n'):  # a killed run may have left half a line at the end
         try:
@@ -226,6 +258,15 @@ def read_json(path: epath.Path) -> Any:
     return json.loads(path.read_text())
   except (OSError, ValueError) as error:
     raise WorkdirError(f'{path} cannot be read: {error}') from error
+
+
+def columns(line: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+  """The values of a line of metrics by name; those of a group within it as 'group/name'."""
+  for name, value in line.items():
+    if isinstance(value, Mapping):
+      yield from ((f'{name}/{inner}', number) for inner, number in columns(value))
+    else:
+      yield name, value
 
 
 def _flatten(value: dict[str, Any]) -> dict[tree.Path, str]:

@@ -15,20 +15,21 @@ PACKAGE = ROOT / 'slim_jax'
 
 # Each floor may import from the floors below it, and a package from itself.
 FLOORS = [
-    {'jaxprs', 'tree', 'devices', 'fields', 'pull', 'interrupt', 'processes'},
+    {'jaxprs', 'tree', 'devices', 'fields', 'pull', 'interrupt', 'processes',
+     'versions'},
     {'batch_norms', 'files', 'progress'},
     {'channels', 'sparsity', 'convolutions', 'cost', 'models', 'data', 'guards', 'ranking', 'plot'},
     {'select', 'probe'},
     {'terms', 'torch_names'},
-    {'train', 'checkpoint', 'report', 'import_torch', 'feed', 'initialise', 'channel_cost',
+    {'train', 'checkpoint', 'tables', 'import_torch', 'feed', 'initialise', 'channel_cost',
      'budget', 'scores', 'narrow'},
     {'', 'check', 'loop', 'workdir'},  # '' is slim_jax itself: the library without the program
     {'network', 'stages', 'sparse', 'pretrained'},
     {'context'},
     {'finished', 'pruning'},
-    {'pipeline'},
+    {'pipeline', 'page'},
     {'command'},
-    {'main', 'sweep', 'look', 'export'},
+    {'main', 'sweep', 'look', 'export', 'report'},
 ]
 FLOOR = {room: n for n, floor in enumerate(FLOORS) for room in floor}
 # The package offers `load`, which it finds in the program when it is called.

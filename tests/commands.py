@@ -28,9 +28,10 @@ def flags_of(workdir, **fields):
           *(f'--config.{name}={value}' for name, value in fields.items())]
 
 
-def main(workdir, **fields):
-  """The command of a run of the digits."""
-  return [sys.executable, '-m', 'slim_jax.main', *flags_of(workdir, **fields)]
+def main(workdir, *, report=False, **fields):
+  """The command of a run of the digits; whether it ends with its page."""
+  return [sys.executable, '-m', 'slim_jax.main', *flags_of(workdir, **fields),
+          '--report' if report else '--noreport']
 
 
 def start(command, **environ):

@@ -35,3 +35,21 @@ def x64():
   jax.config.update('jax_enable_x64', True)
   yield
   jax.config.update('jax_enable_x64', False)
+
+
+@pytest.fixture(scope='session')
+def digits_dir(tmp_path_factory):
+  """Where the digits are prepared."""
+  return str(tmp_path_factory.mktemp('tfds'))
+
+
+@pytest.fixture(scope='session')
+def two_passes(digits_dir, tmp_path_factory):
+  """Config, directory and records of a complete run of two passes; copy it to change it."""
+  import commands
+  import config_test
+  from slim_jax import pipeline
+  config = config_test.load('digits').get_config()
+  config.update_from_flattened_dict({**commands.TINY, 'data_dir': digits_dir})
+  workdir = tmp_path_factory.mktemp('two_passes')
+  return config, workdir, pipeline.run(config, workdir)

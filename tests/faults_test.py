@@ -13,6 +13,7 @@ import pytest
 
 import commands
 import config_test
+from recording_test import curves
 from slim_jax import checkpoint
 from slim_jax import data
 from slim_jax import pipeline
@@ -49,7 +50,10 @@ def test_killed_run_ends_bit_identical(tmp_path, data_dir):
   assert [row['accuracy'] for row in a] == [row['accuracy'] for row in b]
   assert same(checkpoint.read(tmp_path / 'whole' / 'checkpoints' / '1-finetuned'),
               checkpoint.read(tmp_path / 'killed' / 'checkpoints' / '1-finetuned'))
+  loss = curves(tmp_path / 'killed' / 'tensorboard' / '1-finetuned')[0]['loss']
   lines = (tmp_path / 'killed' / 'metrics.jsonl').read_text().splitlines()
+  assert [value for _, value in loss] == pytest.approx(
+      [json.loads(line)['loss'] for line in lines[1:]])
   assert [json.loads(line)['epoch'] for line in lines] == [1, *range(1, 41)]
 
 

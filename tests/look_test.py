@@ -83,4 +83,5 @@ def test_the_command_line(tmp_path):
   assert shown.returncode == 0, shown.stderr
   assert '--config.prune.fraction=' in shown.stdout
   assert (tmp_path / 'run/look.png').stat().st_size > 5000
+  assert (tmp_path / 'run/report/look.svg').exists()
   assert [row['fraction'] for row in json.loads((tmp_path / 'run/look.json').read_text())][0] == 0

@@ -17,8 +17,8 @@ from slim_jax import files
 from slim_jax import network
 from slim_jax import pipeline
 from slim_jax import pruning
-from slim_jax import report
 from slim_jax import stages
+from slim_jax import tables
 from slim_jax import tree
 from slim_jax import workdir as workdir_module
 
@@ -90,7 +90,7 @@ def test_model_is_the_best_on_the_validation_split(finished):
 
 def test_table_names_the_best(finished):
   _, _, rows = finished
-  table = report.table(list(rows.values()))
+  table = tables.table(list(rows.values()))
   stages = list(table.columns[1].cells)
   assert stages[0] == f"baseline (best, epoch {rows['baseline']['best_epoch']})"
   assert stages[1] == 'sparse'

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from commands import TINY
-import config_test
 import slim_jax
 from slim_jax import check
 from slim_jax import checkpoint
@@ -18,30 +16,22 @@ from slim_jax import context
 from slim_jax import data
 from slim_jax import files
 from slim_jax import pipeline
-from slim_jax import report
+from slim_jax import tables
 from slim_jax import stages as stages_module
 from slim_jax import tree
 from slim_jax import workdir as workdir_module
 from trees import same
 
 
-@pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-  return str(tmp_path_factory.mktemp('tfds'))
+@pytest.fixture
+def config(two_passes):
+  return two_passes[0]
 
 
-@pytest.fixture(scope='module')
-def config(data_dir):
-  config = config_test.load('digits').get_config()
-  config.update_from_flattened_dict({**TINY, 'data_dir': data_dir})
-  return config
-
-
-@pytest.fixture(scope='module')
-def finished(config, tmp_path_factory):
+@pytest.fixture
+def finished(two_passes):
   """A complete run of two passes."""
-  workdir = tmp_path_factory.mktemp('run')
-  return workdir, pipeline.run(config, workdir)
+  return two_passes[1:]
 
 
 def variables_of(workdir, stage):
@@ -212,10 +202,10 @@ def test_what_is_not_used_yet_may_change(config, finished, tmp_path):
 
 def test_table_shows_the_reduction(finished):
   _, records = finished
-  table = report.table(records)
+  table = tables.table(records)
   assert table.row_count == len(records)
-  assert [report.short(n) for n in (85, 65_834, 20_035_018)] == ['85', '65.83k', '20.04M']
-  assert report.change(25, 100) == '-75.0 %' and report.change(100, 100) == ''
+  assert [tables.short(n) for n in (85, 65_834, 20_035_018)] == ['85', '65.83k', '20.04M']
+  assert tables.change(25, 100) == '-75.0 %' and tables.change(100, 100) == ''
 
 
 @pytest.mark.parametrize('changes, error, message', [

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import commands
+from report_test import check_page
 from slim_jax import checkpoint
 from slim_jax import processes
 
@@ -43,6 +44,8 @@ def test_two_processes_of_two_devices_are_as_one_device(venv, tmp_path):
   fields = {**STEPS, 'data_dir': str(tmp_path / 'tfds')}
   output = commands.finish(together(venv, 2, *commands.flags_of(tmp_path / 'two', **fields)))
   assert output.count('finetuned, pass 1: accuracy') == 1  # the first process speaks
+  assert 'report: ' in output and 'no report' not in output
+  check_page(tmp_path / 'two')
   commands.run(commands.main(tmp_path / 'one', **fields))
   a, b = losses(tmp_path / 'one'), losses(tmp_path / 'two')
   assert len(a) == 50 and a[-1] < a[0]

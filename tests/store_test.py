@@ -11,6 +11,8 @@ import fake_gcs
 from slim_jax import checkpoint
 from slim_jax import files
 from faults_test import data_dir  # pylint: disable=unused-import
+from recording_test import curves
+from report_test import check_page
 from trees import same
 
 
@@ -48,7 +50,7 @@ def test_killed_run_in_a_bucket_ends_as_one_on_a_disk(store, data_dir, tmp_path)
   for bucket, name in list(store.objects):
     if f'1-finetuned/{damaged}/state' in name and '/d/' in name:
       store.put(bucket, name, b'')
-  output = commands.finish(start(store, commands.main('gs://bucket/run', **fields)))
+  output = commands.finish(start(store, commands.main('gs://bucket/run', report=True, **fields)))
   assert f'1-finetuned/{damaged}: ' in output and 'so the next one is taken' in output
   assert any(f'1-finetuned/{damaged}.unreadable/' in name for _, name in store.objects)
   here = download(store, tmp_path / 'store') / 'bucket' / 'run'
@@ -56,6 +58,10 @@ def test_killed_run_in_a_bucket_ends_as_one_on_a_disk(store, data_dir, tmp_path)
                 for path in (here, tmp_path / 'disk')))
   a, b = (json.loads((path / 'stages.json').read_text()) for path in (here, tmp_path / 'disk'))
   assert [{**row, 'seconds': 0} for row in a] == [{**row, 'seconds': 0} for row in b]
+  loss = curves(here / 'tensorboard/1-finetuned')[0]['loss']
+  assert [step // 4 for step, _ in loss] == [*range(1, 9)]
+  assert len(list((here / 'tensorboard/1-finetuned').iterdir())) == 1
+  assert check_page(here).rows['latency'][1:]
   lines = (here / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['epoch'] for line in lines] == [1, *range(1, 9)]
   output = commands.finish(start(store, commands.main('gs://bucket/run', **fields)))
@@ -64,11 +70,11 @@ def test_killed_run_in_a_bucket_ends_as_one_on_a_disk(store, data_dir, tmp_path)
 
 def test_a_study_in_a_bucket_shares_its_stages(store, data_dir):
   fields = {**commands.LONG, 'data_dir': data_dir, 'finetune.epochs': 0}
-  command = commands.main('gs://bucket/study', **fields)
+  command = commands.main('gs://bucket/study', report=True, **fields)
   command[2] = 'slim_jax.sweep'
   commands.finish(start(store, [*command, '--sweep=prune.fraction=0.2,0.4']))
   names = {name for _, name in store.objects}
-  assert {'study/sweep.json', 'study/fraction.png',
+  assert {'study/sweep.json', 'study/fraction.png', 'study/report/index.html',
           'study/prune.fraction=0.4/summary.json'} <= names
   assert any(name.startswith('study/prune.fraction=0.2/checkpoints/1-sparse/') for name in names)
 

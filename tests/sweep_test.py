@@ -1,18 +1,22 @@
 """Studies: what is shared is trained once, and the same command continues."""
 
 import json
+import shutil
 
 import pytest
 
 import pipeline_options_test
+from report_test import check_page
 from slim_jax import check
 from slim_jax import context
 from slim_jax import loop
+from slim_jax import page
 from slim_jax import plot
 from slim_jax import pruning
-from slim_jax import report
+from slim_jax import tables
 from slim_jax import stages as stages_module
 from slim_jax import sweep
+from slim_jax import workdir as workdir_module
 
 
 @pytest.fixture(scope='module')
@@ -81,7 +85,7 @@ def test_a_point_that_was_interrupted_continues(config, study, tmp_path, monkeyp
 
 def test_table_has_a_row_for_each_point(study):
   _, _, points = study
-  table = report.sweep_table(points)
+  table = tables.sweep_table(points)
   assert [column.header for column in table.columns] == [
       'fraction', 'baseline', 'sparse', 'pruned', 'finetuned', 'small scales', 'params', 'MACs']
   assert list(table.columns[0].cells) == ['0.2', '0.5', '0.99']
@@ -93,9 +97,28 @@ def test_plots_are_drawn(study, tmp_path):
   assert sweep.draw(points, workdir) == [workdir / 'fraction.png']
   as_strengths = [{**point, 'values': {'train.strength': 1e-4}} for point in points]
   assert sweep.draw(as_strengths, workdir) == [workdir / 'scales.png']
-  plot.histograms({}, tmp_path / 'none.png', name='|scale|')
+  plot.save(plot.histograms({}, name='|scale|'), tmp_path / 'none.png')
   for path in (workdir / 'fraction.png', workdir / 'scales.png', tmp_path / 'none.png'):
     assert path.read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_study_has_its_page(study, tmp_path):
+  workdir, _, points = study
+  page.write(workdir)
+  found = check_page(workdir)
+  header, *rows = found.rows['points']
+  assert header[:5] == ['fraction', 'baseline', 'sparse', 'pruned', 'finetuned']
+  assert [row[0] for row in rows] == ['0.2', '0.5', '0.99'] and rows[2][3] == '-'
+  assert rows[0][4] == f"{100 * (1 - points[0]['stages'][3]['accuracy']):.2f}"
+  assert found.texts['warning'] == [f"prune.fraction=0.99: {points[2]['error']}"]
+  assert sorted(path.name for path in (workdir / 'report').glob('*.svg')) == [
+      'error-prune-fraction.svg', 'scales.svg']
+  (tmp_path / 'sweep.json').write_text('{"points": [{}]}')
+  with pytest.raises(workdir_module.WorkdirError, match='sweep.json is damaged'):
+    page.write(tmp_path)
+  shutil.copy(workdir / 'sweep.json', tmp_path)
+  page.write(tmp_path)  # the points have gone
+  assert 'there is no directory of checkpoints' in check_page(tmp_path).texts['warning'][1]
 
 
 @pytest.mark.parametrize('stage, free', [
@@ -135,5 +158,5 @@ def test_every_point_is_checked_before_the_first_runs(config, tmp_path):
 
 def test_mean_is_drawn_through_equal_values(tmp_path):
   points = [(0.5, {'finetuned': y, 'pruned': 90.0}) for y in (6.0, 7.0)]
-  plot.errors(points, tmp_path / 'plot.png', name='fraction')
+  plot.save(plot.errors(points, name='fraction'), tmp_path / 'plot.png')
   assert (tmp_path / 'plot.png').stat().st_size > 1000

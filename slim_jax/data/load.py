@@ -2,12 +2,11 @@
 
 import dataclasses
 import io
-import sys
 
 import numpy as np
 import PIL.Image
-import tqdm
 
+from slim_jax import progress
 from slim_jax.data.errors import DataError
 from slim_jax.data.records import open_records
 from slim_jax.data.records import Records
@@ -118,23 +117,21 @@ def _read(records: Records):
   """Reads and decodes all records; returns images and labels."""
   channels, n = records.channels, len(records)
   image, label = None, np.empty(n, np.int32)
-  with tqdm.tqdm(total=n, desc=records.title, unit=' images', leave=False,
-                 disable=not sys.stderr.isatty()) as bar:
-    for start in range(0, n, _READ):
-      keys = range(start, min(start + _READ, n))
-      for key, record in zip(keys, records.read(list(keys))):
-        one = _decode(record, channels)
-        if image is None:
-          channels = one.shape[-1]
-          image = _allocate((n, *one.shape), records)
-        if one.shape != image.shape[1:]:
-          raise DataError(
-              f'{records.path}: the images of {records.title} are not all of one size: '
-              f'example 0 is {_size(image[0])}, example {key} is {_size(one)}. '
-              f'{_OTHER_SIZES}, or prepare the data set with images of one size')
-        image[key] = one
-        label[key] = record.label
-      bar.update(len(keys))
+  starts = range(0, n, _READ)
+  for start in progress.each(starts, f'reading {records.title}', total=len(starts)):
+    keys = range(start, min(start + _READ, n))
+    for key, record in zip(keys, records.read(list(keys))):
+      one = _decode(record, channels)
+      if image is None:
+        channels = one.shape[-1]
+        image = _allocate((n, *one.shape), records)
+      if one.shape != image.shape[1:]:
+        raise DataError(
+            f'{records.path}: the images of {records.title} are not all of one size: '
+            f'example 0 is {_size(image[0])}, example {key} is {_size(one)}. '
+            f'{_OTHER_SIZES}, or prepare the data set with images of one size')
+      image[key] = one
+      label[key] = record.label
   return image, label
 
 

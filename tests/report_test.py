@@ -1,0 +1,256 @@
+"""The page of a run: all that the run has, nothing from elsewhere, what is damaged in a line."""
+
+import html.parser
+import json
+import re
+import shutil
+import sys
+from xml.etree import ElementTree
+
+import jax
+import pytest
+
+import commands
+import slim_jax
+from slim_jax import page
+from slim_jax import plot
+from slim_jax import tables
+from slim_jax import workdir as workdir_module
+from slim_jax.page import measure
+from slim_jax.page import run as run_page
+
+FIGURES = ['curves', 'heat-1', 'heat-2', 'scales', 'shares-1', 'shares-2', 'widths']
+
+
+class Reader(html.parser.HTMLParser):
+  """Rows of tables and lists by id, texts by class, and what the page asks for."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.rows, self.texts, self.asks, self.ids, self.tags = {}, {}, [], [], []
+    self._id = self._row = self._class = None
+    self.feed(text)
+
+  def handle_starttag(self, tag, attrs):
+    attrs = dict(attrs)
+    self.tags.append(tag)
+    if 'id' in attrs:
+      self.ids.append(attrs['id'])
+    self.asks += [value for name, value in attrs.items() if name in ('href', 'src', 'xlink:href')]
+    if tag in ('table', 'ul'):
+      self._id = attrs['id']
+      self.rows[self._id] = []
+    elif tag in ('tr', 'li') and self._id:
+      self._row = []
+      self.rows[self._id].append(self._row)
+    elif tag in ('td', 'th') or attrs.get('class') in ('name', 'count'):
+      self._row.append('')
+    elif tag == 'p':
+      self._class = attrs.get('class', '')
+      self.texts.setdefault(self._class, []).append('')
+
+  def handle_endtag(self, tag):
+    if tag in ('table', 'ul', 'p'):
+      self._id = self._row = self._class = None
+
+  def handle_data(self, data):
+    if self._class is not None:
+      self.texts[self._class][-1] += data
+    elif self._row:
+      self._row[-1] += data.strip()
+
+
+def check_page(directory):
+  """That a page is whole and asks for nothing; returns what is read from it."""
+  text = (directory / 'report' / 'index.html').read_text()
+  found = Reader(text)
+  assert not {'script', 'link', 'iframe', 'img'} & set(found.tags)
+  assert all(ask.startswith(('#', 'data:')) for ask in found.asks), found.asks
+  assert '@import' not in text and not re.findall(r'url\((?!#)', text)
+  assert len(set(found.ids)) == len(found.ids)
+  used = re.findall(r'url\(#([^)]*)\)', text) + [ask[1:] for ask in found.asks if ask[0] == '#']
+  assert used and set(used) <= set(found.ids)
+  defined = set(re.findall(r'(--[\w]+):', text))
+  assert set(re.findall(r'var\((--\w+)\)', text)) <= defined
+  pictures = re.findall(r'<svg.*?</svg>', text, re.S)
+  files = sorted((directory / 'report').glob('*.svg'))
+  assert len(pictures) == len(files)
+  for picture in (*pictures, *(path.read_text() for path in files)):
+    root = ElementTree.fromstring(picture)
+    assert root.tag == '{http://www.w3.org/2000/svg}svg' and root.get('viewBox')
+    assert '#0102' not in picture  # a colour that only stands for a name
+  assert not any('var(' in path.read_text() for path in files)
+  return found
+
+
+@pytest.fixture
+def run(two_passes, tmp_path):
+  """A copy of a complete run."""
+  shutil.copytree(two_passes[1], tmp_path / 'run')
+  return tmp_path / 'run'
+
+
+@pytest.fixture(scope='module')
+def written(two_passes, tmp_path_factory):
+  """A complete run with its page."""
+  path = tmp_path_factory.mktemp('written') / 'run'
+  shutil.copytree(two_passes[1], path)
+  assert page.write(path) == path / 'report' / 'index.html'
+  return path
+
+
+def test_every_stage_has_its_row(written, two_passes):
+  _, _, records = two_passes
+  found = check_page(written)
+  header, *rows = found.rows['stages']
+  assert header == ['stage', 'accuracy', 'loss', 'params', 'MACs', 'FLOPs', 'activations', 'time']
+  for row, record in zip(rows, records, strict=True):
+    assert row[0] == str(workdir_module.Stage.of(record))
+    assert row[1:3] == [f"{record['accuracy']:.2%}", f"{record['loss']:.4f}"]
+    assert row[3] == (tables.short(record['params'])
+                      + tables.change(record['params'], records[0]['params']))
+    assert row[5] == tables.short(2 * record['macs'])
+  full, *_, thin = (row[6] for row in rows)
+  assert full.endswith('B') and thin.endswith('%')
+  warnings = tables.warnings(records)
+  assert warnings and found.texts['warning'] == warnings
+
+
+def test_widths_are_those_of_the_plan(written):
+  plan = slim_jax.Plan.load(written / 'plan-2.npz')
+  expected = [[path[1], f'{cut.shape[0]} → {cut.thin_shape[0]}']
+              for path, cut in sorted(plan.cuts.items()) if path[-1] == 'scale']
+  assert check_page(written).rows['widths'] == expected and len(expected) == 2
+
+
+def test_every_figure_is_there_in_the_page_and_beside_it(written):
+  assert [path.stem for path in sorted((written / 'report').glob('*.svg'))] == FIGURES
+  curves = (written / 'report' / 'curves.svg').read_text()
+  assert all(f'>{name}<' in curves for name in ('baseline', 'sparse', 'pruned', 'finetuned'))
+  assert '<image' in (written / 'report' / 'heat-1.svg').read_text()
+
+
+def test_it_says_what_made_the_run(written):
+  text = (written / 'report' / 'index.html').read_text()
+  (start,) = map(json.loads, (written / 'starts.jsonl').read_text().splitlines())
+  assert start['jax'] == jax.__version__ and 'pytest' in start['command']
+  for name in ('python', 'jax', 'flax', 'optax', 'device', 'time'):
+    assert f'<dt>{name}</dt><dd>{start[name]}</dd>' in text
+  assert 'finetune' in text
+
+
+def test_full_and_thin_network_are_timed(run, monkeypatch):
+  page.write(run, timed=True)
+  header, *rows = check_page(run).rows['latency']
+  assert header[:3] == ['network', 'images at a time', 'latency']
+  assert [row[:2] for row in rows] == [['full', '1'], ['thin', '1'], ['full', '64'], ['thin', '64']]
+  saved = json.loads((run / 'report' / 'latency.json').read_text())
+  assert all(0 < row['seconds'] < 10 for row in saved['rows'])
+  assert rows[3][4] == f"{saved['rows'][2]['seconds'] / saved['rows'][3]['seconds']:.2f} times"
+  monkeypatch.setattr(measure, '_HUGE', {'cpu': 1.0})
+  page.write(run)  # does not measure again
+  assert check_page(run).rows['latency'][1:] == rows
+  page.write(run, timed=True)
+  found = check_page(run)
+  assert found.rows['latency'][1:] == []
+  assert sum('take long on this device' in text for text in found.texts['note']) == 4
+
+
+def test_what_a_look_found_is_drawn(run):
+  rows = [{'fraction': 0.1 * i, 'accuracy': 0.9 - 0.1 * i, 'recalibrated': 0.9, 'params': 100 - i,
+           'macs': 100 - i, 'full_params': 100, 'full_macs': 100} for i in range(3)]
+  (run / 'look.json').write_text(json.dumps(rows))
+  page.write(run)
+  check_page(run)
+  assert (run / 'report' / 'look.svg').exists()
+
+
+DAMAGES = {
+    'what is for people': {
+        'look.json': (lambda path: path.write_text('[{}]'), 'look.json is damaged'),
+        'scales-1.npz': (lambda path: path.write_bytes(path.read_bytes()[:-200]),
+                         'scales-1.npz cannot be read'),
+        'latency.json': (lambda path: (path.parent / 'report').mkdir() or (
+            path.parent / 'report' / path.name).write_text('[]'), 'latency.json is damaged'),
+        'dataset.json': (lambda path: path.unlink(), 'dataset.json cannot be read')},
+    'what a run continues from': {
+        'plan-1.npz': (lambda path: path.unlink(), 'plan-1.npz cannot be read'),
+        'config.json': (lambda path: path.write_text('['), 'config.json cannot be read')},
+    'checkpoints and metrics': {
+        'checkpoints/1-sparse': (shutil.rmtree, 'there is no directory of checkpoints .*1-sparse'),
+        'metrics.jsonl': (lambda path: path.write_text('{"pass": 1}\n'),
+                          'metrics.jsonl, line 1, is'),
+        'config.json': (lambda path: path.write_text('{"seed": 0}'), 'do not say all of what')},
+    'the list of stages': {
+        'stages.json': (lambda path: path.write_text('[{"pass": 1, "stage": "sparse"}]'),
+                        'stages.json is damaged')}}
+
+
+@pytest.mark.parametrize('what', DAMAGES)
+def test_what_is_damaged_is_said_in_a_line_and_all_else_is_shown(run, two_passes, what):
+  for name, (damage, _) in DAMAGES[what].items():
+    damage(run / name)
+  page.write(run)
+  found = check_page(run)
+  told = [text for text in found.texts['warning'] if text.startswith('Left out')]
+  for _, message in DAMAGES[what].values():
+    assert any(re.search(message, text) for text in told), told
+  assert not any('\n' in text for text in told)
+  if 'stages.json' not in DAMAGES[what]:
+    assert [row[0] for row in found.rows['stages'][1:]] == [
+        str(workdir_module.Stage.of(record)) for record in two_passes[2]]
+
+
+def test_a_run_without_recordings_has_its_page(run):
+  """Of an earlier version, or one that has just begun."""
+  for path in (*run.glob('scales-*'), run / 'starts.jsonl', run / 'metrics.jsonl'):
+    path.unlink()
+  page.write(run)
+  notes = check_page(run).texts['note']
+  for text in ('The scales of the epochs were not recorded.', 'No epoch is recorded yet.',
+               'Command and versions were not recorded.'):
+    assert text in notes
+  (run / 'stages.json').write_text('[]')
+  shutil.rmtree(run / 'report')
+  page.write(run)
+  text = (run / 'report' / 'index.html').read_text()
+  assert 'No stage is complete yet.' in text and not list((run / 'report').glob('*.svg'))
+
+
+def test_layers_can_be_chosen_and_stand_in_their_order(run):
+  page.write(run, layers='*BatchNorm_1*')
+  text = (run / 'report' / 'heat-1.svg').read_text()
+  assert 'BatchNorm_1, layer 2' in text and 'BatchNorm_0, layer' not in text
+  page.write(run, layers='*Dense*')
+  assert any(note.startswith('No scale has a path like *Dense*; there are params/BatchNorm_0/scale')
+             for note in check_page(run).texts['note'])
+  paths = [f'params/{name}/scale' for name in ('BatchNorm_0', 'Block_10/BatchNorm_0',
+                                               'Block_2/BatchNorm_0', 'Extra_10', 'Extra_9')]
+  modules = ['Block_2', 'Block_2/BatchNorm_0', 'Block_10/BatchNorm_0', 'BatchNorm_0']
+  assert [measure.short(path) for path in measure.in_order(paths, modules)] == [
+      'Block_2/BatchNorm_0', 'Block_10/BatchNorm_0', 'BatchNorm_0', 'Extra_9', 'Extra_10']
+
+
+def test_an_end_without_a_page_is_no_failure(run, tmp_path, caplog, monkeypatch):
+  def fail(*_, **__):
+    raise OSError(28, 'No space left on device')
+
+  page.at_end(tmp_path)
+  assert 'holds neither a run nor a study' in caplog.text
+  monkeypatch.setattr(run_page, 'sections', fail)
+  page.at_end(run)
+  assert 'All else is complete' in caplog.text
+
+
+def test_every_stage_has_a_colour():
+  assert set(plot.STAGES) == {'baseline', 'sparse', 'pruned', 'recalibrated', 'finetuned',
+                              'scratch-e', 'scratch-b'}
+  assert len(set(plot.STAGES.values())) == 7
+
+
+def test_the_command_line(run, tmp_path):
+  command = [sys.executable, '-m', 'slim_jax.report', f'--workdir={run}', '--nomeasure']
+  assert f'report: {run}/report/index.html' in commands.run(command)
+  check_page(run)
+  command[3] = f'--workdir={tmp_path}/nothing'
+  assert 'holds neither a run nor a study' in commands.run(command, code=1)
