@@ -24,8 +24,8 @@ FLOORS = [
     {'train', 'checkpoint', 'tables', 'import_torch', 'feed', 'initialise', 'channel_cost',
      'budget', 'scores', 'narrow'},
     {'', 'check', 'loop', 'workdir'},  # '' is slim_jax itself: the library without the program
-    {'network', 'stages', 'sparse', 'pretrained'},
-    {'context'},
+    {'network', 'stages', 'sparse', 'pretrained', 'scale_history', 'events'},
+    {'context', 'recording'},
     {'finished', 'pruning'},
     {'pipeline', 'page'},
     {'command'},
