@@ -1,6 +1,6 @@
 """A network traced once, to be planned, counted and timed with many selections."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import statistics
 import time
 from typing import Any, NamedTuple
@@ -65,10 +65,25 @@ def seconds(network: Network, found: Plan | None) -> float:
     f, variables = thin(f, found), found.slice(variables)
   run = jax.jit(f)
   variables, args = jax.device_put((variables, args))
-  jax.block_until_ready(run(variables, *args))
-  times: list[float] = []
-  while len(times) < 5 or (len(times) < 50 and sum(times) < 1):
-    start = time.perf_counter()
-    jax.block_until_ready(run(variables, *args))
-    times.append(time.perf_counter() - start)
-  return statistics.median(times)
+  return medians({'': lambda: run(variables, *args)})['']
+
+
+def medians(runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+  """Median seconds of functions that take turns, so that a busy machine is busy for all alike.
+
+  Args:
+    runs: by name; a first call of each, which may compile, does not count. Then 5 to 50 each,
+      about a second of each.
+  """
+  times: dict[str, list[float]] = {name: [] for name in runs}
+  for run in runs.values():
+    jax.block_until_ready(run())
+  rounds, spent = 0, 0.0
+  while rounds < 5 or (rounds < 50 and spent < len(runs)):
+    for name, run in runs.items():
+      start = time.perf_counter()
+      jax.block_until_ready(run())
+      times[name].append(time.perf_counter() - start)
+      spent += times[name][-1]
+    rounds += 1
+  return {name: statistics.median(found) for name, found in times.items()}

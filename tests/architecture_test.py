@@ -16,8 +16,9 @@ PACKAGE = ROOT / 'slim_jax'
 # Each floor may import from the floors below it, and a package from itself.
 FLOORS = [
     {'jaxprs', 'tree', 'devices', 'fields', 'pull', 'interrupt', 'processes'},
-    {'batch_norms', 'files', 'progress'},
-    {'channels', 'sparsity', 'cost', 'models', 'data', 'guards', 'ranking', 'plot'},
+    {'batch_norms', 'files', 'onnx_spelling', 'progress'},
+    {'channels', 'sparsity', 'cost', 'models', 'data', 'guards', 'ranking', 'plot',
+     'onnx_file'},
     {'select', 'probe'},
     {'terms'},
     {'train', 'checkpoint', 'report', 'import_torch', 'feed', 'initialise', 'channel_cost',
@@ -28,7 +29,7 @@ FLOORS = [
     {'finished', 'pruning'},
     {'pipeline'},
     {'command'},
-    {'main', 'sweep', 'look', 'export'},
+    {'main', 'sweep', 'look', 'export', 'latency'},
 ]
 FLOOR = {room: n for n, floor in enumerate(FLOORS) for room in floor}
 # The package offers `load`, which it finds in the program when it is called.
