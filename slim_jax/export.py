@@ -7,7 +7,8 @@ stablehlo    the network with its weights, from pixel values to logits, for any 
              `jax.export.deserialize(open(PATH, 'rb').read()).call(images)`
 onnx         the same for other runtimes (with the extra `onnx`), computed in float32:
              `onnxruntime.InferenceSession(PATH).run(None, {'image': images})`
-safetensors  the thin weights by path: `safetensors.numpy.load_file(PATH)`
+safetensors  the thin weights by path: `safetensors.numpy.load_file(PATH)`, and in the metadata which
+             indices of each axis of the original weights they are
 
 Beside it stands PATH.json: shape of the images, mean and standard deviation of their channels,
 class names, the accuracy that was measured, parameters, MACs and widths; an ONNX file has them in
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from slim_jax import channels
 from slim_jax import command
 from slim_jax import files
 from slim_jax import finished
@@ -62,7 +64,7 @@ def main() -> None:
     about['platforms'] = _PLATFORMS.value
     content = stablehlo(*finished.load(workdir), about['image'], _PLATFORMS.value)
   else:
-    content = weights(finished.load(workdir)[1])
+    content = weights(finished.load(workdir)[1], finished.plan(workdir))
   path = files.path_of(_OUTPUT.value or workdir / f'network.{_FORMAT.value}')
   files.write(path, content)
   files.write_json(path.with_name(path.name + '.json'), about)
@@ -92,11 +94,28 @@ def stablehlo(apply: Callable[[PyTree, jax.Array], jax.Array], variables: PyTree
   return bytes(exported.serialize())
 
 
-def weights(variables: PyTree) -> bytes:
-  """Variables as safetensors, named by their paths ('params/Conv_0/kernel')."""
-  arrays = {tree.show(path): np.ascontiguousarray(leaf)
-            for path, leaf in tree.flatten(variables).items()}
-  return safetensors.numpy.save(arrays, metadata={'names': json.dumps(sorted(arrays))})
+def weights(variables: PyTree, plan: channels.Plan | None = None) -> bytes:
+  """Variables as safetensors, named by their paths ('params/Conv_0/kernel').
+
+  Args:
+    variables: thin ones, where there is a plan.
+    plan: what is left of the original network.
+
+  Returns:
+    The file. Its metadata holds JSON under 'names', 'shapes' (of the original variables, by name)
+    and 'kept': for each axis of each the indices that are left of the original, null for all.
+  """
+  arrays, shapes, kept = {}, {}, {}
+  for path, leaf in tree.flatten(variables).items():
+    name = tree.show(path)
+    arrays[name] = np.ascontiguousarray(leaf)
+    shapes[name] = plan.cuts[path].shape if plan else leaf.shape
+    indices = plan.cuts[path].indices if plan else map(np.arange, leaf.shape)
+    kept[name] = [None if len(index) == size else index.tolist()
+                  for index, size in zip(indices, shapes[name], strict=True)]
+  return safetensors.numpy.save(arrays, metadata={
+      'names': json.dumps(sorted(arrays)), 'shapes': json.dumps(shapes),
+      'kept': json.dumps(kept)})
 
 
 if __name__ == '__main__':

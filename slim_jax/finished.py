@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from slim_jax import channels
 from slim_jax import checkpoint
 from slim_jax import context
 from slim_jax import data
@@ -50,6 +51,12 @@ def load(workdir: files.PathLike, *,
   config.dtype = dtype or config.dtype
   net, variables = _left(config, workdir, stage, dataset['num_classes'], dataset['image'])
   return _of_pixels(net, dataset), variables
+
+
+def plan(workdir: files.PathLike) -> channels.Plan | None:
+  """What is left of the original network in the one that `load` returns; None for all of it."""
+  workdir = Workdir(files.path_of(workdir))
+  return workdir.plan_after(_last(workdir))
 
 
 def fresh(workdir: files.PathLike) -> tuple[Callable[..., jax.Array], PyTree]:

@@ -36,10 +36,25 @@ flags.register_validator(
 
 def main() -> None:
   """Measures the run of the command line."""
-  workdir = files.path_of(command.WORKDIR.value)
+  report.show_latency(run(command.WORKDIR.value, list(map(int, _BATCHES.value))))
+
+
+def run(workdir: files.PathLike, batches: Sequence[int]) -> list[dict[str, Any]]:
+  """Measures the network of a run, full and thin, and writes latency.json.
+
+  Args:
+    workdir: of a run.
+    batches: numbers of images.
+
+  Returns:
+    What `measure` returns for JAX and, unless there is a reason that is logged, for onnxruntime.
+
+  Raises:
+    WorkdirError: the directory holds no run with a complete stage.
+  """
+  workdir = files.path_of(workdir)
   shape = finished.about(workdir)['image']
   networks = {'full': finished.fresh(workdir), 'thin': finished.load(workdir)}
-  batches = list(map(int, _BATCHES.value))
   rows = measure(in_jax(networks), shape, batches, runtime='jax')
   try:
     exported = {name: onnx_file.convert(lambda image, net=net: net[0](net[1], image), shape)
@@ -47,11 +62,11 @@ def main() -> None:
     rows += measure(in_onnxruntime(exported), shape, batches, runtime='onnxruntime')
   except onnx_file.OnnxError as error:
     logging.warning('without onnxruntime: %s', error)
-  report.show_latency(rows)
   path = workdir / 'latency.json'
   files.write_json(path, {'device': jax.devices()[0].device_kind, 'cores': os.cpu_count(),
                           'rows': rows})
   logging.info('median seconds of a batch: %s', path)
+  return rows
 
 
 def measure(runs: Mapping[str, Callable[[np.ndarray], Any]], shape: Sequence[int],
