@@ -150,6 +150,13 @@ def _slice(eqn: jaxprs.Equation, x: Any) -> Any:
   return _take(x, np.arange(start[axis], end[axis], strides[axis]), axis)
 
 
+def _sum(eqn: jaxprs.Equation, x: Any) -> Any:
+  """Of all pixels, likewise: so that the BatchNorm before it ends up in its convolution, too."""
+  if x.ndim != 4 or tuple(eqn.params['axes']) != (1, 2):
+    return None
+  return jnp.sum(x.transpose(0, 3, 1, 2), axis=(2, 3))
+
+
 def _reshape(eqn: jaxprs.Equation, x: Any) -> Any:
   """With the batch as what is left over, not as a shape that is computed."""
   (result,) = eqn.out_avals
@@ -195,6 +202,7 @@ _SPELLINGS: dict[Any, Callable[..., Any]] = {
     _p.gather_p: _gather,
     _p.pad_p: _pad,
     _p.slice_p: _slice,
+    _p.reduce_sum_p: _sum,
     _p.reshape_p: _reshape,
     _p.broadcast_in_dim_p: _broadcast,
     jaxprs.permute_p: _permute,
