@@ -7,8 +7,8 @@ stablehlo    the network with its weights, from pixel values to logits, for any 
              `jax.export.deserialize(open(PATH, 'rb').read()).call(images)`
 onnx         the same for other runtimes (with the extra `onnx`), computed in float32:
              `onnxruntime.InferenceSession(PATH).run(None, {'image': images})`
-safetensors  the thin weights by path: `safetensors.numpy.load_file(PATH)`, and in the metadata which
-             indices of each axis of the original weights they are
+safetensors  the thin weights by path: `safetensors.numpy.load_file(PATH)`, and in the metadata
+             which indices of each axis of the original weights they are
 
 Beside it stands PATH.json: shape of the images, mean and standard deviation of their channels,
 class names, the accuracy that was measured, parameters, MACs and widths; an ONNX file has them in
