@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a virtual environment with slim_jax in it: bash launch/install.sh [EXTRA]
 #
-# EXTRA is an extra of setup.cfg (test, cuda, tpu, gcs), or several (tpu,gcs); none by default.
+# EXTRA is an extra of setup.cfg (test, cuda, tpu, gcs, onnx), or several (tpu,gcs); none by default.
 # PYTHON names the interpreter (default: the first one from 3.11 on), VENV the folder (default: .venv).
 # An existing environment is reused, and brought up to date when setup.cfg has changed.
 set -euo pipefail

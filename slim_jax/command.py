@@ -21,6 +21,7 @@ from slim_jax import data
 from slim_jax import files
 from slim_jax import interrupt
 from slim_jax import loop
+from slim_jax import onnx_file
 from slim_jax import processes
 from slim_jax import workdir
 
@@ -35,7 +36,7 @@ flags.mark_flag_as_required('workdir')
 
 # What a person can put right: shown without a traceback.
 _ERRORS = (check.ConfigError, checkpoint.CheckpointError, data.DataError, files.StoreError,
-           loop.DivergedError, processes.ProcessError, workdir.WorkdirError)
+           loop.DivergedError, onnx_file.OnnxError, processes.ProcessError, workdir.WorkdirError)
 
 # A full or failing disk, files that are too large or may not be written.
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES,

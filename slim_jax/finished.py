@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from slim_jax import channels
 from slim_jax import checkpoint
 from slim_jax import context
 from slim_jax import data
@@ -29,11 +30,13 @@ from slim_jax.workdir import WorkdirError
 PyTree = Any
 
 
-def load(workdir: files.PathLike) -> tuple[Callable[..., jax.Array], PyTree]:
+def load(workdir: files.PathLike, *,
+         dtype: str | None = None) -> tuple[Callable[..., jax.Array], PyTree]:
   """The network that the last complete stage of a run left, but for stages from scratch.
 
   Args:
     workdir: directory of a run, wherever it has been moved.
+    dtype: what it computes in; that of the config unless given.
 
   Returns:
     (apply, variables): `apply(variables, image)` gives logits float32 [n, classes] for
@@ -46,15 +49,24 @@ def load(workdir: files.PathLike) -> tuple[Callable[..., jax.Array], PyTree]:
   """
   workdir = Workdir(files.path_of(workdir))
   stage = _last(workdir)
-  config = ml_collections.ConfigDict(read_json(workdir.path / 'config.json'))
-  dataset = read_json(workdir.path / 'dataset.json')
+  config, dataset = _read(workdir)
+  config.dtype = dtype or config.dtype
   net, variables = _left(config, workdir, stage, dataset['num_classes'], dataset['image'])
-  mean, std = (np.asarray(dataset[name], np.float32) for name in ('mean', 'std'))
+  return _of_pixels(net, dataset), variables
 
-  def apply(variables: PyTree, image: jax.Array) -> jax.Array:
-    return net.predict(variables, data.normalize(image, mean, std))
 
-  return apply, variables
+def plan(workdir: files.PathLike) -> channels.Plan | None:
+  """What is left of the original network in the one that `load` returns; None for all of it."""
+  workdir = Workdir(files.path_of(workdir))
+  return workdir.plan_after(_last(workdir))
+
+
+def fresh(workdir: files.PathLike) -> tuple[Callable[..., jax.Array], PyTree]:
+  """The network of a run as it was before any cut, with new weights; see `load`."""
+  config, dataset = _read(Workdir(files.path_of(workdir)))
+  net = network.create(config, dataset['num_classes'])
+  image = jax.ShapeDtypeStruct((1, *dataset['image']), jnp.float32)
+  return _of_pixels(net, dataset), net.init(jax.random.key(config.seed), image)
 
 
 def module(workdir: files.PathLike) -> nn.Module:
@@ -146,6 +158,22 @@ def _last(workdir: Workdir) -> Stage:
   if not done:
     raise WorkdirError(f'{workdir.path} holds no run with a complete stage')
   return done[-1]
+
+
+def _read(workdir: Workdir) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
+  """The config of a run, and its dataset.json."""
+  config = ml_collections.ConfigDict(read_json(workdir.path / 'config.json'))
+  return config, read_json(workdir.path / 'dataset.json')
+
+
+def _of_pixels(net: Network, dataset: dict[str, Any]) -> Callable[..., jax.Array]:
+  """Logits of images as the data set has them."""
+  mean, std = (np.asarray(dataset[name], np.float32) for name in ('mean', 'std'))
+
+  def apply(variables: PyTree, image: jax.Array) -> jax.Array:
+    return net.predict(variables, data.normalize(image, mean, std))
+
+  return apply
 
 
 def _left(config: ml_collections.ConfigDict, workdir: Workdir, stage: Stage,

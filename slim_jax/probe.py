@@ -1,6 +1,6 @@
 """A network traced once, to be planned, counted and timed with many selections."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 import statistics
 import time
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from slim_jax import cost, jaxprs
 from slim_jax.channels import Plan, analysis, blocks, interface, plan, thin
 from slim_jax.channels.planning import Traced
 from slim_jax.channels.rule import Fact
+from slim_jax.convolutions import for_cpu
 
 
 class Network(NamedTuple):
@@ -63,31 +64,29 @@ def seconds(network: Network, found: Plan | None) -> float:
                      'shapes')
   if found is not None:
     f, variables = thin(f, found), found.slice(variables)
-  run = jax.jit(f)
+  run = jax.jit(for_cpu(f))
   variables, args = jax.device_put((variables, args))
-  return medians([lambda: run(variables, *args)])[0]
+  return medians({'': lambda: run(variables, *args)})['']
 
 
-def medians(calls: Sequence[Callable[[], Any]], *, least: int = 5,
-            enough: float = 1.0) -> list[float]:
-  """Median times of calls, in seconds: of at least so many runs, at most 50 of each.
-
-  They take turns, so that what else the machine does slows all of them. One run before is for
-  compilation.
+def medians(runs: Mapping[str, Callable[[], Any]], *, least: int = 5,
+            enough: float = 1.0) -> dict[str, float]:
+  """Median seconds of functions that take turns, so that a busy machine is busy for all alike.
 
   Args:
-    calls: each returns arrays.
-    least: how many runs there are, however long they take.
+    runs: by name; each returns arrays. A first call of each, which may compile, does not count.
+    least: how many calls of each there are, however long they take; at most 50.
     enough: seconds of each, after which there are no more.
   """
-  for call in calls:
-    jax.block_until_ready(call())
-  times: list[list[float]] = []
-  while len(times) < least or (
-      len(times) < 50 and sum(map(sum, times)) < enough * len(calls)):
-    times.append([])
-    for call in calls:
+  times: dict[str, list[float]] = {name: [] for name in runs}
+  for run in runs.values():
+    jax.block_until_ready(run())
+  rounds, spent = 0, 0.0
+  while rounds < least or (rounds < 50 and spent < enough * len(runs)):
+    for name, run in runs.items():
       start = time.perf_counter()
-      jax.block_until_ready(call())
-      times[-1].append(time.perf_counter() - start)
-  return [statistics.median(column) for column in zip(*times)]
+      jax.block_until_ready(run())
+      times[name].append(time.perf_counter() - start)
+      spent += times[name][-1]
+    rounds += 1
+  return {name: statistics.median(found) for name, found in times.items()}

@@ -102,6 +102,23 @@ def show_sweep(points: Sequence[dict[str, Any]]) -> None:
       console.print(f"{point['workdir']}: {point['error']}", highlight=False, markup=False)
 
 
+def show_latency(rows: Sequence[dict[str, Any]]) -> None:
+  """Prints what `latency.measure` returns on the standard output."""
+  result = rich.table.Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))
+  result.add_column('runtime', no_wrap=True)
+  result.add_column('batch', justify='right')
+  for name in ('full', 'thin'):
+    result.add_column(f'{name}, ms', justify='right')
+    result.add_column('images/s', justify='right')
+  result.add_column('thin / full', justify='right')
+  for row in rows:
+    result.add_row(row['runtime'], str(row['batch']), *(
+        text for name in ('full', 'thin')
+        for text in (f'{1e3 * row[name]:.2f}', f'{row["batch"] / row[name]:,.0f}')),
+                   f'{row["thin"] / row["full"]:.2f}')
+  rich.console.Console().print(result)
+
+
 def show_look(rows: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> None:
   """Prints what `look.run` returns, and what it suggests, on the standard output."""
   table = rich.table.Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))

@@ -17,8 +17,9 @@ PACKAGE = ROOT / 'slim_jax'
 FLOORS = [
     {'jaxprs', 'tree', 'devices', 'fields', 'pull', 'interrupt', 'processes',
      'versions'},
-    {'batch_norms', 'files', 'progress'},
-    {'channels', 'sparsity', 'convolutions', 'cost', 'models', 'data', 'guards', 'ranking', 'plot'},
+    {'batch_norms', 'files', 'onnx_spelling', 'progress'},
+    {'channels', 'sparsity', 'convolutions', 'cost', 'models', 'data', 'guards', 'ranking', 'plot',
+     'onnx_file'},
     {'select', 'probe'},
     {'terms', 'torch_names'},
     {'train', 'checkpoint', 'tables', 'import_torch', 'feed', 'initialise', 'channel_cost',
@@ -29,7 +30,7 @@ FLOORS = [
     {'finished', 'pruning'},
     {'pipeline', 'page'},
     {'command'},
-    {'main', 'sweep', 'look', 'export', 'report'},
+    {'main', 'sweep', 'look', 'export', 'report', 'latency'},
 ]
 FLOOR = {room: n for n, floor in enumerate(FLOORS) for room in floor}
 # The package offers `load`, which it finds in the program when it is called.

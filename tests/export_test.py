@@ -9,12 +9,14 @@ import pytest
 
 import commands
 import config_test
+from slim_jax import export
 from slim_jax import finished
 from slim_jax import pipeline
 from slim_jax import tree
 
-# Keeps `slim_jax` from being imported.
+# Keeps `slim_jax` from being imported, and where a file is for others JAX, too.
 ALONE = "import sys; sys.modules['slim_jax'] = None\n"
+WITHOUT_JAX = "sys.modules['jax'] = sys.modules['flax'] = None\n"
 
 
 @pytest.fixture(scope='module', params=[
@@ -36,7 +38,7 @@ def run(request, tmp_path_factory):
   return workdir
 
 
-def export(workdir, *flags):
+def call(workdir, *flags):
   return commands.run([sys.executable, '-m', 'slim_jax.export', f'--workdir={workdir}', *flags])
 
 
@@ -47,7 +49,7 @@ def alone(tmp_path, code, *arguments):
 
 
 def test_stablehlo_gives_the_same_logits(run, tmp_path):
-  export(run)
+  call(run)
   images = np.random.RandomState(0).randint(0, 256, (7, 8, 8, 1)).astype(np.uint8)
   np.save(tmp_path / 'images.npy', images)
   alone(tmp_path, 'import jax, numpy as np\n'
@@ -67,7 +69,7 @@ def test_stablehlo_gives_the_same_logits(run, tmp_path):
 
 
 def test_safetensors_have_the_thin_weights(run, tmp_path):
-  export(run, '--format=safetensors', f'--output={tmp_path}/thin.safetensors')
+  call(run, '--format=safetensors', f'--output={tmp_path}/thin.safetensors')
   alone(tmp_path, 'import numpy as np, safetensors.numpy\n'
         "np.savez('w.npz', **safetensors.numpy.load_file('thin.safetensors'))\n")
   found = dict(np.load(tmp_path / 'w.npz'))
@@ -79,6 +81,26 @@ def test_safetensors_have_the_thin_weights(run, tmp_path):
   about = json.loads((tmp_path / 'thin.safetensors.json').read_text())
   assert about['widths'] and about['params'] == sum(
       leaf.size for name, leaf in want.items() if name.startswith('params/'))
+
+
+def test_safetensors_say_where_the_weights_stood(run, tmp_path):
+  """Enough to build the full network with zeros, whatever its streams are."""
+  (tmp_path / 'thin.safetensors').write_bytes(
+      export.weights(finished.load(run)[1], finished.plan(run)))
+  alone(tmp_path, WITHOUT_JAX + 'import json, numpy as np, safetensors\n'
+        "with safetensors.safe_open('thin.safetensors', 'numpy') as file:\n"
+        '  shapes, kept = (json.loads(file.metadata()[name]) for name in ("shapes", "kept"))\n'
+        '  full = {}\n'
+        '  for name in file.keys():\n'
+        '    full[name] = np.zeros(shapes[name], np.float32)\n'
+        '    at = [range(n) if k is None else k for n, k in zip(shapes[name], kept[name])]\n'
+        '    full[name][np.ix_(*at)] = file.get_tensor(name)\n'
+        "np.savez('full.npz', **full)\n")
+  found = dict(np.load(tmp_path / 'full.npz'))
+  want = tree.flatten(finished.plan(run).expand(finished.load(run)[1]))
+  assert set(found) == set(map(tree.show, want))
+  for path, leaf in want.items():
+    np.testing.assert_array_equal(found[tree.show(path)], leaf)
 
 
 def test_export_says_what_is_wrong(tmp_path):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+import slim_jax
 from slim_jax import channels
 from slim_jax import cost
 from slim_jax import jaxprs
@@ -65,7 +66,7 @@ class _Networks:
     net, image = self.of(plan), self._image(batch)
     variables, image = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype),
                                     (net.shapes(self._image(1)), image))
-    return functools.partial(jax.jit(net.predict), variables, image)
+    return functools.partial(jax.jit(slim_jax.for_cpu(net.predict)), variables, image)
 
   def modules(self) -> list[str]:
     """Paths of the modules of the full network, without the root, in the order of their use."""
@@ -96,17 +97,16 @@ def latency(found: _Networks, plan: channels.Plan | None) -> dict[str, Any]:
   for batch in BATCHES:
     todo = [name for name in cuts if batch * macs[name] <= huge]
     why = 'so many MACs in one call take long on this device'
-    seconds: list[float] = []
+    seconds: dict[str, float] = {}
     try:
       with progress.phase(f'measuring the network, images at a time: {batch}'):
-        seconds = probe.medians([found.call(cuts[name], batch) for name in todo], least=3,
+        seconds = probe.medians({name: found.call(cuts[name], batch) for name in todo}, least=3,
                                 enough=0.3)
     except jax.errors.JaxRuntimeError as error:  # no memory, as a rule
       todo, why = [], str(error).partition('\n')[0][:200]
       logging.warning('the network was not measured: %s', why)
-    times = dict(zip(todo, seconds))
     rows += [{'network': name, 'batch': batch,
-              **({'seconds': times[name]} if name in times else {'skipped': why})}
+              **({'seconds': seconds[name]} if name in seconds else {'skipped': why})}
              for name in cuts]
   return {'device': device.device_kind, 'platform': device.platform, 'jax': jax.__version__,
           'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), 'rows': rows}

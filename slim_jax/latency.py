@@ -1,0 +1,111 @@
+"""How fast the network of a run is on this machine, full and thin, in JAX and in onnxruntime.
+
+  python -m slim_jax.latency --workdir=DIR [--batches=1,64]
+
+Full is the network of the config before any cut, with new weights; thin what the last complete
+stage left. They take turns, so that a busy machine is busy for both, and medians are shown. Also
+written to DIR/latency.json. onnxruntime takes part where the extra `onnx` is installed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import os
+from typing import Any
+
+from absl import flags
+from absl import logging
+import jax
+import numpy as np
+
+import slim_jax
+from slim_jax import command
+from slim_jax import files
+from slim_jax import finished
+from slim_jax import onnx_file
+from slim_jax import probe
+from slim_jax import tables
+
+PyTree = Any
+
+# `(variables, images uint8)` -> logits, and the variables.
+Network = tuple[Callable[[PyTree, jax.Array], jax.Array], PyTree]
+
+_BATCHES = flags.DEFINE_list('batches', ['1', '64'], 'How many images at a time.')
+flags.register_validator(
+    'batches', lambda batches: batches and all(n.isdecimal() and int(n) for n in batches),
+    message='must be positive numbers, as in 1,64')
+
+
+def main() -> None:
+  """Measures the run of the command line."""
+  tables.show_latency(run(command.WORKDIR.value, list(map(int, _BATCHES.value))))
+
+
+def run(workdir: files.PathLike, batches: Sequence[int]) -> list[dict[str, Any]]:
+  """Measures the network of a run, full and thin, and writes latency.json.
+
+  Args:
+    workdir: of a run.
+    batches: numbers of images.
+
+  Returns:
+    What `measure` returns for JAX and, unless there is a reason that is logged, for onnxruntime.
+
+  Raises:
+    WorkdirError: the directory holds no run with a complete stage.
+  """
+  workdir = files.path_of(workdir)
+  shape = finished.about(workdir)['image']
+  networks = {'full': finished.fresh(workdir), 'thin': finished.load(workdir)}
+  rows = measure(in_jax(networks), shape, batches, runtime='jax')
+  try:
+    exported = {name: onnx_file.convert(lambda image, net=net: net[0](net[1], image), shape)
+                for name, net in networks.items()}
+    rows += measure(in_onnxruntime(exported), shape, batches, runtime='onnxruntime')
+  except onnx_file.OnnxError as error:
+    logging.warning('without onnxruntime: %s', error)
+  path = workdir / 'latency.json'
+  files.write_json(path, {'device': jax.devices()[0].device_kind, 'cores': os.cpu_count(),
+                          'rows': rows})
+  logging.info('median seconds of a batch: %s', path)
+  return rows
+
+
+def measure(runs: Mapping[str, Callable[[np.ndarray], Any]], shape: Sequence[int],
+            batches: Sequence[int], *, runtime: str) -> list[dict[str, Any]]:
+  """Times networks.
+
+  Args:
+    runs: images uint8 [n, *shape] -> logits, by name.
+    shape: height, width and channels.
+    batches: numbers n of images.
+    runtime: what runs them.
+
+  Returns:
+    For each batch: runtime, batch, and by name the median seconds of the batch.
+  """
+  rows = []
+  for batch in batches:
+    image = np.random.default_rng(0).integers(0, 256, (batch, *shape), np.uint8)
+    calls = {name: lambda run=run: run(image) for name, run in runs.items()}
+    rows.append({'runtime': runtime, 'batch': batch, **probe.medians(calls)})
+  return rows
+
+
+def in_jax(networks: Mapping[str, Network]) -> dict[str, Callable[[np.ndarray], Any]]:
+  """The networks as functions of images: compiled by JAX for its first device."""
+  def run(apply: Callable[..., jax.Array], variables: PyTree) -> Callable[[np.ndarray], Any]:
+    compiled, variables = jax.jit(slim_jax.for_cpu(apply)), jax.device_put(variables)
+    return lambda image: compiled(variables, image)
+  return {name: run(*network) for name, network in networks.items()}
+
+
+def in_onnxruntime(exported: Mapping[str, bytes]) -> dict[str, Callable[[np.ndarray], Any]]:
+  """ONNX files as functions of images; raises OnnxError where onnxruntime is missing."""
+  def run(content: bytes) -> Callable[[np.ndarray], Any]:
+    session = onnx_file.session(content)
+    return lambda image: session.run(None, {'image': image})
+  return {name: run(content) for name, content in exported.items()}
+
+
+if __name__ == '__main__':
+  command.run(main, needs_config=False)
