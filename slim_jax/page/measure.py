@@ -103,7 +103,7 @@ def latency(found: _Networks, plan: channels.Plan | None) -> dict[str, Any]:
         seconds = probe.medians({name: found.call(cuts[name], batch) for name in todo}, least=3,
                                 enough=0.3)
     except jax.errors.JaxRuntimeError as error:  # no memory, as a rule
-      todo, why = [], str(error).partition('\n')[0][:200]
+      why = str(error).partition('\n')[0][:200]
       logging.warning('the network was not measured: %s', why)
     rows += [{'network': name, 'batch': batch,
               **({'seconds': seconds[name]} if name in seconds else {'skipped': why})}
