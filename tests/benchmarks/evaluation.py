@@ -41,7 +41,7 @@ def ours(name: str, variables, split: data.ArrayData, batch: int):
       'recalibrate_batches': len(split) // batch, 'batch_size': batch, 'devices': 1,
       'augment': {'kind': 'crop_flip', 'pad': 4, 'flip': True}})
   recalibrate = loop.make_recalibrate(split, config=config, key=jax.random.key(0))
-  state = train.create_state(networks.training(module), variables, optax.identity())
+  state = train.create_state(networks.training(module), jax.device_put(variables), optax.identity())
   return (lambda: evaluate(variables, split).accuracy,
           lambda: jax.block_until_ready(recalibrate(state).batch_stats))
 

@@ -53,18 +53,21 @@ def network(name: str, batch: int = 1):
 
 
 def filled(variables: Any) -> Any:
-  """Arrays for shapes: small weights, running statistics of one; what is an array stays."""
-  key = jax.random.key(0)
-  variables = jax.tree.map(lambda leaf: jnp.asarray(leaf) if hasattr(leaf, '__array__') else
-                           0.05 * jax.random.normal(key, leaf.shape), variables)
-  return {**variables, 'batch_stats': jax.tree.map(jnp.ones_like, variables['batch_stats'])}
+  """NumPy arrays for shapes: small weights, running statistics of one; what is an array stays.
+
+  NumPy's, because JAX would compile a program for each shape.
+  """
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(lambda leaf: np.asarray(leaf) if hasattr(leaf, '__array__') else
+                           0.05 * rng.standard_normal(leaf.shape, 'float32'), variables)
+  return {**variables, 'batch_stats': jax.tree.map(np.ones_like, variables['batch_stats'])}
 
 
-def batch_of(name: str, batch: int) -> dict[str, jax.Array]:
+def batch_of(name: str, batch: int) -> dict[str, np.ndarray]:
   """Random 'image' and 'label'."""
-  key = jax.random.key(1)
-  return {'image': jax.random.normal(key, image(name, batch).shape),
-          'label': jax.random.randint(key, (batch,), 0, num_classes(name))}
+  rng = np.random.default_rng(1)
+  return {'image': rng.standard_normal(image(name, batch).shape, 'float32'),
+          'label': rng.integers(0, num_classes(name), batch, 'int32')}
 
 
 def predicting(module: nn.Module) -> Callable[..., jax.Array]:
@@ -115,6 +118,7 @@ def stepper(apply: Callable[..., Any], variables: Any,
   places = devices.local(1)
   step = devices.mapped(lambda state, batch, key: train.train_step(state, batch, key=key), places,
                         in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=(0,))
+  variables = jax.device_put(variables)
   state = devices.replicate(train.create_state(apply, variables, make_tx()), places)
   parts = devices.split(jax.tree.map(lambda x: x[None], batch), places)
   key = devices.replicate(jax.random.key(0), places)
@@ -130,5 +134,5 @@ def stepper(apply: Callable[..., Any], variables: Any,
 def predictor(predict: Callable[..., jax.Array], variables: Any,
               x: jax.Array) -> Callable[[], jax.Array]:
   """Inference on one batch, compiled; returns the logits."""
-  run = functools.partial(jax.jit(predict), variables, x)
+  run = functools.partial(jax.jit(predict), *jax.device_put((variables, x)))
   return lambda: jax.block_until_ready(run())

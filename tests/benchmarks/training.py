@@ -13,6 +13,7 @@ drowns in noise.
 """
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -50,7 +51,8 @@ def epoch(apply, variables, batch: int, batches: int):
   source = feed.create(split, config, key=jax.random.key(0))
   run = loop.make_step(source, split, config, key=jax.random.key(1))
   places = devices.local(1)
-  state = devices.replicate(train.create_state(apply, variables, networks.make_tx()), places)
+  state = devices.replicate(
+      train.create_state(apply, jax.device_put(variables), networks.make_tx()), places)
 
   def call() -> float:
     nonlocal state
@@ -111,7 +113,7 @@ def optimiser(params, strength: float | None):
     return optax.apply_updates(params, updates), state
 
   run = jax.jit(update, donate_argnums=(0, 1))
-  held = jax.tree.map(lambda p: p + 0, params), tx.init(params)
+  held = jax.tree.map(jnp.array, params), tx.init(params)
 
   def call() -> None:
     nonlocal held
@@ -121,10 +123,7 @@ def optimiser(params, strength: float | None):
 
 
 def term_of_peer(peers, model):
-  """The optimiser of PyTorch without and with the term."""
-  for p in model.parameters():
-    if p.grad is None and 'indexes' not in p.__dict__:
-      p.grad = peers.torch.zeros_like(p)
+  """The optimiser of PyTorch without and with the term, on the gradients of the last step."""
   sgd = peers.torch.optim.SGD(model.parameters(), networks.LEARNING_RATE, networks.MOMENTUM,
                               weight_decay=networks.WEIGHT_DECAY)
   return {'without': sgd.step, 'with': lambda: (peers.add_l1(model), sgd.step())}
