@@ -29,8 +29,8 @@ from slim_jax import models  # noqa: E402
 
 NETWORKS = ('ResNet50', 'DenseNet121', 'MobileNetV2', 'EfficientNetB0')
 COLUMNS = ('network', 'select, s', 'plan, s', 'slice, s', 'slim_jax, s', 'graph, s', 'step, s',
-           'Torch-Pruning, s', 'ratio', 'params left', 'of theirs', 'thin trace, s', 'first thin call, s',
-           'first call of PyTorch, s')
+           'Torch-Pruning, s', 'ratio', 'params left', 'of theirs', 'thin trace, s',
+           'first thin call, s', 'first call of PyTorch, s')
 
 
 def keras_network(name: str) -> tuple[Any, Any, jax.Array]:

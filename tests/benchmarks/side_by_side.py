@@ -32,8 +32,8 @@ def options(description: str, *, rounds: int, peer: bool = True) -> argparse.Arg
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--rounds', type=int, default=rounds, help='turns of each call (%(default)s)')
   parser.add_argument('--clock', choices=list(CLOCKS), default='wall',
-                      help='wall time, or CPU time of the process, which on one core (taskset -c 0) '
-                      'is about that of an idle machine on a busy one (%(default)s)')
+                      help='wall time, or CPU time of the process: with one core (taskset -c 0) a '
+                      'measure that other programs disturb less (%(default)s)')
   parser.add_argument('--json', type=pathlib.Path, help='file for the results')
   if peer:
     parser.add_argument('--alone', action='store_true', help='without PyTorch')

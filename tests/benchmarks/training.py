@@ -5,11 +5,11 @@
 Both sides have the same weights, batch and threads; that outputs and the loss of the first steps
 are equal is looked at before anything is timed. A training step is forward, backward, L1 term and
 SGD with momentum: ours compiled, mapped and donated as the loop does it, PyTorch's eager as in the
-authors' code (peers.py). An epoch takes its images from 50,000: ours through the step of the loop,
-augmentation included, PyTorch's through a DataLoader that pads, crops and mirrors with Pillow; a few
-batches are timed, and seconds are of the 50,000. The second table: seconds of the optimiser with and
-without the term, and their difference as a share of the training step - that of two whole steps
-drowns in noise.
+authors' code (peers.py). An epoch is of 50,000 images, of which a few batches are timed: ours
+through the step of the loop, augmentation included, PyTorch's through a DataLoader that pads,
+crops and mirrors with Pillow. The second table: seconds of the optimiser with and without the
+term, and their difference as a share of the training step; that of two whole steps drowns in
+noise.
 """
 
 import jax
@@ -22,7 +22,6 @@ import PIL.ImageOps
 
 import networks
 import side_by_side
-import slim_jax
 from slim_jax import data
 from slim_jax import devices
 from slim_jax import feed
