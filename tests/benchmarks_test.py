@@ -57,7 +57,7 @@ def test_planning_alone(tmp_path, monkeypatch, capsys):
 
 
 def test_memory_is_that_of_a_process():
-  """Of one that imports JAX and computes a sum: neither nothing nor gigabytes."""
+  """Of one that imports JAX: neither nothing nor gigabytes."""
   if not memory.STATUS.exists():
     pytest.skip('peak memory is read from /proc')
   assert 50 < memory.measured('start', 'vgg19', 1) < 2000
