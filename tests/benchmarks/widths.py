@@ -15,9 +15,8 @@ import time
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[2])]
 
 import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
 
-from networks import network, NETWORKS  # noqa: E402
+from networks import filled, network, NETWORKS  # noqa: E402
 import slim_jax  # noqa: E402
 
 
@@ -33,20 +32,17 @@ def main():
   print('| --- | --- | --- | --- | --- |')
   for name in options.network:
     apply, shapes, image = network(name, options.batch)
-    key = jax.random.key(0)
-    variables = jax.tree.map(lambda leaf: jnp.asarray(leaf) if hasattr(leaf, '__array__') else
-                             0.05 * jax.random.normal(key, leaf.shape), shapes)
-    variables['batch_stats'] = jax.tree.map(jnp.ones_like, variables['batch_stats'])
-    x = jax.random.normal(key, image.shape)
+    variables = filled(shapes)
+    x = jax.random.normal(jax.random.key(0), image.shape)
     full = slim_jax.count(apply, variables, image).macs
-    runs = {'full': (jax.jit(apply), variables, 1.0)}
+    runs = {'full': (jax.jit(apply), jax.device_put(variables), 1.0)}
     for label, multiple in (('as selected', 1), (f'multiples of {options.multiple}',
                                                  options.multiple)):
       dead = slim_jax.select_global(variables, fraction=options.fraction, min_channels=1,
                                     multiple_of=multiple)
       plan = slim_jax.plan(apply, variables, image, dead=dead)
       thin, cut = slim_jax.thin(apply, plan), plan.slice(variables)
-      runs[label] = jax.jit(thin), cut, slim_jax.count(thin, cut, image).macs / full
+      runs[label] = jax.jit(thin), jax.device_put(cut), slim_jax.count(thin, cut, image).macs / full
     times = {label: [] for label in runs}
     for _ in range(options.rounds + 1):  # the first compiles
       for label, (run, arrays, _) in runs.items():
