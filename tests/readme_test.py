@@ -101,7 +101,7 @@ def test_the_first_two_commands_exist():
 
 
 @pytest.mark.parametrize('path', sorted(set(
-    re.findall(r'(?:configs|launch|slim_jax|tests)/[a-z]\w*(?:/\w+)*\.(?:py|sh)', README))))
+    re.findall(r'(?:configs|launch|slim_jax|tests)/[a-z]\w*(?:/[a-z]\w*)*\.(?:py|sh)', README))))
 def test_files_named_exist(path):
   assert (ROOT / path).exists()
 

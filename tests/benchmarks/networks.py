@@ -119,7 +119,7 @@ def stepper(apply: Callable[..., Any], variables: Any,
   step = devices.mapped(lambda state, batch, key: train.train_step(state, batch, key=key), places,
                         in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=(0,))
   variables = jax.device_put(variables)
-  state = devices.replicate(train.create_state(apply, variables, make_tx()), places)
+  state = devices.replicate(train.create_state(slim_jax.for_cpu(apply), variables, make_tx()), places)
   parts = devices.split(jax.tree.map(lambda x: x[None], batch), places)
   key = devices.replicate(jax.random.key(0), places)
 
@@ -134,5 +134,5 @@ def stepper(apply: Callable[..., Any], variables: Any,
 def predictor(predict: Callable[..., jax.Array], variables: Any,
               x: jax.Array) -> Callable[[], jax.Array]:
   """Inference on one batch, compiled; returns the logits."""
-  run = functools.partial(jax.jit(predict), *jax.device_put((variables, x)))
+  run = functools.partial(jax.jit(slim_jax.for_cpu(predict)), *jax.device_put((variables, x)))
   return lambda: jax.block_until_ready(run())
