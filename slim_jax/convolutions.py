@@ -207,24 +207,47 @@ def _kernel_gradient(eqn: Equation, x: jax.Array, slope: jax.Array) -> jax.Array
   dims, aval = eqn.params['dimension_numbers'], eqn.in_avals[1]
   order = _kernel_last(dims.rhs_spec)
   *window, channels, outputs = (aval.shape[i] for i in order)
-  x = _padded(eqn, x.transpose(_last(dims.lhs_spec)))
-  slope = slope.transpose(_last(dims.out_spec))
-  spatial = slope.shape[1:-1]
-  parts = _divisor(x.shape[0], max(1, x.shape[0] * math.prod(spatial) // _ROWS))
-  dtype = jnp.promote_types(aval.dtype, jnp.float32)
+  x, slope = x.transpose(_last(dims.lhs_spec)), slope.transpose(_last(dims.out_spec))
+  taps = list(itertools.product(*map(range, window)))
+  is_dense = all(step == 1 for step in eqn.params['window_strides'])
+  if is_dense and 2 * outputs <= channels:  # the taps of the narrow side make fewer columns
+    rows, columns = x, _padded_back(eqn, slope, window, x.shape[1:-1])
+    reads = [_reads(eqn, [n - 1 - t for n, t in zip(window, tap)], x.shape[1:-1]) for tap in taps]
+  else:
+    rows, columns = slope, _padded(eqn, x)
+    reads = [_reads(eqn, tap, slope.shape[1:-1]) for tap in taps]
+  total = _sum_of_outer(rows, columns, reads, eqn.params['precision'],
+                        jnp.promote_types(aval.dtype, jnp.float32))
+  total = total.reshape(-1, *window, columns.shape[-1])  # of rows, taps, of columns
+  to = -2 if rows is x else -1
+  return jnp.moveaxis(total, 0, to).transpose(_inverse(order)).astype(aval.dtype)
+
+
+def _sum_of_outer(rows: jax.Array, columns: jax.Array, reads: Sequence[tuple[slice, ...]],
+                  precision: Any, dtype: Any) -> jax.Array:
+  """sum_np rows[n, p]^T [columns[n, read][p] for each read]: some images at a time."""
+  batch = rows.shape[0]
+  parts = _divisor(batch, max(1, math.prod(rows.shape[:-1]) // _ROWS))
 
   def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-    x, slope = part
-    taps = [x[_reads(eqn, tap, spatial)] for tap in itertools.product(*map(range, window))]
-    columns = jnp.concatenate(taps, -1).reshape(-1, len(taps) * channels)
-    return total + lax.dot_general(slope.reshape(-1, outputs), columns, (((0,), (0,)), ((), ())),
-                                   precision=eqn.params['precision'],
+    left, right = part
+    right = jnp.concatenate([right[read] for read in reads], -1)
+    flat = [a.reshape(-1, a.shape[-1]) for a in (left, right)]
+    return total + lax.dot_general(*flat, (((0,), (0,)), ((), ())), precision=precision,
                                    preferred_element_type=dtype), None
 
-  zero = jnp.zeros((outputs, math.prod(window) * channels), dtype)
-  total, _ = lax.scan(add, zero, tuple(a.reshape(parts, -1, *a.shape[1:]) for a in (x, slope)))
-  gradient = jnp.moveaxis(total.reshape(outputs, *window, channels), 0, -1)
-  return gradient.transpose(_inverse(order)).astype(aval.dtype)
+  zero = jnp.zeros((rows.shape[-1], len(reads) * columns.shape[-1]), dtype)
+  total, _ = lax.scan(add, zero, tuple(
+      a.reshape(parts, batch // parts, *a.shape[1:]) for a in (rows, columns)))
+  return total
+
+
+def _padded_back(eqn: Equation, slope: jax.Array, window: Sequence[int],
+                 size: Sequence[int]) -> jax.Array:
+  """The slope of results, so that tap t of input q reads index q - t + width - 1 (stride 1)."""
+  pads = [(n - 1 - low, length + low - results, 0) for n, (low, _), length, results in zip(
+      window, eqn.params['padding'], size, slope.shape[1:-1], strict=True)]
+  return lax.pad(slope, jnp.zeros([], slope.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
 
 
 def _padded(eqn: Equation, x: jax.Array) -> jax.Array:

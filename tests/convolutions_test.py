@@ -29,6 +29,7 @@ LARGE = {
     'same': ((16, 17), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
     'strided': ((33, 32), (4, 3), (2, 1), ((2, 1), (0, 0)), (1, 1)),
     'cropped': ((20, 20), (3, 3), (1, 1), ((-1, 1), (0, 1)), (1, 1)),
+    'far_padding': ((16, 16), (3, 2), (1, 1), ((4, 3), (0, 5)), (1, 1)),
 }
 
 
@@ -70,10 +71,11 @@ def test_taps_compute_the_convolution_and_its_gradients(name, groups, layout, x6
 
 
 @pytest.mark.parametrize('layout', [NHWC, NCHW], ids=['NHWC', 'NCHW'])
+@pytest.mark.parametrize('outputs', [4, 2], ids=['wide', 'narrow'])
 @pytest.mark.parametrize('name', LARGE)
-def test_gradients_of_kernels_over_large_images(name, layout, x64):
+def test_gradients_of_kernels_over_large_images(name, outputs, layout, x64):
   window = LARGE[name]
-  x, k = operands(window, layout, 6, 4, 1)
+  x, k = operands(window, layout, 6, outputs, 1)
   x = jnp.concatenate([x, 2 * x, 3 * x])  # six images: two or three at a time
   f = functools.partial(convolution, window=window, layout=layout)
   fast = slim_jax.for_cpu(f)

@@ -22,6 +22,7 @@ import PIL.ImageOps
 
 import networks
 import side_by_side
+import slim_jax
 from slim_jax import data
 from slim_jax import devices
 from slim_jax import feed
@@ -51,7 +52,8 @@ def epoch(apply, variables, batch: int, batches: int):
   run = loop.make_step(source, split, config, key=jax.random.key(1))
   places = devices.local(1)
   state = devices.replicate(
-      train.create_state(apply, jax.device_put(variables), networks.make_tx()), places)
+      train.create_state(slim_jax.for_cpu(apply), jax.device_put(variables),
+                         networks.make_tx()), places)
 
   def call() -> float:
     nonlocal state
