@@ -12,8 +12,8 @@ For the CPU, XLA has fast code for many convolutions, but not for these:
                 runs some 60 times slower than others. Here: one product of matrices a tap.
   pointwise     a kernel of one tap is a product of matrices, and twice as fast as one.
   gradients     of the kernel, over large images: a convolution with a window as large as the
-                image. Here: dk[t] = sum_np x[n, p + t] y'[n, p], a product of matrices whose columns
-                are the taps, for some images at a time, so that they stay in the cache.
+                image. Here: dk[t] = sum_np x[n, p + t] y'[n, p], a product of matrices whose
+                columns are the taps, for some images at a time, so that they stay in the cache.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,9 +42,6 @@ _ROWS = 1024
 def for_cpu(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
   """The same function, with convolutions that XLA compiles well on a CPU.
 
-      apply = slim_jax.for_cpu(lambda variables, x: model.apply(variables, x, train=False))
-      logits = jax.jit(apply)(variables, x)
-
   Depthwise and pointwise convolutions, those whose kernel is larger than their input, and the
   gradients of kernels over large images are computed by other operations: the same numbers, up to
   the order of the sums. Where JAX's default backend is another, and where there are no such
@@ -56,6 +53,15 @@ def for_cpu(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
 
   Args:
     f: a function of pytrees of arrays.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, slim_jax
+    >>> from slim_jax import models
+    >>> net, x = models.create('vgg19', num_classes=10), jnp.ones((1, 32, 32, 3))
+    >>> variables = jax.eval_shape(lambda: net.init(jax.random.key(0), x, train=False))
+    >>> apply = slim_jax.for_cpu(lambda variables, x: net.apply(variables, x, train=False))
+    >>> jax.eval_shape(jax.jit(apply), variables, x).shape
+    (1, 10)
 
   Returns:
     A function like it: wrap it in `jit`, `grad`, `vmap`, `pmap`. Outside `jit` every call traces

@@ -62,6 +62,14 @@ def count(f: Callable[..., Any], *args: Any) -> Cost:
     A `Cost`. Convolutions count `output elements * kernel elements per output`, padding
     included; transposed convolutions do not count the zeros between inputs. A `scan` counts
     as often as it turns, a `cond` as its dearest branch.
+
+  Example:
+    >>> import jax.numpy as jnp, slim_jax
+    >>> dense = {'kernel': jnp.ones((784, 10)), 'bias': jnp.zeros(10)}
+    >>> cost = slim_jax.count(lambda v, x: x @ v['kernel'] + v['bias'][None], dense,
+    ...                       jnp.ones((1, 784)))
+    >>> cost.params, cost.macs
+    (7850, 7840)
   """
   program, _ = jaxprs.trace(f, *args)
   return of_program(program, args[0])

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+import slim_jax
 from slim_jax import channels
 from slim_jax import command
 from slim_jax import files
@@ -89,6 +90,8 @@ def stablehlo(apply: Callable[[PyTree, jax.Array], jax.Array], variables: PyTree
   """
   batch = jax.export.symbolic_shape('batch')
   image = jax.ShapeDtypeStruct((*batch, *shape), jnp.uint8)
+  if tuple(platforms) == ('cpu',):
+    apply = slim_jax.for_cpu(apply)
   exported = jax.export.export(jax.jit(lambda image: apply(variables, image)),
                                platforms=tuple(platforms))(image)
   return bytes(exported.serialize())

@@ -63,6 +63,13 @@ def select_global(variables: Any, *, fraction: float | None = None,
     ValueError: for values out of range, scales or scores that are not finite or do not fit,
       patterns that match no layer, or no scale at all.
 
+  Example:
+    >>> import jax.numpy as jnp, slim_jax
+    >>> variables = {'BatchNorm_0': {'scale': jnp.array([0.5, 0, -0.3, 0.1]), 'bias': jnp.ones(4)}}
+    >>> dead = slim_jax.select_global(variables, fraction=0.25)
+    >>> dead['BatchNorm_0']['scale'].tolist()
+    [False, True, False, True]
+
   References:
     Liu et al., ICCV 2017, section 3; `max_fraction=0.5` is their multi-pass protocol. The gap:
     Zhuang et al., NeurIPS 2020 (polarization).

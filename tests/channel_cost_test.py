@@ -1,6 +1,5 @@
 """What a channel costs, against one plan for every channel."""
 
-import doctest
 import time
 
 import flax.linen as nn
@@ -161,7 +160,3 @@ def test_errors():
   with pytest.raises(ValueError, match='saves any MACs'):
     slim_jax.macs_per_channel(lambda v, x: x * v['bn']['scale'][None],
                               {'bn': {'scale': jnp.ones(2)}}, jnp.ones((1, 2)))
-
-
-def test_docstring():
-  assert doctest.testmod(channel_cost).failed == 0

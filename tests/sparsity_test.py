@@ -1,4 +1,3 @@
-import doctest
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +6,6 @@ import optax
 import pytest
 
 import slim_jax
-from slim_jax import sparsity
 
 PARAMS = {'BatchNorm_0': {'scale': jnp.array([0.5, -0.5, 0.0]), 'bias': jnp.ones(3)},
           'Dense_0': {'kernel': jnp.ones((2, 3))}}
@@ -394,7 +392,3 @@ def test_shares_of_small_scales():
   second = {'BatchNorm_0': False, 'BatchNorm_1': {'scale': True, 'bias': False}}
   assert float(slim_jax.scale_shares(params, (1e-2,), mask=second)[1e-2]) == np.float32(
       np.mean(np.abs(np.asarray(params['BatchNorm_1']['scale'])) < 1e-2))
-
-
-def test_docstring():
-  assert doctest.testmod(sparsity).failed == 0

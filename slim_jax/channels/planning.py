@@ -43,6 +43,22 @@ def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any
   Returns:
     The `Plan`.
 
+  Example:
+    >>> import jax, jax.numpy as jnp, slim_jax
+    >>> from slim_jax import models
+    >>> net, x = models.create('mlp', num_classes=10), jnp.ones((1, 28, 28, 1))
+    >>> variables = net.init(jax.random.key(0), x, train=False)
+    >>> apply = lambda variables, x: net.apply(variables, x, train=False)
+    >>> dead = jax.tree.map(
+    ...     lambda leaf, is_scale: jnp.arange(leaf.size) < 100 if is_scale else None,
+    ...     variables, slim_jax.batch_norm_scales(variables))
+    >>> plan = slim_jax.plan(apply, variables, x, dead=dead)
+    >>> thin_variables = plan.slice(variables)
+    >>> [thin_variables['params'][f'Dense_{i}']['kernel'].shape for i in range(3)]
+    [(784, 400), (400, 200), (200, 10)]
+    >>> slim_jax.thin(apply, plan)(thin_variables, x).shape
+    (1, 10)
+
   Raises:
     ValueError: when `dead` does not fit the variables, when the results would not depend
       on `args` any more, or when `bias='keep'` gets shapes for variables.
