@@ -18,7 +18,7 @@ from slim_jax import latency
 from slim_jax import onnx_file
 from slim_jax import onnx_spelling
 from slim_jax import pipeline
-from slim_jax import report
+from slim_jax import tables
 import slim_jax
 import zoo
 
@@ -175,7 +175,7 @@ def test_missing_packages_are_said(monkeypatch):
 @theirs
 def test_the_table_of_latencies(run, capsys, caplog):
   rows = latency.run(run, [1, 3])
-  report.show_latency(rows)
+  tables.show_latency(rows)
   assert 'thin / full' in capsys.readouterr().out
   found = json.loads((run / 'latency.json').read_text())
   assert found['rows'] == rows and found['device'] == 'cpu'

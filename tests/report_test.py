@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+import shlex
 import shutil
 import sys
 from xml.etree import ElementTree
@@ -133,7 +134,7 @@ def test_every_figure_is_there_in_the_page_and_beside_it(written):
 def test_it_says_what_made_the_run(written):
   text = (written / 'report' / 'index.html').read_text()
   (start,) = map(json.loads, (written / 'starts.jsonl').read_text().splitlines())
-  assert start['jax'] == jax.__version__ and 'pytest' in start['command']
+  assert start['jax'] == jax.__version__ and start['command'] == shlex.join(sys.orig_argv)
   for name in ('python', 'jax', 'flax', 'optax', 'device', 'time'):
     assert f'<dt>{name}</dt><dd>{start[name]}</dd>' in text
   assert 'finetune' in text
