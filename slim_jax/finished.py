@@ -79,10 +79,10 @@ def module(workdir: files.PathLike) -> nn.Module:
     NarrowError: `slim_jax.thin` is the only way to run it, see `narrow`.
   """
   workdir = Workdir(files.path_of(workdir))
-  config = ml_collections.ConfigDict(read_json(workdir.path / 'config.json'))
-  plan = workdir.plan_after(_last(workdir))
-  model = network.model_of(config, read_json(workdir.path / 'dataset.json')['num_classes'])
-  return model if plan is None else narrow.module(model, plan)
+  config, dataset = _read(workdir)
+  left = workdir.plan_after(_last(workdir))
+  model = network.model_of(config, dataset['num_classes'])
+  return model if left is None else narrow.module(model, left)
 
 
 def about(workdir: files.PathLike) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def open_sparse(config: ml_collections.ConfigDict, workdir: files.PathLike) -> S
 
 def _last(workdir: Workdir) -> Stage:
   """The last complete stage that is not from scratch."""
-  done = [stage for stage in map(Stage.of, workdir.records()) if not stage.is_scratch]
+  done = workdir.complete()
   if not done:
     raise WorkdirError(f'{workdir.path} holds no run with a complete stage')
   return done[-1]

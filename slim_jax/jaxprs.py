@@ -33,8 +33,7 @@ class Equation(NamedTuple):
     out_avals: abstract values of the results.
     module: module path, from the name stack ('VGG/Conv_0').
     effects: whether running it is observable beyond its results.
-    memo: what has been worked out of the operation alone; see `once`. Visits to one jaxpr, as that
-      of every `relu` of a shape, share it.
+    memo: what has been worked out of this equation alone; see `once`.
   """
   primitive: Any
   params: dict[str, Any]
@@ -102,7 +101,6 @@ def flatten(jaxpr: Any, *, plain: bool = False) -> Program:
   program = Program([], [], [], {}, [])
   inlined = {**_INLINED, **_CARRYING} if plain else _INLINED
   body, consts = _open(jaxpr)
-  memos: dict[int, dict[Any, Any]] = {}  # by the identity of an equation of the jaxpr, which lives
 
   def new(aval: Any) -> int:
     program.avals.append(aval)
@@ -134,7 +132,7 @@ def flatten(jaxpr: Any, *, plain: bool = False) -> Program:
         program.equations.append(Equation(
             eqn.primitive, eqn.params, tuple(operands), tuple(results),
             tuple(a.aval for a in eqn.invars), tuple(v.aval for v in eqn.outvars),
-            where, bool(eqn.effects), memos.setdefault(id(eqn), {})))
+            where, bool(eqn.effects), {}))
       env.update(zip(eqn.outvars, results, strict=True))
     return [read(a) for a in body.outvars]
 

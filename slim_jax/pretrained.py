@@ -136,7 +136,7 @@ def _numbered(place: epath.Path) -> list[epath.Path]:
 
 
 def _read_run(workdir: Workdir) -> PyTree:
-  done = [stage for stage in map(Stage.of, workdir.records()) if not stage.is_scratch]
+  done = workdir.complete()
   whole = [stage for stage in done if stage.number == 0 or stage == Stage(1, 'sparse')]
   if not done:
     raise ConfigError(f'config.init_from={workdir.path} is a run without a complete stage')

@@ -1,6 +1,6 @@
 """What a run shows at its end: a table for people, summary.json for programs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -28,14 +28,14 @@ def table(stages: Sequence[dict[str, Any]]) -> rich.table.Table:
   Returns:
     A table to print with rich.
   """
-  result = rich.table.Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))
+  result = _plain()
   for name in ('pass', 'stage'):
     result.add_column(name, no_wrap=True)
   for name in ('accuracy', 'loss', 'params', '', 'MACs', '', 'time'):
     result.add_column(name, justify='right', no_wrap=True)
   for stage in stages:
     result.add_row(
-        str(stage['pass']), stage['stage'] + _chosen(stage), f"{stage['accuracy']:.2%}",
+        str(stage['pass']), stage['stage'] + chosen(stage), f"{stage['accuracy']:.2%}",
         f"{stage['loss']:.4f}",
         short(stage['params']), change(stage['params'], stages[0]['params']),
         short(stage['macs']), change(stage['macs'], stages[0]['macs']),
@@ -75,8 +75,7 @@ def sweep_table(points: Sequence[dict[str, Any]]) -> rich.table.Table:
   """
   found = [{row['stage']: row for row in point['stages']} for point in points]
   names = [name for name in _STAGES if any(name in stages for stages in found)]
-  result = rich.table.Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0),
-                            caption='test error in per cent', caption_justify='left')
+  result = _plain(caption='test error in per cent', caption_justify='left')
   for field in points[0]['values']:
     result.add_column(field.rpartition('.')[2], no_wrap=True)
   for name in (*names, 'small scales', 'params', 'MACs'):
@@ -104,7 +103,7 @@ def show_sweep(points: Sequence[dict[str, Any]]) -> None:
 
 def show_latency(rows: Sequence[dict[str, Any]]) -> None:
   """Prints what `latency.measure` returns on the standard output."""
-  result = rich.table.Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))
+  result = _plain()
   result.add_column('runtime', no_wrap=True)
   result.add_column('batch', justify='right')
   for name in ('full', 'thin'):
@@ -121,7 +120,7 @@ def show_latency(rows: Sequence[dict[str, Any]]) -> None:
 
 def show_look(rows: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> None:
   """Prints what `look.run` returns, and what it suggests, on the standard output."""
-  table = rich.table.Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))
+  table = _plain()
   for name in ('fraction', 'accuracy', 'recalibrated', 'params', '', 'MACs', ''):
     table.add_column(name, justify='right', no_wrap=True)
   for row in rows:
@@ -136,7 +135,12 @@ def show_look(rows: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> No
                 highlight=False)
 
 
-def _chosen(stage: dict[str, Any]) -> str:
+def _plain(**options: Any) -> rich.table.Table:
+  """A table without frames, narrow enough for a terminal."""
+  return rich.table.Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0), **options)
+
+
+def chosen(stage: Mapping[str, Any]) -> str:
   """Names the epoch where it is not the last."""
   return f" (best, epoch {stage['best_epoch']})" if 'best_epoch' in stage else ''
 

@@ -56,6 +56,11 @@ class Stage(NamedTuple):
   def is_scratch(self) -> bool:
     return self.name.startswith('scratch')
 
+  @property
+  def cuts(self) -> int:
+    """How many passes have cut the network that it leaves."""
+    return self.number - (self.name == 'sparse')
+
   def __str__(self) -> str:
     return self.name if self.number == 0 else f'{self.name}, pass {self.number}'
 
@@ -123,6 +128,10 @@ class Workdir:
       raise WorkdirError(f'{path} is damaged: it must hold a record of each stage that is complete, '
                          'or not exist')
     return records
+
+  def complete(self) -> list[Stage]:
+    """The complete stages in order, but for those from scratch."""
+    return [stage for stage in map(Stage.of, self.records()) if not stage.is_scratch]
 
   def write_records(self, records: list[dict[str, Any]]) -> None:
     """Makes these the records of the complete stages."""
@@ -192,10 +201,9 @@ class Workdir:
 
   def plan_after(self, stage: Stage) -> channels.Plan | None:
     """What is left of the original network after a stage; None for all of it."""
-    number = stage.number - (stage.name == 'sparse')
-    if number < 1:
+    if stage.cuts < 1:
       return None
-    path = self._plan_path(number)
+    path = self._plan_path(stage.cuts)
     try:
       return channels.Plan.load(io.BytesIO(path.read_bytes()))
     except (OSError, ValueError) as error:

@@ -63,7 +63,7 @@ def _stages(workdir: Workdir, _: Drawn) -> str:
   for record in records:
     first = records[0]
     rows.append([
-        str(Stage.of(record)) + _chosen(record), f"{record['accuracy']:.2%}",
+        str(Stage.of(record)) + tables.chosen(record), f"{record['accuracy']:.2%}",
         f"{record['loss']:.4f}", _compared(record['params'], first['params']),
         _compared(record['macs'], first['macs']), tables.short(2 * record['macs']),
         '–' if not memory else _compared(memory[Stage.of(record)], memory[Stage.of(first)], 'B'),
@@ -81,18 +81,18 @@ def _stages(workdir: Workdir, _: Drawn) -> str:
 def _memory(workdir: Workdir,
             records: Sequence[Mapping[str, Any]]) -> tuple[dict[Stage, int], str]:
   """Bytes of activations after each stage, by counting; or none, and why."""
-  found: dict[str, int] = {}
+  found: dict[Stage, int] = {}
 
   def count() -> str:
-    networks = measure.networks(workdir)
+    networks, after = measure.networks(workdir), {}  # stages between two cuts have one network
     for stage in map(Stage.of, records):
-      plan = workdir.plan_after(stage)
-      found[str(stage)] = networks.count(plan).value_bytes
+      if stage.cuts not in after:
+        after[stage.cuts] = networks.count(workdir.plan_after(stage)).value_bytes
+      found[stage] = after[stage.cuts]
     return ''
 
   trouble = attempt(count)
-  return ({} if trouble else {stage: found[str(stage)] for stage in map(Stage.of, records)},
-          trouble)
+  return {} if trouble else found, trouble
 
 
 def _headline(records: Sequence[Mapping[str, Any]]) -> str:
@@ -162,10 +162,10 @@ def _heat(workdir: Workdir, drawn: Drawn, *, layers: str) -> str:
   stages = [stage for stage in _sparse(workdir) if workdir.scales(stage).exists()]
   if not stages:
     raise Missing('The scales of the epochs were not recorded.')
-  result = []
+  result, modules = [], _modules(workdir)
   for stage in stages:
     history = read.history(workdir, stage)
-    chosen = _chosen_layers(history.values, _modules(workdir), layers)
+    chosen = _chosen_layers(history.values, modules, layers)
     result.append(drawn.add(
         f'heat-{stage.number}', f'{stage}: the scales of the channels of a layer, epoch by epoch; '
         'those that are largest at the end on top.',
@@ -233,7 +233,3 @@ def _last(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 def _compared(value: int, first: int, unit: str = '') -> Cell:
   return Cell(tables.short(value) + unit, tables.change(value, first))
-
-
-def _chosen(record: Mapping[str, Any]) -> str:
-  return f" (best, epoch {record['best_epoch']})" if 'best_epoch' in record else ''

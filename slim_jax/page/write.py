@@ -16,7 +16,6 @@ from slim_jax.page import study
 from slim_jax.page.drawn import attempt
 from slim_jax.page.drawn import DAMAGED
 from slim_jax.page.drawn import Drawn
-from slim_jax.workdir import Stage
 from slim_jax.workdir import Workdir
 from slim_jax.workdir import WorkdirError
 
@@ -79,7 +78,7 @@ def at_end(workdir: files.PathLike, *, timed: bool = False) -> None:
 
 def _measure(workdir: Workdir) -> str:
   """Writes what the networks of a run take to latency.json."""
-  done = [stage for stage in map(Stage.of, workdir.records()) if not stage.is_scratch]
+  done = workdir.complete()
   if done:
     found = measure.latency(measure.networks(workdir), workdir.plan_after(done[-1]))
     files.write_json(workdir.path / 'report' / 'latency.json', found)
