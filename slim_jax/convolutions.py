@@ -11,9 +11,14 @@ For the CPU, XLA has fast code for many convolutions, but not for these:
   tiny inputs   a kernel larger than its input (the last stage of VGG-19 on CIFAR: 3x3 on 2x2)
                 runs some 60 times slower than others. Here: one product of matrices a tap.
   pointwise     a kernel of one tap is a product of matrices, and twice as fast as one.
+  few outputs   of many channels, as in a DenseNet: bound by gathering patches. Here: one product
+                of matrices whose columns are taps and outputs, then the sum of the shifted taps.
   gradients     of the kernel, over large images: a convolution with a window as large as the
                 image. Here: dk[t] = sum_np x[n, p + t] y'[n, p], a product of matrices whose
-                columns are the taps, for some images at a time, so that they stay in the cache.
+                columns are the taps.
+
+The last two go through some images at a time, so that their matrices stay in the cache. Sums over
+windows that do not overlap, as in average pooling, are sums over axes here.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,18 +38,20 @@ PyTree = Any
 
 # More taps than this would make more operations than they save.
 _MOST_TAPS = 128
-# Results for an image from which on the gradient of a kernel is taken tap by tap, and the rows of
-# the matrices that are multiplied at a time.
+# Results for an image from which on the gradient of a kernel is taken tap by tap.
 _LARGE = 256
+# So many channels for each output make few outputs.
+_FEW = 8
+# Rows of the matrices that are multiplied at a time.
 _ROWS = 1024
 
 
 def for_cpu(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
   """The same function, with convolutions that XLA compiles well on a CPU.
 
-  Depthwise and pointwise convolutions, those whose kernel is larger than their input, and the
-  gradients of kernels over large images are computed by other operations: the same numbers, up to
-  the order of the sums. Where JAX's default backend is another, and where there are no such
+  Depthwise and pointwise convolutions, those whose kernel is larger than their input, those with
+  few outputs of many channels, the gradients of kernels over large images and sums over windows
+  side by side are computed by other operations: the same numbers, up to the order of the sums. Where JAX's default backend is another, and where there are no such
   convolutions, nothing changes. Inside `scan`, `while`, `cond`, `jax.checkpoint` and custom
   derivatives they stay as they are.
 
@@ -86,7 +93,9 @@ def _run(eqn: Equation, *arrays: Any) -> list[Any]:
 
 
 def _way(eqn: Equation) -> Callable[..., jax.Array] | None:
-  """A faster way to compute the equation on a CPU, `(eqn, x, kernel)` -> y, if there is one."""
+  """A faster way to compute the equation on a CPU, `(eqn, *operands)` -> y, if there is one."""
+  if eqn.primitive is primitives.reduce_window_sum_p:
+    return _sums if _is_tiled(eqn) else None
   if eqn.primitive is not primitives.conv_general_dilated_p:
     return None
   (x, kernel), dims = eqn.in_avals, eqn.params['dimension_numbers']
@@ -104,7 +113,18 @@ def _way(eqn: Equation) -> Callable[..., jax.Array] | None:
   is_large = math.prod(eqn.out_avals[0].shape[i] for i in dims.out_spec[2:]) >= _LARGE
   is_plain = all(step == 1 for step in eqn.params['rhs_dilation'])
   batch = x.shape[dims.lhs_spec[0]]
-  return _with_gradient if is_large and is_plain and isinstance(batch, int) else None
+  has_way = is_plain and isinstance(batch, int) and (is_large or _has_few_outputs(eqn))
+  return _with_gradient if has_way else None
+
+
+def _has_few_outputs(eqn: Equation) -> bool:
+  """Of a convolution without dilation."""
+  outputs, channels = (eqn.in_avals[1].shape[i] for i in eqn.params['dimension_numbers'].rhs_spec[:2])
+  return _is_dense(eqn) and _FEW * outputs <= channels
+
+
+def _is_dense(eqn: Equation) -> bool:
+  return all(step == 1 for step in eqn.params['window_strides'])
 
 
 def _channels_last(way: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -144,7 +164,7 @@ def _depthwise(eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[in
                dtype: Any) -> jax.Array:
   """Channels do not mix. The input is padded once: its gradient is then one sum, too."""
   multiplier = kernel.shape[-1] // eqn.params['feature_group_count']
-  x = jnp.repeat(_padded(eqn, x), multiplier, axis=-1).astype(dtype)
+  x = jnp.repeat(_padded(x, eqn.params['padding']), multiplier, axis=-1).astype(dtype)
   total = None
   for tap in itertools.product(*map(range, kernel.shape[:-2])):
     part = x[_reads(eqn, tap, spatial)]
@@ -192,20 +212,45 @@ def _inside(width: int, size: int, results: int, padding: tuple[int, int], strid
 
 def _with_gradient(eqn: Equation, x: jax.Array, kernel: jax.Array) -> jax.Array:
   """The convolution itself, with another way to the gradient of its kernel."""
-  def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jaxprs.bind(eqn, x, kernel)[0]
+
+  convolve = functools.partial(_few_outputs, eqn) if _has_few_outputs(eqn) else plain
 
   def forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
     return convolve(x, kernel), (x, kernel)
 
   def back(operands: Any, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = operands
-    _, pull = jax.vjp(lambda x: convolve(x, kernel), x)
+    _, pull = jax.vjp(lambda x: plain(x, kernel), x)
     return *pull(slope), _kernel_gradient(eqn, x, slope)
 
   fast = jax.custom_vjp(convolve)
   fast.defvjp(forward, back)
   return fast(x, kernel)
+
+
+@_channels_last
+def _few_outputs(eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...],
+                 dtype: Any) -> jax.Array:
+  """Products first, which read each element once, then the sum of the shifted taps."""
+  *window, channels, outputs = kernel.shape
+  columns = jnp.moveaxis(kernel, -2, 0).reshape(channels, -1)
+  taps = list(itertools.product(*map(range, window)))
+  parts, size = _parts(x.shape)
+
+  def part(x: jax.Array) -> jax.Array:
+    products = lax.dot_general(x.reshape(-1, channels), columns, (((1,), (0,)), ((), ())),
+                               precision=eqn.params['precision'], preferred_element_type=dtype)
+    products = _padded(products.reshape(*x.shape[:-1], -1), eqn.params['padding'])
+    return sum(products[(*_reads(eqn, tap, spatial), slice(n * outputs, (n + 1) * outputs))]
+               for n, tap in enumerate(taps))
+
+  def add(k: jax.Array, y: jax.Array) -> jax.Array:
+    done = part(lax.dynamic_slice_in_dim(x, k * size, size))
+    return lax.dynamic_update_slice_in_dim(y, done, k * size, 0)
+
+  return lax.fori_loop(0, parts, add, jnp.zeros((x.shape[0], *spatial, outputs), dtype))
 
 
 def _kernel_gradient(eqn: Equation, x: jax.Array, slope: jax.Array) -> jax.Array:
@@ -215,51 +260,50 @@ def _kernel_gradient(eqn: Equation, x: jax.Array, slope: jax.Array) -> jax.Array
   *window, channels, outputs = (aval.shape[i] for i in order)
   x, slope = x.transpose(_last(dims.lhs_spec)), slope.transpose(_last(dims.out_spec))
   taps = list(itertools.product(*map(range, window)))
-  is_dense = all(step == 1 for step in eqn.params['window_strides'])
-  if is_dense and 2 * outputs <= channels:  # the taps of the narrow side make fewer columns
-    rows, columns = x, _padded_back(eqn, slope, window, x.shape[1:-1])
+  if _is_dense(eqn) and 2 * outputs <= channels:  # the taps of the narrow side make fewer columns
+    rows, columns, pads = x, slope, _pads_back(eqn, slope, window, x.shape[1:-1])
     reads = [_reads(eqn, [n - 1 - t for n, t in zip(window, tap)], x.shape[1:-1]) for tap in taps]
   else:
-    rows, columns = slope, _padded(eqn, x)
+    rows, columns, pads = slope, x, eqn.params['padding']
     reads = [_reads(eqn, tap, slope.shape[1:-1]) for tap in taps]
-  total = _sum_of_outer(rows, columns, reads, eqn.params['precision'],
+  total = _sum_of_outer(rows, columns, pads, reads, eqn.params['precision'],
                         jnp.promote_types(aval.dtype, jnp.float32))
   total = total.reshape(-1, *window, columns.shape[-1])  # of rows, taps, of columns
   to = -2 if rows is x else -1
   return jnp.moveaxis(total, 0, to).transpose(_inverse(order)).astype(aval.dtype)
 
 
-def _sum_of_outer(rows: jax.Array, columns: jax.Array, reads: Sequence[tuple[slice, ...]],
-                  precision: Any, dtype: Any) -> jax.Array:
-  """sum_np rows[n, p]^T [columns[n, read][p] for each read]: some images at a time."""
-  batch = rows.shape[0]
-  parts = _divisor(batch, max(1, math.prod(rows.shape[:-1]) // _ROWS))
+def _sum_of_outer(rows: jax.Array, columns: jax.Array, pads: Sequence[tuple[int, int]],
+                  reads: Sequence[tuple[slice, ...]], precision: Any, dtype: Any) -> jax.Array:
+  """sum_np rows[n, p]^T [columns[n, read][p] for each read], columns padded: some images at a time.
 
-  def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-    left, right = part
+  The loop reads the arrays as they are: cut up or padded before it, XLA would make them twice.
+  """
+  parts, size = _parts(rows.shape)
+
+  def add(k: jax.Array, total: jax.Array) -> jax.Array:
+    left, right = (lax.dynamic_slice_in_dim(a, k * size, size) for a in (rows, columns))
+    right = _padded(right, pads)
     right = jnp.concatenate([right[read] for read in reads], -1)
     flat = [a.reshape(-1, a.shape[-1]) for a in (left, right)]
     return total + lax.dot_general(*flat, (((0,), (0,)), ((), ())), precision=precision,
-                                   preferred_element_type=dtype), None
+                                   preferred_element_type=dtype)
 
   zero = jnp.zeros((rows.shape[-1], len(reads) * columns.shape[-1]), dtype)
-  total, _ = lax.scan(add, zero, tuple(
-      a.reshape(parts, batch // parts, *a.shape[1:]) for a in (rows, columns)))
-  return total
+  return lax.fori_loop(0, parts, add, zero)
 
 
-def _padded_back(eqn: Equation, slope: jax.Array, window: Sequence[int],
-                 size: Sequence[int]) -> jax.Array:
-  """The slope of results, so that tap t of input q reads index q - t + width - 1 (stride 1)."""
-  pads = [(n - 1 - low, length + low - results, 0) for n, (low, _), length, results in zip(
+def _pads_back(eqn: Equation, slope: jax.Array, window: Sequence[int],
+               size: Sequence[int]) -> list[tuple[int, int]]:
+  """Pads the slope of results so that tap t of input q reads index q - t + width - 1 (stride 1)."""
+  return [(n - 1 - low, length + low - results) for n, (low, _), length, results in zip(
       window, eqn.params['padding'], size, slope.shape[1:-1], strict=True)]
-  return lax.pad(slope, jnp.zeros([], slope.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
 
 
-def _padded(eqn: Equation, x: jax.Array) -> jax.Array:
-  """x [batch, spatial..., channels] with its padding."""
+def _padded(x: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
+  """x [batch, spatial..., channels] with zeros around it; less than nothing cuts it."""
   return lax.pad(x, jnp.zeros([], x.dtype),
-                 [(0, 0, 0), *((low, high, 0) for low, high in eqn.params['padding']), (0, 0, 0)])
+                 [(0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)])
 
 
 def _reads(eqn: Equation, tap: Sequence[int], spatial: Sequence[int]) -> tuple[slice, ...]:
@@ -270,6 +314,38 @@ def _reads(eqn: Equation, tap: Sequence[int], spatial: Sequence[int]) -> tuple[s
                                         eqn.params['rhs_dilation'], strict=True)))
 
 
-def _divisor(n: int, at_most: int) -> int:
-  """The largest divisor of n up to a bound."""
-  return max(d for d in range(1, min(n, at_most) + 1) if n % d == 0)
+def _parts(shape: tuple[int, ...]) -> tuple[int, int]:
+  """How many parts of how many images, of a shape [batch, spatial..., channels]."""
+  most = max(1, math.prod(shape[:-1]) // _ROWS)
+  count = max(d for d in range(1, min(shape[0], most) + 1) if shape[0] % d == 0)
+  return count, shape[0] // count
+
+
+def _is_tiled(eqn: Equation) -> bool:
+  """Whether windows lie side by side, no element in two of them, and none is padded."""
+  (x,), params = eqn.in_avals, eqn.params
+  window = params['window_dimensions']
+  return (window == params['window_strides'] and not any(map(any, params['padding']))
+          and all(step == 1 for name in ('base_dilation', 'window_dilation')
+                  for step in params[name])
+          and jnp.issubdtype(x.dtype, jnp.floating) and 0 not in eqn.out_avals[0].shape
+          and math.prod(window) <= _MOST_TAPS
+          and all(n == 1 or isinstance(size, int) for n, size in zip(window, x.shape)))
+
+
+def _sums(eqn: Equation, x: jax.Array) -> jax.Array:
+  """The sum of strided slices, one for each place in a window; its gradient as it was."""
+  window, out = eqn.params['window_dimensions'], eqn.out_avals[0].shape
+  full = jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+  def add(x: jax.Array) -> jax.Array:
+    return sum(x[tuple(slice(at, at + n * (count - 1) + 1, n) if n > 1 else slice(None)
+                       for at, n, count in zip(tap, window, out))]
+               for tap in itertools.product(*map(range, window)))
+
+  def back(_: None, slope: jax.Array) -> tuple[jax.Array, ...]:
+    return jax.linear_transpose(lambda x: jaxprs.bind(eqn, x)[0], full)(slope)
+
+  fast = jax.custom_vjp(add)
+  fast.defvjp(lambda x: (add(x), None), back)
+  return fast(x)

@@ -2,6 +2,7 @@
 
 import functools
 
+from flax import linen as nn
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ LARGE = {
     'cropped': ((20, 20), (3, 3), (1, 1), ((-1, 1), (0, 1)), (1, 1)),
     'far_padding': ((16, 16), (3, 2), (1, 1), ((4, 3), (0, 5)), (1, 1)),
 }
+
+SMALL = ((5, 4), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
 
 
 def convolution(x, kernel, *, window, layout, groups=1):
@@ -85,6 +88,39 @@ def test_gradients_of_kernels_over_large_images(name, outputs, layout, x64):
   assert 'scan' in primitives_of(lambda x, k: jax.vjp(fast, x, k)[1](want), x, k)
   for a, b in zip(fast_back(want), back(want)):
     np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-10)
+
+
+@pytest.mark.parametrize('layout', [NHWC, NCHW], ids=['NHWC', 'NCHW'])
+@pytest.mark.parametrize('window', [LARGE['same'], LARGE['cropped'], LARGE['far_padding'], SMALL],
+                         ids=['same', 'cropped', 'far_padding', 'small'])
+def test_few_outputs_are_sums_of_shifted_products(window, layout, x64):
+  x, k = operands(window, layout, 24, 3, 1)
+  f = functools.partial(convolution, window=window, layout=layout)
+  fast = slim_jax.for_cpu(f)
+  assert 'conv_general_dilated' not in primitives_of(fast, x, k)
+  want, back = jax.vjp(f, x, k)
+  got, fast_back = jax.vjp(fast, x, k)
+  assert got.dtype == want.dtype
+  np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11)
+  for a, b in zip(fast_back(want), back(want)):
+    np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-10)
+
+
+@pytest.mark.parametrize('window, strides, padding', [
+    ((2, 2), (2, 2), 'VALID'), ((2, 3), (2, 3), 'VALID'), ((7, 9), (7, 9), 'VALID'),
+    ((2, 2), (1, 2), 'VALID'), ((2, 2), (2, 2), 'SAME')])
+@pytest.mark.parametrize('size', [(8, 9), (7, 9), (1, 9)])
+def test_average_pooling(window, strides, padding, size, x64):
+  x = jax.random.normal(jax.random.key(0), (2, *size, 3))
+  f = functools.partial(nn.avg_pool, window_shape=window, strides=strides, padding=padding)
+  fast = slim_jax.for_cpu(f)
+  want, back = jax.vjp(f, x)
+  got, fast_back = jax.vjp(fast, x)
+  np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+  np.testing.assert_allclose(*fast_back(want), *back(want), rtol=1e-12, atol=1e-12)
+  is_tiled = window == strides and padding == 'VALID' and all(
+      n <= m for n, m in zip(window, size))
+  assert is_tiled == ('reduce_window_sum' not in primitives_of(fast, x))
 
 
 @pytest.mark.parametrize('groups', [1, 16], ids=['dense', 'depthwise'])
