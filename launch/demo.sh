@@ -8,4 +8,4 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash launch/install.sh
-exec "${VENV:-.venv}/bin/python" -m slim_jax.main --config=configs/digits.py --workdir=runs/digits "$@"
+exec bash launch/huge_pages.sh "${VENV:-.venv}/bin/python" -m slim_jax.main --config=configs/digits.py --workdir=runs/digits "$@"

@@ -9,4 +9,4 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash launch/install.sh "${EXTRA-$(bash launch/extra.sh)}"
-exec "${VENV:-.venv}/bin/python" -m "${MODULE:-slim_jax.main}" "$@"
+exec bash launch/huge_pages.sh "${VENV:-.venv}/bin/python" -m "${MODULE:-slim_jax.main}" "$@"

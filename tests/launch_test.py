@@ -26,7 +26,7 @@ STUB = f'''#!{sys.executable}
 import json, os, sys
 with open(os.environ['CALLS'], 'a') as file:
   file.write(json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], {{
-      name: value for name, value in os.environ.items() if name.startswith(('JAX_', 'CUDA_'))}}])
+      name: value for name, value in os.environ.items() if name.startswith(('JAX_', 'CUDA_', 'GLIBC_'))}}])
       + '\\n')
 '''
 
@@ -100,6 +100,17 @@ def test_train_installs_for_what_is_there(machine, gpus, extra):
   assert install[-1] == ('.[cuda]' if extra else '.')
   assert main == ['-m', 'slim_jax.main', *RUN]
   assert stamp.exists()
+
+
+@pytest.mark.parametrize('script', [['train.sh'], ['processes.sh', '1']], ids=' '.join)
+def test_memory_is_in_huge_pages_unless_told_otherwise(machine, script):
+  machine.stub('nvidia-smi', 'sys.exit(9)')
+  machine.stub_python()
+  script = f'launch/{script[0]}', *script[1:]
+  (_, _, environ) = machine.run(*script, *RUN)[-1]
+  assert environ['GLIBC_TUNABLES'] == 'glibc.malloc.hugetlb=1'
+  (_, _, environ) = machine.run(*script, *RUN, GLIBC_TUNABLES='')[-1]
+  assert environ['GLIBC_TUNABLES'] == ''
 
 
 def test_sweep_is_a_module(machine):

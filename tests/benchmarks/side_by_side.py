@@ -128,13 +128,13 @@ class Table:
 
 
 def machine() -> dict[str, Any]:
-  """What the figures are of: processor, cores used, versions."""
+  """What the figures are of: processor, cores used, versions, memory in huge pages or not."""
   versions = {}
   for name in ('jax', 'flax', 'torch', 'torch-pruning', 'keras'):
     if importlib.util.find_spec(name.replace('-', '_')):
       versions[name] = importlib.metadata.version(name)
   return {'processor': _processor(), 'cores': cores(), 'python': platform.python_version(),
-          **versions}
+          'malloc': os.environ.get('GLIBC_TUNABLES', ''), **versions}
 
 
 def _processor() -> str:
