@@ -39,14 +39,25 @@ class Analysis(NamedTuple):
   facts: list[Fact]
 
 
-def forward(program: Program, inputs: list[Fact]) -> list[Fact]:
-  """Facts of every value of the program, given those of its inputs."""
+def forward(program: Program, inputs: list[Fact], *, before: list[Fact] | None = None) -> list[Fact]:
+  """Facts of every value of the program.
+
+  Args:
+    program: the program.
+    inputs: facts of its inputs.
+    before: what was found with other inputs, if anything: what depends only on inputs that are
+      as they were (the same objects) is not worked out again.
+  """
   facts: list[Any] = [None] * len(program.avals)
   for number, fact in zip(program.inputs, inputs, strict=True):
     facts[number] = fact
   for number, value in program.constants.items():
-    facts[number] = constant(value, program.avals[number])
+    facts[number] = before[number] if before else constant(value, program.avals[number])
   for eqn in program.equations:
+    if before and all(facts[i] is before[i] for i in eqn.inputs):
+      for number in eqn.outputs:
+        facts[number] = before[number]
+      continue
     operands = [facts[i] for i in eqn.inputs]
     results = _fold(eqn, operands)
     if results is None:

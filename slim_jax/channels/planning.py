@@ -78,7 +78,14 @@ def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any
       axes = list(supports[n].axes)
       axes[batch_norms.channel_axis(leaf)] = ~zero[path]
       supports[n] = blocks.block(axes)
-  after = analysis.forward(program, [Fact(support) for support in supports])
+
+  def following() -> list[Fact]:
+    """The forward pass from `supports`."""
+    return analysis.forward(program, [
+        before[i] if support.is_whole else Fact(support)
+        for i, support in zip(program.inputs, supports, strict=True)], before=before)
+
+  after = following()
   folds = {}
   if bias == 'keep':
     folds = _folds(program, before, after, leaves, zero, args)
@@ -86,7 +93,7 @@ def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any
       if path in folds:
         fold = folds[path]
         supports[n] = blocks.along(supports[n], fold.axis, fold.kept(leaf.shape[fold.axis]))
-    after = analysis.forward(program, [Fact(support) for support in supports])
+    after = following()
 
   norms = batch_norms.find(variables)
   statistics = {path for norm in norms for path in norm.statistics}
