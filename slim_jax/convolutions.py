@@ -17,8 +17,10 @@ For the CPU, XLA has fast code for many convolutions, but not for these:
                 image. Here: dk[t] = sum_np x[n, p + t] y'[n, p], a product of matrices whose
                 columns are the taps.
 
-The last two go through some images at a time, so that their matrices stay in the cache. Sums over
-windows that do not overlap, as in average pooling, are sums over axes here.
+The last two go through some images at a time, so that their matrices stay in the cache. Beside
+convolutions: sums over windows that do not overlap, as in average pooling, are sums of slices here;
+and channels are selected element by element, because XLA would transpose the array to make of them
+rows, and what is around it, too.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,6 +44,8 @@ _MOST_TAPS = 128
 _LARGE = 256
 # So many channels for each output make few outputs.
 _FEW = 8
+# Of a gather: those whose result follows from the indices alone.
+_FAST_MODES = lax.GatherScatterMode.PROMISE_IN_BOUNDS, lax.GatherScatterMode.FILL_OR_DROP
 # Rows of the matrices that are multiplied at a time.
 _ROWS = 1024
 
@@ -50,10 +54,11 @@ def for_cpu(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
   """The same function, with convolutions that XLA compiles well on a CPU.
 
   Depthwise and pointwise convolutions, those whose kernel is larger than their input, those with
-  few outputs of many channels, the gradients of kernels over large images and sums over windows
-  side by side are computed by other operations: the same numbers, up to the order of the sums. Where JAX's default backend is another, and where there are no such
-  convolutions, nothing changes. Inside `scan`, `while`, `cond`, `jax.checkpoint` and custom
-  derivatives they stay as they are.
+  few outputs of many channels, the gradients of kernels over large images, sums over windows side
+  by side and selections of channels are computed by other operations: the same numbers, up to the
+  order of the sums. Where JAX's default backend is another, and where there are none of these,
+  nothing changes. Inside `scan`, `while`, `cond`, `jax.checkpoint` and custom derivatives they
+  stay as they are.
 
   Apply it last, to what is compiled: `count` and `plan` read convolutions better as they were.
   Derivatives are taken in reverse (`grad`, `vjp`), not forward (`jvp`).
@@ -96,6 +101,8 @@ def _way(eqn: Equation) -> Callable[..., jax.Array] | None:
   """A faster way to compute the equation on a CPU, `(eqn, *operands)` -> y, if there is one."""
   if eqn.primitive is primitives.reduce_window_sum_p:
     return _sums if _is_tiled(eqn) else None
+  if eqn.primitive is primitives.gather_p:
+    return _selection if _is_of_channels(eqn) else None
   if eqn.primitive is not primitives.conv_general_dilated_p:
     return None
   (x, kernel), dims = eqn.in_avals, eqn.params['dimension_numbers']
@@ -334,18 +341,51 @@ def _is_tiled(eqn: Equation) -> bool:
 
 
 def _sums(eqn: Equation, x: jax.Array) -> jax.Array:
-  """The sum of strided slices, one for each place in a window; its gradient as it was."""
+  """The sum of strided slices, one for each place in a window."""
   window, out = eqn.params['window_dimensions'], eqn.out_avals[0].shape
+  return _with_gradient_of(eqn, lambda x: sum(
+      x[tuple(slice(at, at + n * (count - 1) + 1, n) if n > 1 else slice(None)
+              for at, n, count in zip(tap, window, out))]
+      for tap in itertools.product(*map(range, window))), x)
+
+
+def _is_of_channels(eqn: Equation) -> bool:
+  """Whether a gather selects indices of the last of three or more axes."""
+  (x, index), params = eqn.in_avals, eqn.params
+  *spatial, last = range(len(x.shape))
+  numbers = params['dimension_numbers']
+  return (len(spatial) > 1 and jnp.issubdtype(x.dtype, jnp.floating)
+          and all(isinstance(n, int) for n in x.shape) and math.prod(x.shape) < 1 << 31
+          and numbers.offset_dims == tuple(spatial) and not numbers.operand_batching_dims
+          and numbers.collapsed_slice_dims == numbers.start_index_map == (last,)
+          and params['slice_sizes'] == (*x.shape[:-1], 1) and len(index.shape) == 2
+          and params['mode'] in _FAST_MODES)
+
+
+def _selection(eqn: Equation, x: jax.Array, index: jax.Array) -> jax.Array:
+  """Channels `index` [count, 1]; those that are not there read as the fill value."""
+  fill, channels, (count, _) = eqn.params['fill_value'], x.shape[-1], index.shape
+
+  def select(x: jax.Array, index: jax.Array) -> jax.Array:
+    rows, index = x.size // channels, index.T.astype(jnp.int32)
+    at = lax.broadcasted_iota(jnp.int32, (rows, count), 0) * channels + index.clip(0, channels - 1)
+    y = x.reshape(-1).at[at].get(mode='promise_in_bounds')
+    if eqn.params['mode'] is lax.GatherScatterMode.FILL_OR_DROP:
+      y = jnp.where((index >= 0) & (index < channels), y, jnp.nan if fill is None else fill)
+    return y.reshape(*x.shape[:-1], count)
+
+  return _with_gradient_of(eqn, select, x, index)
+
+
+def _with_gradient_of(eqn: Equation, fast: Callable[..., jax.Array], x: jax.Array,
+                      *index: jax.Array) -> jax.Array:
+  """`fast(x, *index)`, linear in x, with the gradient of the equation as it was."""
   full = jax.ShapeDtypeStruct(x.shape, x.dtype)
 
-  def add(x: jax.Array) -> jax.Array:
-    return sum(x[tuple(slice(at, at + n * (count - 1) + 1, n) if n > 1 else slice(None)
-                       for at, n, count in zip(tap, window, out))]
-               for tap in itertools.product(*map(range, window)))
+  def back(index: Sequence[jax.Array], slope: jax.Array) -> tuple[jax.Array | None, ...]:
+    pull = jax.linear_transpose(lambda x: jaxprs.bind(eqn, x, *index)[0], full)
+    return *pull(slope), *(None for _ in index)
 
-  def back(_: None, slope: jax.Array) -> tuple[jax.Array, ...]:
-    return jax.linear_transpose(lambda x: jaxprs.bind(eqn, x)[0], full)(slope)
-
-  fast = jax.custom_vjp(add)
-  fast.defvjp(lambda x: (add(x), None), back)
-  return fast(x)
+  run = jax.custom_vjp(fast)
+  run.defvjp(lambda x, *index: (fast(x, *index), index), back)
+  return run(x, *index)

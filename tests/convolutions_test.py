@@ -123,6 +123,28 @@ def test_average_pooling(window, strides, padding, size, x64):
   assert is_tiled == ('reduce_window_sum' not in primitives_of(fast, x))
 
 
+@pytest.mark.parametrize('how', [
+    {'mode': 'promise_in_bounds'}, {'mode': 'fill'}, {'mode': 'fill', 'fill_value': 0}], ids=str)
+def test_channels_are_selected_one_by_one(how, x64):
+  x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
+  index = jnp.array([4, 0, 3] if how['mode'] == 'promise_in_bounds' else [4, 7, 0, 5, 3])
+
+  def f(x, index):
+    return x.at[..., index].get(**how)
+
+  fast = slim_jax.for_cpu(f)
+  (gather,) = [eqn for eqn in jaxprs.trace(fast, x, index)[0].equations
+               if str(eqn.primitive) in ('gather', 'custom_vjp_call')]
+  assert str(gather.primitive) == 'custom_vjp_call'
+  want, back = jax.vjp(f, x, index)
+  got, fast_back = jax.vjp(fast, x, index)
+  np.testing.assert_array_equal(got, want)
+  np.testing.assert_array_equal(fast_back(want)[0], back(want)[0])
+  both = jnp.stack([index, index[::-1]])
+  np.testing.assert_array_equal(jax.vmap(fast, (None, 0))(x, both),
+                                jax.vmap(f, (None, 0))(x, both))
+
+
 @pytest.mark.parametrize('groups', [1, 16], ids=['dense', 'depthwise'])
 def test_sums_of_half_precision_are_held_in_single(groups):
   window = ((2, 2), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
