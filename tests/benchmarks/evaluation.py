@@ -15,6 +15,7 @@ import optax
 
 import networks
 import side_by_side
+import slim_jax
 from slim_jax import data
 from slim_jax import loop
 from slim_jax import train
@@ -35,13 +36,14 @@ def random_split(count: int) -> data.ArrayData:
 def ours(name: str, variables, split: data.ArrayData, batch: int):
   """(evaluation, calibration): calls."""
   module = networks.create(name)
-  evaluate = loop.make_evaluate(networks.predicting(module), mean=split.mean, std=split.std,
+  predict, apply = (slim_jax.for_cpu(f(module)) for f in (networks.predicting, networks.training))
+  evaluate = loop.make_evaluate(predict, mean=split.mean, std=split.std,
                                 batch_size=batch)
   config = ml_collections.ConfigDict({
       'recalibrate_batches': len(split) // batch, 'batch_size': batch, 'devices': 1,
       'augment': {'kind': 'crop_flip', 'pad': 4, 'flip': True}})
   recalibrate = loop.make_recalibrate(split, config=config, key=jax.random.key(0))
-  state = train.create_state(networks.training(module), jax.device_put(variables), optax.identity())
+  state = train.create_state(apply, jax.device_put(variables), optax.identity())
   return (lambda: evaluate(variables, split).accuracy,
           lambda: jax.block_until_ready(recalibrate(state).batch_stats))
 
