@@ -10,6 +10,8 @@ For the CPU, XLA has fast code for many convolutions, but not for these:
                 memory quadratic in the channels. Here: one product of elements a tap.
   tiny inputs   a kernel larger than its input (the last stage of VGG-19 on CIFAR: 3x3 on 2x2)
                 runs some 60 times slower than others. Here: one product of matrices a tap.
+  odd widths    channels or outputs that are no multiple of 4, as pruning leaves them, take up to
+                twice the time of the next multiple. Here: zeros up to it.
   pointwise     a kernel of one tap is a product of matrices, and twice as fast as one.
   few outputs   of many channels, as in a DenseNet: bound by gathering patches. Here: one product
                 of matrices whose columns are taps and outputs, then the sum of the shifted taps.
@@ -20,7 +22,8 @@ For the CPU, XLA has fast code for many convolutions, but not for these:
 The last two go through some images at a time, so that their matrices stay in the cache. Beside
 convolutions: sums over windows that do not overlap, as in average pooling, are sums of slices here;
 and channels are selected element by element, because XLA would transpose the array to make of them
-rows, and what is around it, too.
+rows, and what is around it, too; their slopes are put back by a product with a matrix of ones and
+zeros, where there are few.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,6 +47,8 @@ _MOST_TAPS = 128
 _LARGE = 256
 # So many channels for each output make few outputs.
 _FEW = 8
+# So many selected channels are put back by a product of matrices.
+_SMALL = 128
 # Of a gather: those whose result follows from the indices alone.
 _FAST_MODES = lax.GatherScatterMode.PROMISE_IN_BOUNDS, lax.GatherScatterMode.FILL_OR_DROP
 # Rows of the matrices that are multiplied at a time.
@@ -120,8 +125,9 @@ def _way(eqn: Equation) -> Callable[..., jax.Array] | None:
   is_large = math.prod(eqn.out_avals[0].shape[i] for i in dims.out_spec[2:]) >= _LARGE
   is_plain = all(step == 1 for step in eqn.params['rhs_dilation'])
   batch = x.shape[dims.lhs_spec[0]]
-  has_way = is_plain and isinstance(batch, int) and (is_large or _has_few_outputs(eqn))
-  return _with_gradient if has_way else None
+  if is_plain and isinstance(batch, int) and (is_large or _has_few_outputs(eqn)):
+    return _with_gradient
+  return None if not any(_missing(eqn)) else _aligned
 
 
 def _has_few_outputs(eqn: Equation) -> bool:
@@ -217,11 +223,31 @@ def _inside(width: int, size: int, results: int, padding: tuple[int, int], strid
   return found
 
 
+def _missing(eqn: Equation) -> tuple[int, int]:
+  """How many more channels and outputs make widths that vectors divide well."""
+  outputs, channels = (eqn.in_avals[1].shape[i] for i in eqn.params['dimension_numbers'].rhs_spec[:2])
+  return -channels % 4 if channels > 4 else 0, -outputs % 8 if outputs % 4 else 0
+
+
+def _aligned(eqn: Equation, x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """The convolution with channels and outputs of zeros beside its own."""
+  dims, (channels, outputs) = eqn.params['dimension_numbers'], _missing(eqn)
+  x = _longer(x, {dims.lhs_spec[1]: channels})
+  kernel = _longer(kernel, {dims.rhs_spec[1]: channels, dims.rhs_spec[0]: outputs})
+  (y,) = jaxprs.bind(eqn, x, kernel)
+  return lax.slice(y, [0] * y.ndim, eqn.out_avals[0].shape) if outputs else y
+
+
+def _longer(x: jax.Array, more: dict[int, int]) -> jax.Array:
+  """Zeros at the end of axes: how many, by axis."""
+  if not any(more.values()):
+    return x
+  return lax.pad(x, jnp.zeros([], x.dtype), [(0, more.get(i, 0), 0) for i in range(x.ndim)])
+
+
 def _with_gradient(eqn: Equation, x: jax.Array, kernel: jax.Array) -> jax.Array:
   """The convolution itself, with another way to the gradient of its kernel."""
-  def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return jaxprs.bind(eqn, x, kernel)[0]
-
+  plain = functools.partial(_aligned, eqn)
   convolve = functools.partial(_few_outputs, eqn) if _has_few_outputs(eqn) else plain
 
   def forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
@@ -364,28 +390,38 @@ def _is_of_channels(eqn: Equation) -> bool:
 
 def _selection(eqn: Equation, x: jax.Array, index: jax.Array) -> jax.Array:
   """Channels `index` [count, 1]; those that are not there read as the fill value."""
-  fill, channels, (count, _) = eqn.params['fill_value'], x.shape[-1], index.shape
+  fill, channels, count = eqn.params['fill_value'], x.shape[-1], index.shape[0]
 
   def select(x: jax.Array, index: jax.Array) -> jax.Array:
     rows, index = x.size // channels, index.T.astype(jnp.int32)
     at = lax.broadcasted_iota(jnp.int32, (rows, count), 0) * channels + index.clip(0, channels - 1)
-    y = x.reshape(-1).at[at].get(mode='promise_in_bounds')
+    y = jnp.asarray(x).reshape(-1).at[at].get(mode='promise_in_bounds')
     if eqn.params['mode'] is lax.GatherScatterMode.FILL_OR_DROP:
       y = jnp.where((index >= 0) & (index < channels), y, jnp.nan if fill is None else fill)
     return y.reshape(*x.shape[:-1], count)
 
-  return _with_gradient_of(eqn, select, x, index)
+  def back(slope: jax.Array, index: jax.Array) -> jax.Array:
+    is_there = (index >= 0) & (index < channels)
+    slope = jnp.where(is_there.T.reshape((1,) * (slope.ndim - 1) + (-1,)), slope, 0)
+    one_hot = (index == jnp.arange(channels, dtype=index.dtype)[None]).astype(slope.dtype)
+    rows = jnp.dot(slope.reshape(-1, count), one_hot, precision='highest')
+    return rows.reshape(*slope.shape[:-1], channels)
+
+  return _with_gradient_of(eqn, select, x, index, back=back if count <= _SMALL else None)
 
 
 def _with_gradient_of(eqn: Equation, fast: Callable[..., jax.Array], x: jax.Array,
-                      *index: jax.Array) -> jax.Array:
-  """`fast(x, *index)`, linear in x, with the gradient of the equation as it was."""
+                      *index: jax.Array, back: Callable[..., jax.Array] | None = None) -> jax.Array:
+  """`fast(x, *index)`, linear in x, with the gradient of the equation as it was, or `back`."""
   full = jax.ShapeDtypeStruct(x.shape, x.dtype)
 
-  def back(index: Sequence[jax.Array], slope: jax.Array) -> tuple[jax.Array | None, ...]:
-    pull = jax.linear_transpose(lambda x: jaxprs.bind(eqn, x, *index)[0], full)
-    return *pull(slope), *(None for _ in index)
+  def transposed(slope: jax.Array, *index: jax.Array) -> jax.Array:
+    (found,) = jax.linear_transpose(lambda x: jaxprs.bind(eqn, x, *index)[0], full)(slope)
+    return found
+
+  def pull(index: Sequence[jax.Array], slope: jax.Array) -> tuple[jax.Array | None, ...]:
+    return (back or transposed)(slope, *index), *(None for _ in index)
 
   run = jax.custom_vjp(fast)
-  run.defvjp(lambda x, *index: (fast(x, *index), index), back)
+  run.defvjp(lambda x, *index: (fast(x, *index), index), pull)
   return run(x, *index)

@@ -187,3 +187,29 @@ def test_a_thin_network_and_its_gradients_stay_the_same(x64):
   want, full = jax.jit(jax.value_and_grad(lambda v: loss(thin, v), allow_int=True))(variables)
   assert abs(value - want) < 1e-10 * abs(want)
   assert laws.distance(grads, full) < 1e-10
+
+
+@pytest.mark.parametrize('widths', [(5, 6), (7, 13), (9, 12), (12, 9), (3, 5), (8, 16)], ids=str)
+@pytest.mark.parametrize('size', [6, 16], ids=['small', 'large'])
+@pytest.mark.parametrize('spec', [('NHWC', 'HWIO', 'NHWC'), ('NCHW', 'OIHW', 'NCHW')], ids=str)
+def test_odd_widths_are_filled_up(widths, size, spec, x64):
+  channels, outputs = widths
+  shapes = {'NHWC': (2, size, size, channels), 'NCHW': (2, channels, size, size),
+            'HWIO': (3, 3, channels, outputs), 'OIHW': (outputs, channels, 3, 3)}
+  x, k = (jax.random.normal(jax.random.key(i), shapes[spec[i]]) for i in (0, 1))
+
+  def f(x, k):
+    return jax.lax.conv_general_dilated(x, k, (1, 1), 'SAME', dimension_numbers=spec)
+
+  fast = slim_jax.for_cpu(f)
+  program, _ = jaxprs.trace(lambda x, k: jax.vjp(fast, x, k)[0], x, k)
+  made = [eqn.in_avals[1].shape for eqn in program.equations
+          if str(eqn.primitive) == 'conv_general_dilated']
+  for shape in made:
+    inside, outside = (shape[spec[1].index(name)] for name in 'IO')
+    assert inside % 4 == 0 or inside < 4
+    assert outside % 4 == 0
+  want, back = jax.vjp(f, x, k)
+  got, fast_back = jax.vjp(fast, x, k)
+  assert made and laws.distance(got, want) < 1e-12
+  assert laws.distance(fast_back(want), back(want)) < 1e-12
