@@ -69,17 +69,17 @@ def _is_float(leaf):
   return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def check(model, dead, tolerance, *, last=lambda f: f):
+def check(model, dead, tolerance, *, last=lambda f: f, widen=False):
   """Thin equals masked: in inference, in training with statistics, and for gradients.
 
-  Both sides go through `last` before they are compiled.
+  Both sides go through `last` before they are compiled; `widen` as of `thin`.
   """
   infer, train, variables, x, outs = model[:5]
   plan = slim_jax.plan(infer, variables, x, dead=dead)
   thin_variables, masked = plan.slice(variables), slim_jax.mask(variables, dead)
   key = jax.random.key(1)
 
-  got = jax.jit(last(slim_jax.thin(infer, plan)))(thin_variables, x)
+  got = jax.jit(last(slim_jax.thin(infer, plan, widen=widen)))(thin_variables, x)
   want = jax.jit(last(infer))(masked, x)
   assert np.all(np.isfinite(want))
   assert distance(got, want) < tolerance, 'inference'
@@ -95,7 +95,8 @@ def check(model, dead, tolerance, *, last=lambda f: f):
     grads, results = jax.jit(jax.grad(loss, has_aux=True))(floats)
     return grads, results[0], declared(outs, results)
 
-  grads, out, state = value_and_state(slim_jax.thin(train, plan, outs=outs), thin_variables)
+  grads, out, state = value_and_state(
+      slim_jax.thin(train, plan, outs=outs, widen=widen), thin_variables)
   full_grads, full_out, full_state = value_and_state(train, masked)
   assert distance(out, full_out) < tolerance, 'training'
   assert distance(state, sliced(plan, full_state)) < tolerance, 'statistics'

@@ -70,8 +70,17 @@ def forward(program: Program, inputs: list[Fact], *, before: list[Fact] | None =
   return facts
 
 
-def backward(program: Program, facts: list[Fact], demands: list[Block]) -> Analysis:
-  """What must be computed so that the outputs can be read at `demands`."""
+def backward(program: Program, facts: list[Fact], demands: list[Block], *,
+             widening: Any = None) -> Analysis:
+  """What must be computed so that the outputs can be read at `demands`.
+
+  Args:
+    program: the program.
+    facts: of every value, from `forward`.
+    demands: which block of each output is wanted.
+    widening: of `widen`, where more may be computed than must be.
+  """
+  facts = list(facts)
   need = [blocks.nothing()] * len(program.avals)
   reads: list[list[Block] | None] = [None] * len(program.equations)
 
@@ -82,6 +91,8 @@ def backward(program: Program, facts: list[Fact], demands: list[Block]) -> Analy
     want(number, demand)
   for k in reversed(range(len(program.equations))):
     eqn = program.equations[k]
+    if widening:
+      widening.results(eqn, need, facts)
     live = [blocks.intersect(need[i], facts[i].support) for i in eqn.outputs]
     for number, l in zip(eqn.outputs, live, strict=True):
       need[number] = l
@@ -89,6 +100,9 @@ def backward(program: Program, facts: list[Fact], demands: list[Block]) -> Analy
       rule = RULES.get(eqn.primitive, FULL_WIDTH)
       with _place(eqn):
         reads[k] = rule.reads(eqn, [facts[i] for i in eqn.inputs], live)
+        if widening:
+          known = widening.operands(eqn, need, facts, live, reads[k])
+          reads[k] = rule.reads(eqn, known, live)
       for number, read in zip(eqn.inputs, reads[k], strict=True):
         want(number, read)
   for number in [*program.inputs, *program.constants]:

@@ -11,9 +11,11 @@ from slim_jax.channels import analysis, blocks, interface
 from slim_jax.channels.blocks import Block
 from slim_jax.channels.plan import Plan
 from slim_jax.channels.rule import Fact
+from slim_jax.channels.widen import Widening
 
 
-def thin(f: Callable[..., Any], plan: Plan, *, ins: Any = None, outs: Any = None) -> Callable[..., Any]:
+def thin(f: Callable[..., Any], plan: Plan, *, ins: Any = None, outs: Any = None,
+         widen: bool = False) -> Callable[..., Any]:
   """Transforms `f` into a function of thin variables that does only thin arithmetic.
 
       thin(f, plan)(plan.slice(v), *args) == f(plan.expand(plan.slice(v)), *args)
@@ -30,6 +32,8 @@ def thin(f: Callable[..., Any], plan: Plan, *, ins: Any = None, outs: Any = None
       of them, 'params', 'batch_stats'). Default: the first argument is the variables.
     outs: prefix tree over the results: None = whole (default), or a path string: laid out like
       that part of the plan, as `(None, {'batch_stats': 'batch_stats'})` for `(logits, state)`.
+    widen: whether zeros may be computed where that is sooner done than to leave them out (see
+      `widen`; the costs are those of CPUs). For what is compiled: `count` counts them.
 
   Returns:
     The thin function. It raises ValueError when a thin argument does not have the plan's shape.
@@ -59,6 +63,8 @@ def thin(f: Callable[..., Any], plan: Plan, *, ins: Any = None, outs: Any = None
       demands.append(blocks.whole(rank) if path is None else _cut(plan, path, 'outs').live)
     facts = analysis.forward(program, [Fact(block) for block in have])
     found = analysis.backward(program, facts, demands)
+    if widen:
+      found = analysis.backward(program, facts, demands, widening=Widening(program, found))
     arrays = analysis.run(program, found, leaves, have, demands)
     arrays = [_empty(program.avals[n]) if a is None else a
               for a, n in zip(arrays, program.outputs, strict=True)]
