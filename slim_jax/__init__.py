@@ -36,8 +36,7 @@ def load(workdir):
   """
   # Here, not above: the transformation alone needs neither data sets nor checkpoints.
   from slim_jax import finished  # pylint: disable=g-import-not-at-top
-  apply, variables = finished.load(workdir)
-  return for_cpu(apply), variables
+  return finished.load(workdir, compiled=True)
 
 
 __version__ = '0.1.0'

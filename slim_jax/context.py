@@ -64,7 +64,7 @@ def open_run(config: ml_collections.ConfigDict, workdir: Workdir) -> Run:
 def evaluator(context: Run, net: Network) -> Callable[..., loop.Result]:
   """What `loop.make_evaluate` returns for a network of the run."""
   return loop.make_evaluate(
-      slim_jax.for_cpu(net.predict), mean=context.train_data.mean, std=context.train_data.std,
+      net.infer, mean=context.train_data.mean, std=context.train_data.std,
       batch_size=context.config.eval_batch_size, places=devices.local(context.config.devices))
 
 

@@ -30,13 +30,14 @@ from slim_jax.workdir import WorkdirError
 PyTree = Any
 
 
-def load(workdir: files.PathLike, *,
-         dtype: str | None = None) -> tuple[Callable[..., jax.Array], PyTree]:
+def load(workdir: files.PathLike, *, dtype: str | None = None,
+         compiled: bool = False) -> tuple[Callable[..., jax.Array], PyTree]:
   """The network that the last complete stage of a run left, but for stages from scratch.
 
   Args:
     workdir: directory of a run, wherever it has been moved.
     dtype: what it computes in; that of the config unless given.
+    compiled: whether it is to be compiled here, not exported: `infer` of the network.
 
   Returns:
     (apply, variables): `apply(variables, image)` gives logits float32 [n, classes] for
@@ -52,7 +53,7 @@ def load(workdir: files.PathLike, *,
   config, dataset = _read(workdir)
   config.dtype = dtype or config.dtype
   net, variables = _left(config, workdir, stage, dataset['num_classes'], dataset['image'])
-  return _of_pixels(net, dataset), variables
+  return _of_pixels(net.infer if compiled else net.predict, dataset), variables
 
 
 def plan(workdir: files.PathLike) -> channels.Plan | None:
@@ -66,7 +67,7 @@ def fresh(workdir: files.PathLike) -> tuple[Callable[..., jax.Array], PyTree]:
   config, dataset = _read(Workdir(files.path_of(workdir)))
   net = network.create(config, dataset['num_classes'])
   image = jax.ShapeDtypeStruct((1, *dataset['image']), jnp.float32)
-  return _of_pixels(net, dataset), net.init(jax.random.key(config.seed), image)
+  return _of_pixels(net.predict, dataset), net.init(jax.random.key(config.seed), image)
 
 
 def module(workdir: files.PathLike) -> nn.Module:
@@ -166,12 +167,13 @@ def _read(workdir: Workdir) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
   return config, read_json(workdir.path / 'dataset.json')
 
 
-def _of_pixels(net: Network, dataset: dict[str, Any]) -> Callable[..., jax.Array]:
+def _of_pixels(predict: Callable[..., jax.Array],
+               dataset: dict[str, Any]) -> Callable[..., jax.Array]:
   """Logits of images as the data set has them."""
   mean, std = (np.asarray(dataset[name], np.float32) for name in ('mean', 'std'))
 
   def apply(variables: PyTree, image: jax.Array) -> jax.Array:
-    return net.predict(variables, data.normalize(image, mean, std))
+    return predict(variables, data.normalize(image, mean, std))
 
   return apply
 

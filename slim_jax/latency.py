@@ -56,7 +56,8 @@ def run(workdir: files.PathLike, batches: Sequence[int]) -> list[dict[str, Any]]
   workdir = files.path_of(workdir)
   shape = finished.about(workdir)['image']
   networks = {'full': finished.fresh(workdir), 'thin': finished.load(workdir)}
-  rows = measure(in_jax(networks), shape, batches, runtime='jax')
+  compiled = {**networks, 'thin': finished.load(workdir, compiled=True)}
+  rows = measure(in_jax(compiled), shape, batches, runtime='jax')
   try:
     exported = {name: onnx_file.convert(lambda image, net=net: net[0](net[1], image), shape)
                 for name, net in networks.items()}

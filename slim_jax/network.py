@@ -20,13 +20,15 @@ class Network(NamedTuple):
 
   Attributes:
     apply: `(params, batch_stats, image, key)` -> `(logits, batch_stats)`, training.
-    predict: `(variables, image)` -> logits.
+    predict: `(variables, image)` -> logits, to be planned and counted.
+    infer: the same as it is compiled.
     init: `(key, image)` -> new variables; image is a shape.
     shapes: `image` -> shapes of the variables.
     plan: what is left of the original network, None for all of it.
   """
   apply: Callable[..., Any]
   predict: Callable[..., Any]
+  infer: Callable[..., Any]
   init: Callable[[jax.Array, jax.ShapeDtypeStruct], PyTree]
   shapes: Callable[[jax.ShapeDtypeStruct], PyTree]
   plan: slim_jax.Plan | None
@@ -69,9 +71,10 @@ def create(config: ml_collections.ConfigDict, num_classes: int,
     full = initialise.shapes(model, image)
     return full if plan is None else plan.slice(full)
 
+  infer = predict
   if plan is not None:
+    widen = jax.default_backend() == 'cpu'
     apply = slim_jax.thin(apply, plan, ins=('params', 'batch_stats', None, None),
-                          outs=(None, 'batch_stats'))
-    predict = slim_jax.thin(predict, plan)
-  # Not `predict`, which is also planned and counted, so whoever compiles it does that.
-  return Network(slim_jax.for_cpu(apply), predict, init, shapes, plan)
+                          outs=(None, 'batch_stats'), widen=widen)
+    predict, infer = (slim_jax.thin(predict, plan, widen=each) for each in (False, widen))
+  return Network(slim_jax.for_cpu(apply), predict, slim_jax.for_cpu(infer), init, shapes, plan)

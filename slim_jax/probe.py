@@ -63,7 +63,8 @@ def seconds(network: Network, found: Plan | None) -> float:
     raise ValueError('latency is measured: it needs arrays for all variables and arguments, not '
                      'shapes')
   if found is not None:
-    f, variables = thin(f, found), found.slice(variables)
+    widen = jax.default_backend() == 'cpu'
+    f, variables = thin(f, found, widen=widen), found.slice(variables)
   run = jax.jit(for_cpu(f))
   variables, args = jax.device_put((variables, args))
   return medians({'': lambda: run(variables, *args)})['']

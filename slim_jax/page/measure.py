@@ -66,7 +66,7 @@ class _Networks:
     net, image = self.of(plan), self._image(batch)
     variables, image = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype),
                                     (net.shapes(self._image(1)), image))
-    return functools.partial(jax.jit(slim_jax.for_cpu(net.predict)), variables, image)
+    return functools.partial(jax.jit(net.infer), variables, image)
 
   def modules(self) -> list[str]:
     """Paths of the modules of the full network, without the root, in the order of their use."""

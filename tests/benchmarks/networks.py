@@ -88,7 +88,7 @@ def training(module: nn.Module) -> Callable[..., Any]:
 def thin_training(module: nn.Module, plan: slim_jax.Plan) -> Callable[..., Any]:
   """The same of thin variables."""
   return slim_jax.thin(training(module), plan, ins=('params', 'batch_stats', None, None),
-                       outs=(None, 'batch_stats'))
+                       outs=(None, 'batch_stats'), widen=True)
 
 
 def config() -> ml_collections.ConfigDict:

@@ -50,7 +50,7 @@ def calls(name: str, batch: int, fraction: float, train: bool):
   else:
     x = data['image']
     found = {'full': networks.predictor(apply, variables, x),
-             'thin': networks.predictor(thin, cut, x),
+             'thin': networks.predictor(slim_jax.thin(apply, plan, widen=True), cut, x),
              'native': networks.predictor(networks.predicting(narrow), cut, x)}
   return found, macs[1] / macs[0]
 

@@ -43,7 +43,8 @@ def main():
       plan = slim_jax.plan(apply, variables, image, dead=dead)
       thin, cut = slim_jax.thin(apply, plan), plan.slice(variables)
       macs = slim_jax.count(thin, cut, image).macs / full
-      runs[label] = jax.jit(slim_jax.for_cpu(thin)), jax.device_put(cut), macs
+      wide = slim_jax.thin(apply, plan, widen=True)
+      runs[label] = jax.jit(slim_jax.for_cpu(wide)), jax.device_put(cut), macs
     times = {label: [] for label in runs}
     for _ in range(options.rounds + 1):  # the first compiles
       for label, (run, arrays, _) in runs.items():
