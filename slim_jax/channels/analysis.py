@@ -80,7 +80,7 @@ def backward(program: Program, facts: list[Fact], demands: list[Block], *,
     demands: which block of each output is wanted.
     widening: of `widen`, where more may be computed than must be.
   """
-  facts = list(facts)
+  facts = list(facts)  # `widening` changes them on the way
   need = [blocks.nothing()] * len(program.avals)
   reads: list[list[Block] | None] = [None] * len(program.equations)
 

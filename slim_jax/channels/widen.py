@@ -8,7 +8,8 @@ ReLU, then runs on these channels too. And a stream that loses a few channels fr
 keeps them.
 
 A second backward pass asks at every equation. What it changes is what is needed, and where values
-may be non-zero: of both there may be more without harm, so the thin function stays exact.
+may be non-zero: of both there may be more without harm, so the thin function stays exact. But a
+BatchNorm without an epsilon would divide by variances of zero.
 """
 
 from collections.abc import Callable

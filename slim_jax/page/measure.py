@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-import slim_jax
 from slim_jax import channels
 from slim_jax import cost
 from slim_jax import jaxprs
