@@ -101,8 +101,8 @@ def backward(program: Program, facts: list[Fact], demands: list[Block], *,
       with _place(eqn):
         reads[k] = rule.reads(eqn, [facts[i] for i in eqn.inputs], live)
         if widening:
-          known = widening.operands(eqn, need, facts, live, reads[k])
-          reads[k] = rule.reads(eqn, known, live)
+          wider = widening.operands(eqn, need, facts, live, reads[k])
+          reads[k] = rule.reads(eqn, wider, live) if wider else reads[k]
       for number, read in zip(eqn.inputs, reads[k], strict=True):
         want(number, read)
   for number in [*program.inputs, *program.constants]:

@@ -99,11 +99,12 @@ class Widening:
         facts[value] = _widened(facts[value], axis, then)
 
   def operands(self, eqn: Equation, need: list[Block], facts: list[Fact], live: list[Block],
-               reads: list[Block]) -> list[Fact]:
-    """Facts of the operands by which the equation shall read them; widens those on the way."""
-    own, kernel = [facts[i] for i in eqn.inputs], _kernel(eqn)
+               reads: list[Block]) -> list[Fact] | None:
+    """Facts by which to read the operands, if not by their own; widens those on the way to them."""
+    kernel = _kernel(eqn)
     if not kernel or live[0].empty or any(read.empty for read in reads):
-      return own
+      return None
+    own = [facts[i] for i in eqn.inputs]
     own[1] = _widened(own[1], kernel.columns, live[0].axes[kernel.y])
     x, axis, now = eqn.inputs[0], kernel.x, reads[0].axes[kernel.x]
     size, outputs = eqn.in_avals[0].shape[axis], eqn.out_avals[0].shape[kernel.y]
@@ -118,11 +119,11 @@ class Widening:
     """A statistic of some channels of a stream: of all that the stream holds, if that is sooner."""
     (aval,), number = eqn.in_avals, eqn.outputs[0]
     kept = [i for i in range(len(aval.shape)) if i not in eqn.params['axes']]
-    for axis, now in zip(kept, need[number].axes, strict=True):
+    for n, (axis, now) in enumerate(zip(kept, need[number].axes, strict=True)):
       then = self._streamed(eqn.inputs[0], axis, aval.shape[axis], now, ELEMENT, need, facts)
       if not blocks.same_axis(then, now):
-        need[number] = blocks.along(need[number], kept.index(axis), then)
-        facts[number] = _widened(facts[number], kept.index(axis), then)
+        need[number] = blocks.along(need[number], n, then)
+        facts[number] = _widened(facts[number], n, then)
 
   def _streamed(self, number: int, axis: int, size: int, now: Axis, cost: float,
                 need: list[Block], facts: list[Fact]) -> Axis:
