@@ -90,17 +90,19 @@ def trace(f: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Program, An
   return flatten(closed), shape
 
 
-def flatten(jaxpr: Any, *, plain: bool = False) -> Program:
+def flatten(jaxpr: Any, consts: Sequence[Any] | None = None, *, plain: bool = False) -> Program:
   """The `Program` of a jaxpr, open or closed; a closed jaxpr's constants become constants.
 
   Args:
     jaxpr: from `jax.make_jaxpr`, or out of an equation's parameters.
+    consts: those of an open jaxpr.
     plain: whether calls that carry a derivative or a policy count as their bodies alone, for
       programs that will not be differentiated (a derivative may contain its own function).
   """
   program = Program([], [], [], {}, [])
   inlined = {**_INLINED, **_CARRYING} if plain else _INLINED
-  body, consts = _open(jaxpr)
+  body, own = _open(jaxpr)
+  consts = own if consts is None else consts
 
   def new(aval: Any) -> int:
     program.avals.append(aval)
@@ -231,6 +233,50 @@ def body(eqn: Equation, name: str) -> Program:
 
 def _body(eqn: Equation, name: str) -> Program:
   return flatten(eqn.params[name])
+
+
+def derivative(eqn: Equation, *, plain: bool) -> Program:
+  """The rule that a `custom_jvp_call` holds: (operands, tangents) to (results, tangents).
+
+  Only operands and results that `moves` have tangents. To differentiate the call instead would
+  trace the rule too, and much around it.
+
+  Args:
+    eqn: the call.
+    plain: as of `flatten`.
+  """
+  unseen = eqn.params['num_consts']  # of the operands, the first: captured by the function
+  # A rule that does not ask which tangents are zero gets them all, float0 where nothing moves.
+  zeros = [eqn.params['symbolic_zeros'] and not moves(a) for a in eqn.in_avals[unseen:]]
+  rule, consts, still = eqn.params['jvp_jaxpr_fun'].call_wrapped(*zeros)
+  program = flatten(rule, consts, plain=plain)
+
+  def new(aval: Any) -> int:
+    program.avals.append(aval)
+    return len(program.avals) - 1
+
+  def constant(number: int, aval: Any, dtype: Any) -> int:
+    program.constants[number] = np.zeros(aval.shape, dtype)
+    return number
+
+  given, made = iter(program.inputs), iter(program.outputs)
+  operands = [new(a) if k < unseen else next(given) for k, a in enumerate(eqn.in_avals)]
+  tangents = [new(a) if zero else next(given)
+              for a, zero in zip(eqn.in_avals, [True] * unseen + zeros, strict=True)]
+  for number, aval in zip(tangents, eqn.in_avals, strict=True):
+    if not moves(aval):
+      constant(number, aval, jax.dtypes.float0)
+  results = [next(made) for _ in eqn.out_avals]
+  slopes = [constant(new(a), a, a.dtype) if zero else next(made)
+            for a, zero in zip(eqn.out_avals, still, strict=True)]
+  return program._replace(
+      inputs=operands + [i for i, a in zip(tangents, eqn.in_avals) if moves(a)],
+      outputs=results + [i for i, a in zip(slopes, eqn.out_avals) if moves(a)])
+
+
+def moves(aval: Any) -> bool:
+  """Whether values of this kind have tangents."""
+  return jax.numpy.issubdtype(aval.dtype, np.inexact)
 
 
 def scan_counts(eqn: Equation) -> tuple[int, int]:

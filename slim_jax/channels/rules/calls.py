@@ -46,66 +46,43 @@ def _thin(body: Program, facts: list[Fact], have: list[Block], live: list[Block]
   return lambda *arrays: analysis.run(body, inner, list(arrays), have, live)
 
 
-def _is_smooth(aval: Any) -> bool:
-  """Whether values of this kind have tangents."""
-  return jax.numpy.issubdtype(aval.dtype, np.inexact)
-
-
-# custom_jvp: the thin derivative is the full rule, traced and made thin in turn. It need not be
+# custom_jvp: the thin derivative is the full rule, made thin in turn. It need not be
 # the derivative of the body: what it reads is read, and a result whose tangent may move where
 # the value is zero does not count as zero there.
 
 
-def _derivative(eqn: Equation, *, plain: bool) -> tuple[Program, list[Any], list[Any]]:
-  """The rule as a program of (operands, tangents), giving (results, tangents).
-
-  Args:
-    eqn: the call.
-    plain: whether the program is only looked at, not run: see `jaxprs.flatten`.
-
-  Returns:
-    The program, and which operands and which results have tangents: True, or None.
-  """
-  operands = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in eqn.in_avals]
-  moving = [True if _is_smooth(a) else None for a in eqn.in_avals]
-  turning = [True if _is_smooth(a) else None for a in eqn.out_avals]
-
-  def derivative(operands, directions):
-    given = [np.zeros(a.shape, jax.dtypes.float0) if d is None else d
-             for a, d in zip(eqn.in_avals, restore(directions, moving), strict=True)]
-    outs, slopes = jax.jvp(lambda *xs: jaxprs.bind(eqn, *xs), operands, given)
-    return outs, present(slopes, turning)
-
-  jaxpr = jax.make_jaxpr(derivative)(operands, present(operands, moving))
-  return jaxprs.flatten(jaxpr, plain=plain), moving, turning
+def _moving(avals: Any) -> list[Any]:
+  """True for each that has a tangent, None for the others."""
+  return [True if jaxprs.moves(aval) else None for aval in avals]
 
 
-def _with_tangents(facts: list[Fact], moving: list[Any]) -> list[Fact]:
+def _with_tangents(eqn: Equation, facts: list[Fact]) -> list[Fact]:
   """A tangent is zero where its value is zero whatever the variables are."""
-  return facts + [Fact(f.support) for f in present(facts, moving)]
+  return facts + [Fact(f.support) for f in present(facts, _moving(eqn.in_avals))]
 
 
 def _custom_jvp_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
   support = _support(eqn, facts)
   if all(block.is_whole for block in support):
     return support
-  program, moving, turning = jaxprs.once(eqn, _derivative, plain=True)
-  inner = analysis.forward(program, _with_tangents(facts, moving))
+  program = jaxprs.once(eqn, jaxprs.derivative, plain=True)
+  inner = analysis.forward(program, _with_tangents(eqn, facts))
   slopes = iter(program.outputs[len(support):])
   return [s if t is None else blocks.union(s, inner[next(slopes)].support)
-          for s, t in zip(support, turning, strict=True)]
+          for s, t in zip(support, _moving(eqn.out_avals), strict=True)]
 
 
 def _custom_jvp_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
   read = _reads(eqn, facts, live)
   if all(block.is_whole for block in read):
     return read
-  program, moving, turning = jaxprs.once(eqn, _derivative, plain=True)
-  inner = _analyse(program, _with_tangents(facts, moving), live + present(live, turning))
+  program = jaxprs.once(eqn, jaxprs.derivative, plain=True)
+  turning = _moving(eqn.out_avals)
+  inner = _analyse(program, _with_tangents(eqn, facts), live + present(live, turning))
   values, slopes = program.inputs[:len(read)], iter(program.inputs[len(read):])
   read = [blocks.union(r, inner.live[i]) for r, i in zip(read, values, strict=True)]
   return [r if m is None else blocks.union(r, inner.live[next(slopes)])
-          for r, m in zip(read, moving, strict=True)]
+          for r, m in zip(read, _moving(eqn.in_avals), strict=True)]
 
 
 def _custom_jvp_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
@@ -121,8 +98,9 @@ def _custom_jvp_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], l
 
   @thin.defjvp
   def derivative(primals, tangents):  # pylint: disable=unused-variable
-    program, moving, turning = jaxprs.once(eqn, _derivative, plain=False)
-    inner = _thin(program, _with_tangents(facts, moving), reads + present(reads, moving),
+    program = jaxprs.once(eqn, jaxprs.derivative, plain=False)
+    moving, turning = _moving(eqn.in_avals), _moving(eqn.out_avals)
+    inner = _thin(program, _with_tangents(eqn, facts), reads + present(reads, moving),
                   live + present(live, turning))
     slopes = present(restore(tangents, arrays), moving)
     results = inner(*restore(primals, arrays), *slopes)
@@ -161,7 +139,7 @@ def _is_local(eqn: Equation, facts: list[Fact], support: list[Block]) -> bool:
 
   The masked network may send any cotangent to a removed channel; the thin one sends none.
   """
-  if not all(map(_is_smooth, (*eqn.in_avals, *eqn.out_avals))):
+  if not all(map(jaxprs.moves, (*eqn.in_avals, *eqn.out_avals))):
     return False
   if all(f.support.is_whole for f in facts):
     return True
