@@ -13,6 +13,7 @@ from slim_jax.batch_norms import scales as batch_norm_scales
 from slim_jax.budget import BudgetError, select_budget
 from slim_jax.channel_cost import macs_per_channel
 from slim_jax.channels import Plan, mask, plan, streams, thin
+from slim_jax.compiling import cpu_options
 from slim_jax.convolutions import for_cpu
 from slim_jax.cost import Cost, count
 from slim_jax.pull import l1_pull
@@ -42,6 +43,6 @@ def load(workdir):
 __version__ = '0.1.0'
 
 __all__ = ['BudgetError', 'Cost', 'Plan', 'add_l1', 'add_polarization', 'batch_norm_scales',
-           'clip_scales', 'count', 'for_cpu', 'l1_pull', 'load', 'macs_per_channel', 'mask', 'plan',
+           'clip_scales', 'count', 'cpu_options', 'for_cpu', 'l1_pull', 'load', 'macs_per_channel', 'mask', 'plan',
            'scale_shares', 'scores', 'select_budget', 'select_global', 'soft_threshold', 'streams',
            'thin']

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from slim_jax import compiling
+
 PyTree = Any
 Devices = tuple[jax.Device, ...]
 
@@ -32,7 +34,7 @@ def numbers(places: Devices) -> np.ndarray:
 
 
 def mapped(f: Callable[..., PyTree], places: Devices, *, in_axes: Any, out_axes: Any,
-           donate_argnums: tuple[int, ...] = ()) -> Callable[..., PyTree]:
+           donate_argnums: tuple[int, ...] = (), training: bool = False) -> Callable[..., PyTree]:
   """`jax.pmap` over the axis 'batch', which is all devices of the run.
 
   Args:
@@ -41,10 +43,13 @@ def mapped(f: Callable[..., PyTree], places: Devices, *, in_axes: Any, out_axes:
     in_axes: as `jax.pmap` takes it; the axis of what is split is that of `places`.
     out_axes: likewise.
     donate_argnums: likewise.
+    training: whether a network runs in it in training mode.
   """
-  return jax.pmap(f, axis_name='batch', in_axes=in_axes, out_axes=out_axes,
-                  donate_argnums=donate_argnums,
-                  devices=places if jax.process_count() == 1 else None)
+  alone = jax.process_count() == 1
+  run = jax.pmap(f, axis_name='batch', in_axes=in_axes, out_axes=out_axes,
+                 donate_argnums=donate_argnums, devices=places if alone else None)
+  options = compiling.cpu_options(training=training)
+  return compiling.with_options(run, options) if alone and options else run
 
 
 def replicate(tree: PyTree, devices: Devices) -> PyTree:

@@ -95,7 +95,8 @@ def measure(runs: Mapping[str, Callable[[np.ndarray], Any]], shape: Sequence[int
 def in_jax(networks: Mapping[str, Network]) -> dict[str, Callable[[np.ndarray], Any]]:
   """The networks as functions of images: compiled by JAX for its first device."""
   def run(apply: Callable[..., jax.Array], variables: PyTree) -> Callable[[np.ndarray], Any]:
-    compiled, variables = jax.jit(slim_jax.for_cpu(apply)), jax.device_put(variables)
+    compiled = jax.jit(slim_jax.for_cpu(apply), compiler_options=slim_jax.cpu_options())
+    variables = jax.device_put(variables)
     return lambda image: compiled(variables, image)
   return {name: run(*network) for name, network in networks.items()}
 

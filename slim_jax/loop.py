@@ -178,7 +178,7 @@ def make_step(batches: feed.Feed, train_data: Data, config: ml_collections.Confi
                          (state, totals))
 
   mapped = devices.mapped(steps, places, in_axes=(None, None, 0, 0, None, None, None),
-                          out_axes=(None, None), donate_argnums=(0,))
+                          out_axes=(None, None), donate_argnums=(0,), training=True)
   shared, key = devices.replicate((batches.shared, key), places)
   numbers = devices.split(devices.numbers(places), places)
   wait = devices.total(places) > 1 and places[0].platform == 'cpu'
@@ -242,7 +242,7 @@ def make_recalibrate(train_data: Data, *, config: ml_collections.ConfigDict,
     return jax.tree.map(lambda total, x: total + x / count, totals, found)
 
   mapped = devices.mapped(step, places, in_axes=(None, None, 0, 0, None, None, None),
-                          out_axes=None)
+                          out_axes=None, training=True)
   shared, step_key = devices.replicate((batches.shared, step_key), places)
   numbers = devices.split(devices.numbers(places), places)
 

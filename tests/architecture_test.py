@@ -15,9 +15,8 @@ PACKAGE = ROOT / 'slim_jax'
 
 # Each floor may import from the floors below it, and a package from itself.
 FLOORS = [
-    {'jaxprs', 'tree', 'devices', 'fields', 'pull', 'interrupt', 'processes',
-     'versions'},
-    {'batch_norms', 'files', 'onnx_spelling', 'progress'},
+    {'jaxprs', 'tree', 'compiling', 'fields', 'pull', 'interrupt', 'processes', 'versions'},
+    {'batch_norms', 'devices', 'files', 'onnx_spelling', 'progress'},
     {'channels', 'sparsity', 'convolutions', 'cost', 'models', 'data', 'guards', 'ranking', 'plot',
      'onnx_file'},
     {'select', 'probe'},

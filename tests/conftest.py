@@ -29,6 +29,13 @@ def pytest_collection_modifyitems(config, items):
         item.add_marker(pytest.mark.skip(reason='long: run with --slow'))
 
 
+@pytest.fixture(autouse=True, scope='module')
+def forget():
+  """What one file has compiled is of no use to the next, and all together takes gigabytes."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
   """Double precision within one test."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from slim_jax import channels
+from slim_jax import compiling
 from slim_jax import cost
 from slim_jax import jaxprs
 from slim_jax import network
@@ -65,7 +66,8 @@ class _Networks:
     net, image = self.of(plan), self._image(batch)
     variables, image = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype),
                                     (net.shapes(self._image(1)), image))
-    return functools.partial(jax.jit(net.infer), variables, image)
+    compiled = jax.jit(net.infer, compiler_options=compiling.cpu_options())
+    return functools.partial(compiled, variables, image)
 
   def modules(self) -> list[str]:
     """Paths of the modules of the full network, without the root, in the order of their use."""

@@ -117,7 +117,8 @@ def stepper(apply: Callable[..., Any], variables: Any,
   """
   places = devices.local(1)
   step = devices.mapped(lambda state, batch, key: train.train_step(state, batch, key=key), places,
-                        in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=(0,))
+                        in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=(0,),
+                        training=True)
   variables = jax.device_put(variables)
   state = devices.replicate(train.create_state(slim_jax.for_cpu(apply), variables, make_tx()), places)
   parts = devices.split(jax.tree.map(lambda x: x[None], batch), places)
@@ -134,5 +135,6 @@ def stepper(apply: Callable[..., Any], variables: Any,
 def predictor(predict: Callable[..., jax.Array], variables: Any,
               x: jax.Array) -> Callable[[], jax.Array]:
   """Inference on one batch, compiled; returns the logits."""
-  run = functools.partial(jax.jit(slim_jax.for_cpu(predict)), *jax.device_put((variables, x)))
+  compiled = jax.jit(slim_jax.for_cpu(predict), compiler_options=slim_jax.cpu_options())
+  run = functools.partial(compiled, *jax.device_put((variables, x)))
   return lambda: jax.block_until_ready(run())

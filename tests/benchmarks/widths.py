@@ -7,6 +7,7 @@ compared, so that a noisy machine is noisy to all alike. Ratios are to the full 
 """
 
 import argparse
+import functools
 import pathlib
 import statistics
 import sys
@@ -35,7 +36,8 @@ def main():
     variables = filled(shapes)
     x = jax.random.normal(jax.random.key(0), image.shape)
     full = slim_jax.count(apply, variables, image).macs
-    runs = {'full': (jax.jit(slim_jax.for_cpu(apply)), jax.device_put(variables), 1.0)}
+    compiled = functools.partial(jax.jit, compiler_options=slim_jax.cpu_options())
+    runs = {'full': (compiled(slim_jax.for_cpu(apply)), jax.device_put(variables), 1.0)}
     for label, multiple in (('as selected', 1), (f'multiples of {options.multiple}',
                                                  options.multiple)):
       dead = slim_jax.select_global(variables, fraction=options.fraction, min_channels=1,
@@ -44,7 +46,7 @@ def main():
       thin, cut = slim_jax.thin(apply, plan), plan.slice(variables)
       macs = slim_jax.count(thin, cut, image).macs / full
       wide = slim_jax.thin(apply, plan, widen=True)
-      runs[label] = jax.jit(slim_jax.for_cpu(wide)), jax.device_put(cut), macs
+      runs[label] = compiled(slim_jax.for_cpu(wide)), jax.device_put(cut), macs
     times = {label: [] for label in runs}
     for _ in range(options.rounds + 1):  # the first compiles
       for label, (run, arrays, _) in runs.items():
