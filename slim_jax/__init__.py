@@ -13,9 +13,8 @@ from slim_jax.batch_norms import scales as batch_norm_scales
 from slim_jax.budget import BudgetError, select_budget
 from slim_jax.channel_cost import macs_per_channel
 from slim_jax.channels import Plan, mask, plan, streams, thin
-from slim_jax.compiling import cpu_options
-from slim_jax.convolutions import for_cpu
 from slim_jax.cost import Cost, count
+from slim_jax.cpu import cpu_options, for_cpu
 from slim_jax.pull import l1_pull
 from slim_jax.select import select_global
 from slim_jax.sparsity import add_l1, add_polarization, clip_scales, scale_shares, soft_threshold

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slim_jax import compiling
+from slim_jax.cpu import options
 
 PyTree = Any
 Devices = tuple[jax.Device, ...]
@@ -48,8 +48,8 @@ def mapped(f: Callable[..., PyTree], places: Devices, *, in_axes: Any, out_axes:
   alone = jax.process_count() == 1
   run = jax.pmap(f, axis_name='batch', in_axes=in_axes, out_axes=out_axes,
                  donate_argnums=donate_argnums, devices=places if alone else None)
-  options = compiling.cpu_options(training=training)
-  return compiling.with_options(run, options) if alone and options else run
+  chosen = options.cpu_options(training=training)
+  return options.with_options(run, chosen) if alone and chosen else run
 
 
 def replicate(tree: PyTree, devices: Devices) -> PyTree:

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from slim_jax import compiling, cost, jaxprs
+from slim_jax import cost, jaxprs
 from slim_jax.channels import Plan, analysis, blocks, interface, plan, thin
 from slim_jax.channels.planning import Traced
 from slim_jax.channels.rule import Fact
-from slim_jax.convolutions import for_cpu
+from slim_jax.cpu import cpu_options, for_cpu
 
 
 class Network(NamedTuple):
@@ -65,7 +65,7 @@ def seconds(network: Network, found: Plan | None) -> float:
   if found is not None:
     widen = jax.default_backend() == 'cpu'
     f, variables = thin(f, found, widen=widen), found.slice(variables)
-  run = jax.jit(for_cpu(f), compiler_options=compiling.cpu_options())
+  run = jax.jit(for_cpu(f), compiler_options=cpu_options())
   variables, args = jax.device_put((variables, args))
   return medians({'': lambda: run(variables, *args)})['']
 

@@ -15,9 +15,9 @@ PACKAGE = ROOT / 'slim_jax'
 
 # Each floor may import from the floors below it, and a package from itself.
 FLOORS = [
-    {'jaxprs', 'tree', 'compiling', 'fields', 'pull', 'interrupt', 'processes', 'versions'},
-    {'batch_norms', 'devices', 'files', 'onnx_spelling', 'progress'},
-    {'channels', 'sparsity', 'convolutions', 'cost', 'models', 'data', 'guards', 'ranking', 'plot',
+    {'jaxprs', 'tree', 'fields', 'pull', 'interrupt', 'processes', 'versions'},
+    {'batch_norms', 'cpu', 'files', 'onnx_spelling', 'progress'},
+    {'channels', 'devices', 'sparsity', 'cost', 'models', 'data', 'guards', 'ranking', 'plot',
      'onnx_file'},
     {'select', 'probe'},
     {'terms', 'torch_names'},

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import ml_collections
 
 from slim_jax import channels
-from slim_jax import compiling
 from slim_jax import cost
 from slim_jax import jaxprs
 from slim_jax import network
 from slim_jax import probe
 from slim_jax import progress
+from slim_jax.cpu import cpu_options
 from slim_jax.workdir import read_json
 from slim_jax.workdir import Workdir
 from slim_jax.workdir import WorkdirError
@@ -66,7 +66,7 @@ class _Networks:
     net, image = self.of(plan), self._image(batch)
     variables, image = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype),
                                     (net.shapes(self._image(1)), image))
-    compiled = jax.jit(net.infer, compiler_options=compiling.cpu_options())
+    compiled = jax.jit(net.infer, compiler_options=cpu_options())
     return functools.partial(compiled, variables, image)
 
   def modules(self) -> list[str]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import slim_jax
-from slim_jax import compiling
 from slim_jax import devices
+from slim_jax.cpu import options as cpu
 import zoo
 
 
@@ -26,7 +26,7 @@ def test_xla_flags_of_the_user_come_first(monkeypatch):
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
-  monkeypatch.setattr(compiling, '_LIBRARY', 'xla_cpu_of_another_version')
+  monkeypatch.setattr(cpu, '_LIBRARY', 'xla_cpu_of_another_version')
   assert slim_jax.cpu_options() == {}
 
 
@@ -42,7 +42,7 @@ def test_compiled_once_for_each_kind_of_arguments():
     traced.append(x.shape)
     return x * scale
 
-  run = compiling.with_options(jax.jit(f), slim_jax.cpu_options())
+  run = cpu.with_options(jax.jit(f), slim_jax.cpu_options())
   for n in (3, 4, 3, 4):
     np.testing.assert_array_equal(run(jnp.arange(n), np.int32(2)), 2 * np.arange(n))
   np.testing.assert_array_equal(run(jnp.arange(3.0), np.int32(2)), 2 * np.arange(3))

@@ -1,0 +1,98 @@
+"""The gradient of a kernel as XLA compiles it well on a CPU.
+
+To XLA it is a convolution with a window as large as the image. Of few outputs over large images it
+is here, tap by tap,
+
+    dk[t] = sum_np x[n, p + t] y'[n, p]
+
+a product of matrices whose columns are the taps of the slopes, some images at a time.
+"""
+
+from collections.abc import Sequence
+import functools
+import itertools
+import math
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from slim_jax.cpu import convolutions
+from slim_jax.jaxprs import Equation
+
+# Results for an image from which on the gradient of a kernel is taken tap by tap.
+_LARGE = 256
+
+
+def is_by_columns(eqn: Equation) -> bool:
+  """Whether the gradient of the kernel of a convolution is taken by products of matrices."""
+  dims = eqn.params['dimension_numbers']
+  outputs, channels = (eqn.in_avals[1].shape[i] for i in dims.rhs_spec[:2])
+  is_large = math.prod(eqn.out_avals[0].shape[i] for i in dims.out_spec[2:]) >= _LARGE
+  return (all(step == 1 for name in ('window_strides', 'rhs_dilation') for step in eqn.params[name])
+          and isinstance(eqn.in_avals[0].shape[dims.lhs_spec[0]], int)
+          and 2 * outputs <= channels and (is_large or convolutions.has_few_outputs(eqn)))
+
+
+def with_gradient(eqn: Equation, x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """The convolution itself, with another way to the gradient of its kernel."""
+  plain = functools.partial(convolutions.aligned, eqn)
+  few = convolutions.has_few_outputs(eqn)
+  convolve = functools.partial(convolutions.few_outputs, eqn) if few else plain
+
+  def forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Any]:
+    return convolve(x, kernel), (x, kernel)
+
+  def back(operands: Any, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = operands
+    _, pull = jax.vjp(lambda x: plain(x, kernel), x)
+    return *pull(slope), _kernel_gradient(eqn, x, slope)
+
+  fast = jax.custom_vjp(convolve)
+  fast.defvjp(forward, back)
+  return fast(x, kernel)
+
+
+def _kernel_gradient(eqn: Equation, x: jax.Array, slope: jax.Array) -> jax.Array:
+  """sum_np x[n, stride p + t] slope[n, p] for each tap t, in the layout of the kernel."""
+  dims, aval = eqn.params['dimension_numbers'], eqn.in_avals[1]
+  order = convolutions.kernel_last(dims.rhs_spec)
+  *window, channels, outputs = (aval.shape[i] for i in order)
+  x = x.transpose(convolutions.last(dims.lhs_spec))
+  slope = slope.transpose(convolutions.last(dims.out_spec))
+  taps = list(itertools.product(*map(range, window)))
+  pads = _pads_back(eqn, slope, window, x.shape[1:-1])
+  reads = [convolutions.read(eqn, [n - 1 - t for n, t in zip(window, tap)], x.shape[1:-1])
+           for tap in taps]
+  total = _sum_of_outer(x, slope, pads, reads, eqn.params['precision'],
+                        jnp.promote_types(aval.dtype, jnp.float32))
+  total = total.reshape(channels, *window, outputs)
+  return jnp.moveaxis(total, 0, -2).transpose(convolutions.inverse(order)).astype(aval.dtype)
+
+
+def _sum_of_outer(rows: jax.Array, columns: jax.Array, pads: Sequence[tuple[int, int]],
+                  reads: Sequence[tuple[slice, ...]], precision: Any, dtype: Any) -> jax.Array:
+  """sum_np rows[n, p]^T [columns[n, read][p] for each read], columns padded: some images at a time.
+
+  The loop reads the arrays as they are: cut up or padded before it, XLA would make them twice.
+  """
+  parts, size = convolutions.in_parts(rows.shape)
+
+  def add(k: jax.Array, total: jax.Array) -> jax.Array:
+    left, right = (lax.dynamic_slice_in_dim(a, k * size, size) for a in (rows, columns))
+    right = convolutions.padded(right, pads)
+    right = jnp.concatenate([right[read] for read in reads], -1)
+    flat = [a.reshape(-1, a.shape[-1]) for a in (left, right)]
+    return total + lax.dot_general(*flat, (((0,), (0,)), ((), ())), precision=precision,
+                                   preferred_element_type=dtype)
+
+  zero = jnp.zeros((rows.shape[-1], len(reads) * columns.shape[-1]), dtype)
+  return lax.fori_loop(0, parts, add, zero)
+
+
+def _pads_back(eqn: Equation, slope: jax.Array, window: Sequence[int],
+               size: Sequence[int]) -> list[tuple[int, int]]:
+  """Pads the slope of results so that tap t of input q reads index q - t + width - 1 (stride 1)."""
+  return [(n - 1 - low, length + low - results) for n, (low, _), length, results in zip(
+      window, eqn.params['padding'], size, slope.shape[1:-1], strict=True)]
