@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 
 import slim_jax
+from slim_jax import cpu
 from slim_jax import initialise
 from slim_jax import models
 
@@ -73,7 +74,7 @@ def create(config: ml_collections.ConfigDict, num_classes: int,
 
   infer = predict
   if plan is not None:
-    widen = jax.default_backend() == 'cpu'
+    widen = cpu.is_default()
     apply = slim_jax.thin(apply, plan, ins=('params', 'batch_stats', None, None),
                           outs=(None, 'batch_stats'), widen=widen)
     predict, infer = (slim_jax.thin(predict, plan, widen=each) for each in (False, widen))

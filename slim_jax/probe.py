@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from slim_jax import cost, jaxprs
+from slim_jax import cost, cpu, jaxprs
 from slim_jax.channels import Plan, analysis, blocks, interface, plan, thin
 from slim_jax.channels.planning import Traced
 from slim_jax.channels.rule import Fact
-from slim_jax.cpu import cpu_options, for_cpu
 
 
 class Network(NamedTuple):
@@ -63,9 +62,8 @@ def seconds(network: Network, found: Plan | None) -> float:
     raise ValueError('latency is measured: it needs arrays for all variables and arguments, not '
                      'shapes')
   if found is not None:
-    widen = jax.default_backend() == 'cpu'
-    f, variables = thin(f, found, widen=widen), found.slice(variables)
-  run = jax.jit(for_cpu(f), compiler_options=cpu_options())
+    f, variables = thin(f, found, widen=cpu.is_default()), found.slice(variables)
+  run = jax.jit(cpu.for_cpu(f), compiler_options=cpu.cpu_options())
   variables, args = jax.device_put((variables, args))
   return medians({'': lambda: run(variables, *args)})['']
 

@@ -186,12 +186,17 @@ def train_step(state: TrainState, batch: dict[str, jax.Array], *, key: jax.Array
     batch_stats, (grads, metrics) = gradient(state.batch_stats, parts)
   else:
     batch_stats, (grads, metrics) = _mean_over_parts(gradient, state.batch_stats, parts, accumulate)
-  grads, batch_stats, metrics = lax.pmean((grads, batch_stats, metrics), 'batch')
+  grads, batch_stats, metrics = _mean((grads, batch_stats, metrics))
   updates, opt_state = state.tx.update(grads, state.opt_state, state.params)
   state = state.replace(
       step=state.step + 1, params=optax.apply_updates(state.params, updates),
       batch_stats=batch_stats, opt_state=opt_state)
   return state, metrics
+
+
+def _mean(tree: PyTree) -> PyTree:
+  """The mean over the mapped axis. Of one device XLA would copy all of it."""
+  return tree if lax.axis_size('batch') == 1 else lax.pmean(tree, 'batch')
 
 
 def _mean_over_parts(gradient: Callable[..., Any], batch_stats: PyTree,
@@ -234,7 +239,7 @@ def batch_statistics(state: TrainState, image: jax.Array, *, key: jax.Array) -> 
     return state.apply_fn(state.params, stats, image, key)[1]
 
   found = jax.tree.map(lambda low, high: low / (1 - (high - low)), after(0.0), after(1.0))
-  return lax.pmean(found, 'batch')
+  return _mean(found)
 
 
 def eval_step(predict: Callable[..., jax.Array], variables: PyTree,

@@ -141,9 +141,15 @@ def _inside(width: int, size: int, results: int, padding: tuple[int, int], strid
   return found
 
 
+def widths(eqn: Equation) -> tuple[int, int]:
+  """Outputs and channels of its kernel."""
+  outputs, channels, *_ = eqn.params['dimension_numbers'].rhs_spec
+  return eqn.in_avals[1].shape[outputs], eqn.in_avals[1].shape[channels]
+
+
 def _missing(eqn: Equation) -> tuple[int, int]:
   """How many more channels and outputs make widths that vectors divide well."""
-  outputs, channels = (eqn.in_avals[1].shape[i] for i in eqn.params['dimension_numbers'].rhs_spec[:2])
+  outputs, channels = widths(eqn)
   return -channels % 4 if channels > 4 else 0, -outputs % 8 if outputs % 4 else 0
 
 
@@ -170,7 +176,7 @@ def _longer(x: jax.Array, more: dict[int, int]) -> jax.Array:
 
 def has_few_outputs(eqn: Equation) -> bool:
   """Of many channels."""
-  outputs, channels = (eqn.in_avals[1].shape[i] for i in eqn.params['dimension_numbers'].rhs_spec[:2])
+  outputs, channels = widths(eqn)
   return _FEW * outputs <= channels
 
 

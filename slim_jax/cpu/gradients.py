@@ -28,7 +28,7 @@ _LARGE = 256
 def is_by_columns(eqn: Equation) -> bool:
   """Whether the gradient of the kernel of a convolution is taken by products of matrices."""
   dims = eqn.params['dimension_numbers']
-  outputs, channels = (eqn.in_avals[1].shape[i] for i in dims.rhs_spec[:2])
+  outputs, channels = convolutions.widths(eqn)
   is_large = math.prod(eqn.out_avals[0].shape[i] for i in dims.out_spec[2:]) >= _LARGE
   return (all(step == 1 for name in ('window_strides', 'rhs_dilation') for step in eqn.params[name])
           and isinstance(eqn.in_avals[0].shape[dims.lhs_spec[0]], int)

@@ -16,6 +16,11 @@ import jax
 _LIBRARY = 'xla_cpu_experimental_ynn_fusion_type'
 
 
+def is_default() -> bool:
+  """Whether what is jitted runs on a CPU unless told otherwise."""
+  return jax.default_backend() == 'cpu'
+
+
 def cpu_options(*, training: bool = False) -> dict[str, str]:
   """Options for XLA with which convolutional networks run faster on a CPU.
 
@@ -23,8 +28,8 @@ def cpu_options(*, training: bool = False) -> dict[str, str]:
     training: whether they are for a step of training, not for inference.
 
   Returns:
-    For `compiler_options` of `jax.jit`, or of `compile` of what is lowered. Empty where JAX's default
-    backend is no CPU, where XLA does not know the option, and where XLA_FLAGS sets it.
+    For `compiler_options` of `jax.jit`, or of `compile` of what is lowered. Empty where JAX's
+    default backend is no CPU, where XLA does not know the option, and where XLA_FLAGS sets it.
 
   Example:
     >>> import jax, slim_jax
@@ -32,7 +37,7 @@ def cpu_options(*, training: bool = False) -> dict[str, str]:
     >>> float(double(1.0))
     2.0
   """
-  if jax.default_backend() != 'cpu' or _LIBRARY in os.environ.get('XLA_FLAGS', ''):
+  if not is_default() or _LIBRARY in os.environ.get('XLA_FLAGS', ''):
     return {}
   options = {_LIBRARY: 'LIBRARY_FUSION_TYPE_REDUCE' if training else ''}
   return options if _known(tuple(options.items())) else {}

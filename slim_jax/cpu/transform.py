@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from slim_jax import jaxprs
 from slim_jax.cpu import convolutions, gradients, pooling, selection
+from slim_jax.cpu.options import is_default
 from slim_jax.jaxprs import Equation, primitives
 
 PyTree = Any
@@ -19,14 +20,14 @@ _MOST_TAPS = 128
 
 
 def for_cpu(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
-  """The same function, with convolutions that XLA compiles well on a CPU.
+  """The same function, of operations that XLA compiles well on a CPU.
 
-  Depthwise and pointwise convolutions, those whose kernel is larger than their input, those with
-  few outputs of many channels, the gradients of their kernels, sums over windows side by side, the
-  gradients of maxima over windows and selections of channels are computed by other operations: the
-  same numbers, up to the order of the sums. Where JAX's default backend is another, and where there
-  are none of these, nothing changes. Inside `scan`, `while`, `cond`, `jax.checkpoint` and custom derivatives they
-  stay as they are.
+  Depthwise and pointwise convolutions, those that are mostly padding, those with few outputs of
+  many channels and the gradients of their kernels, sums over windows side by side, the gradients of
+  maxima over windows and selections of channels are computed by other operations: the same numbers,
+  up to the order of the sums. Where JAX's default backend is another, and where there are none of
+  these, nothing changes. Inside `scan`, `while`, `cond`, `jax.checkpoint` and custom derivatives
+  they stay as they are.
 
   Apply it last, to what is compiled: `count` and `plan` read convolutions better as they were.
   Derivatives are taken in reverse (`grad`, `vjp`), not forward (`jvp`).
@@ -49,7 +50,7 @@ def for_cpu(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
   """
   @functools.wraps(f)
   def fast(*args: Any, **kwargs: Any) -> PyTree:
-    if jax.default_backend() != 'cpu':
+    if not is_default():
       return f(*args, **kwargs)
     program, results = jaxprs.trace(f, *args, **kwargs)
     if not any(map(_way, program.equations)):
