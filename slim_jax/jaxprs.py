@@ -138,8 +138,11 @@ def flatten(jaxpr: Any, consts: Sequence[Any] | None = None, *, plain: bool = Fa
       env.update(zip(eqn.outvars, results, strict=True))
     return [read(a) for a in body.outvars]
 
-  program.inputs.extend(new(v.aval) for v in body.invars)
-  program.outputs.extend(inline(body, consts, program.inputs, ''))
+  # Since JAX 0.12 an open jaxpr takes its constants as the first arguments.
+  first = len(consts) - len(body.constvars)
+  leading = [constant(v.aval, value) for v, value in zip(body.invars, consts[:first])]
+  program.inputs.extend(new(v.aval) for v in body.invars[first:])
+  program.outputs.extend(inline(body, consts[first:], leading + program.inputs, ''))
   return program._replace(equations=_with_permutations(program))
 
 
