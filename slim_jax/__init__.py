@@ -42,6 +42,6 @@ def load(workdir):
 __version__ = '0.1.0'
 
 __all__ = ['BudgetError', 'Cost', 'Plan', 'add_l1', 'add_polarization', 'batch_norm_scales',
-           'clip_scales', 'count', 'cpu_options', 'for_cpu', 'l1_pull', 'load', 'macs_per_channel', 'mask', 'plan',
-           'scale_shares', 'scores', 'select_budget', 'select_global', 'soft_threshold', 'streams',
-           'thin']
+           'clip_scales', 'count', 'cpu_options', 'for_cpu', 'l1_pull', 'load',
+           'macs_per_channel', 'mask', 'plan', 'scale_shares', 'scores', 'select_budget',
+           'select_global', 'soft_threshold', 'streams', 'thin']

@@ -95,7 +95,7 @@ def inverse(order: Sequence[int]) -> list[int]:
 
 @channels_last
 def depthwise(eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...],
-               dtype: Any) -> jax.Array:
+              dtype: Any) -> jax.Array:
   """Channels do not mix. The input is padded once: its gradient is then one sum, too."""
   multiplier = kernel.shape[-1] // eqn.params['feature_group_count']
   x = jnp.repeat(padded(x, eqn.params['padding']), multiplier, axis=-1).astype(dtype)
@@ -109,7 +109,7 @@ def depthwise(eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int
 
 @channels_last
 def products(eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...],
-              dtype: Any) -> jax.Array:
+             dtype: Any) -> jax.Array:
   """Products with padding are left out: of tiny inputs they would be half of them."""
   along = [_inside(*each) for each in _axes(eqn)]
   total = None
@@ -182,7 +182,7 @@ def has_few_outputs(eqn: Equation) -> bool:
 
 @channels_last
 def few_outputs(eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...],
-                 dtype: Any) -> jax.Array:
+                dtype: Any) -> jax.Array:
   """Products first, which read each element once, then the sum of the shifted taps."""
   *window, channels, outputs = kernel.shape
   columns = jnp.moveaxis(kernel, -2, 0).reshape(channels, -1)

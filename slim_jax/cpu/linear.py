@@ -9,7 +9,7 @@ from slim_jax.jaxprs import Equation
 
 
 def with_gradient_of(eqn: Equation, fast: Callable[..., jax.Array], x: jax.Array,
-                      *index: jax.Array, back: Callable[..., jax.Array] | None = None) -> jax.Array:
+                     *index: jax.Array, back: Callable[..., jax.Array] | None = None) -> jax.Array:
   """`fast(x, *index)`, linear in x, with the gradient of the equation as it was, or `back`."""
   full = jax.ShapeDtypeStruct(x.shape, x.dtype)
 
