@@ -45,6 +45,8 @@ from slim_jax.workdir import Stage
 from slim_jax.workdir import Workdir
 
 PyTree = Any
+# How to evaluate a network, by how often it has been cut.
+Evaluators = dict[int, Callable[..., loop.Result]]
 
 
 def run(config: ml_collections.ConfigDict, workdir: files.PathLike, *,
@@ -102,8 +104,9 @@ def _run(config: ml_collections.ConfigDict, workdir: Workdir,
           context.image(opened.train_data)))
     files.write_json(workdir.path / 'config.json', context.to_json(config))
     workdir.started(versions.of_process())
+    evaluators: Evaluators = {}
     for stage in todo:
-      records.append(_run_stage(opened, stage))
+      records.append(_run_stage(opened, stage, evaluators))
       processes.wait(str(stage))
       workdir.write_records(records)
       recording.write_csv(workdir)
@@ -114,7 +117,7 @@ def _run(config: ml_collections.ConfigDict, workdir: Workdir,
   return records
 
 
-def _run_stage(opened: Run, stage: Stage) -> dict[str, Any]:
+def _run_stage(opened: Run, stage: Stage, evaluators: Evaluators) -> dict[str, Any]:
   """Runs, or continues, one stage to its end; returns its record."""
   config, workdir = opened.config, opened.workdir
   began = time.monotonic()
@@ -136,7 +139,8 @@ def _run_stage(opened: Run, stage: Stage) -> dict[str, Any]:
     extra |= sparse.judge(config, task.schedule, length, strength, state.params)
     if extra['warning']:
       logging.warning('%s: %s', stage, extra['warning'])
-  evaluate = context.evaluator(opened, net)
+  # Stages that leave the same network share what is compiled to evaluate it.
+  evaluate = evaluators.setdefault(stage.cuts, context.evaluator(opened, net))
   if extra.get('new_head') == []:
     came = evaluate(loop.variables_of(state), opened.test_data)
     extra['start_accuracy'] = came.accuracy

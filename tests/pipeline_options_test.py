@@ -19,6 +19,7 @@ from slim_jax import pipeline
 from slim_jax import pruning
 from slim_jax import stages
 from slim_jax import tables
+from slim_jax import train
 from slim_jax import tree
 from slim_jax import workdir as workdir_module
 
@@ -38,10 +39,24 @@ def make_config(**changes):
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory):
+def evaluated():
+  """Parameters of the variables by which an evaluation has been traced."""
+  return []
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, evaluated):
   config = make_config(data_dir=str(tmp_path_factory.mktemp('tfds')))
   workdir = tmp_path_factory.mktemp('run')
-  return config, workdir, {row['stage']: row for row in pipeline.run(config, workdir)}
+  eval_step = train.eval_step
+
+  def traced(predict, variables, batch):
+    evaluated.append(sum(leaf.size for leaf in jax.tree.leaves(variables['params'])))
+    return eval_step(predict, variables, batch)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train, 'eval_step', traced)
+    return config, workdir, {row['stage']: row for row in pipeline.run(config, workdir)}
 
 
 def variables_of(workdir, stage):
@@ -61,6 +76,12 @@ def test_pull_decides_the_strength(finished):
   # 8 steps, twice the learning rate: 4 at 0.2, 2 at 0.02 and 2 at 0.002.
   assert sparse['strength'] * 10 * 0.844 > 1.5 > sparse['strength'] * 0.844
   assert sparse['warning'] == '' and 0 <= sparse['small_scales'] <= 1
+
+
+def test_evaluation_is_traced_once_for_each_network(finished, evaluated):
+  _, _, rows = finished
+  assert len(rows) == 6
+  assert evaluated == [rows['sparse']['params'], rows['pruned']['params']]
 
 
 def test_learning_rate_follows_the_batch_size(finished):
