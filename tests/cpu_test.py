@@ -12,6 +12,7 @@ import pytest
 import laws
 import slim_jax
 from slim_jax import jaxprs
+from slim_jax.cpu import convolutions, winograd
 import zoo
 
 NHWC, NCHW = ('NHWC', 'HWIO', 'NHWC'), ('NCHW', 'OIHW', 'NCHW')
@@ -56,6 +57,17 @@ def primitives_of(f, *args):
   return {str(eqn.primitive) for eqn in jaxprs.trace(f, *args)[0].equations}
 
 
+def assert_alike(f, fast, *args, slope=None):
+  """Both compute the same, and have the same gradients, up to rounding."""
+  want, back = jax.vjp(f, *args)
+  got, fast_back = jax.vjp(fast, *args)
+  assert got.dtype == want.dtype
+  np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11)
+  slope = want if slope is None else slope
+  for a, b in zip(fast_back(slope), back(slope), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-10)
+
+
 @pytest.mark.parametrize('layout', [NHWC, NCHW], ids=['NHWC', 'NCHW'])
 @pytest.mark.parametrize('groups', [1, 6], ids=['dense', 'depthwise'])
 @pytest.mark.parametrize('name', WINDOWS)
@@ -65,12 +77,7 @@ def test_taps_compute_the_convolution_and_its_gradients(name, groups, layout, x6
   f = functools.partial(convolution, window=window, layout=layout, groups=groups)
   fast = slim_jax.for_cpu(f)
   assert 'conv_general_dilated' not in primitives_of(fast, x, k)
-  want, back = jax.vjp(f, x, k)
-  got, fast_back = jax.vjp(fast, x, k)
-  assert got.dtype == want.dtype
-  np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
-  for a, b in zip(fast_back(want), back(want)):
-    np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-11)
+  assert_alike(f, fast, x, k)
 
 
 @pytest.mark.parametrize('layout', [NHWC, NCHW], ids=['NHWC', 'NCHW'])
@@ -82,13 +89,57 @@ def test_gradients_of_kernels_over_large_images(name, outputs, layout, x64):
   x = jnp.concatenate([x, 2 * x, 3 * x])  # six images: two or three at a time
   f = functools.partial(convolution, window=window, layout=layout)
   fast = slim_jax.for_cpu(f)
-  want, back = jax.vjp(f, x, k)
-  got, fast_back = jax.vjp(fast, x, k)
-  np.testing.assert_array_equal(got, want)
+  want = f(x, k)
+  np.testing.assert_array_equal(fast(x, k), want)
   by_columns = outputs == 2 and name != 'strided'
   assert by_columns == ('scan' in primitives_of(lambda x, k: jax.vjp(fast, x, k)[1](want), x, k))
-  for a, b in zip(fast_back(want), back(want)):
-    np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-10)
+  assert_alike(f, fast, x, k)
+
+
+@pytest.fixture
+def few_tiles(monkeypatch):
+  """Winograd's way for small convolutions, too, in parts of two images of 36 tiles or fewer."""
+  for name, value in {'_CHANNELS': 8, '_TILES': 18, '_cores': lambda: 1}.items():
+    monkeypatch.setattr(winograd, name, value)
+  monkeypatch.setattr(convolutions, '_ROWS', 288)
+
+
+@pytest.mark.parametrize('layout', [NHWC, NCHW], ids=['NHWC', 'NCHW'])
+@pytest.mark.parametrize('size, padding', [
+    ((6, 4), ((1, 1), (1, 1))), ((12, 12), ((1, 1), (1, 1))), ((6, 8), ((0, 0), (0, 0))),
+    ((8, 8), ((2, 0), (3, 1))), ((8, 10), ((-1, 1), (4, -2)))], ids=str)
+def test_winograd_and_its_gradients(size, padding, layout, few_tiles, x64):
+  window = (size, (3, 3), (1, 1), padding, (1, 1))
+  x, k = operands(window, layout, 8, 12, 1)
+  x = jnp.concatenate([x, 2 * x, 3 * x])
+  f = functools.partial(convolution, window=window, layout=layout)
+  fast = slim_jax.for_cpu(f)
+  (eqn,) = jaxprs.trace(f, x, k)[0].equations
+  assert winograd.is_faster(eqn)
+  parts, _ = winograd._in_parts((6, *size, 8))
+  assert (parts > 1) == (size == (12, 12))
+  assert_alike(f, fast, x, k)
+
+
+@pytest.mark.parametrize('change', [
+    {'channels': 7}, {'outputs': 7}, {'size': (7, 8)}, {'size': (2, 8)}, {'batch': 1},
+    {'kernel': (3, 5)}, {'strides': (2, 1)}, {'padding': ((1, 1), (0, 1))}, {'dilation': (1, 2)},
+    {'dtype': jnp.bfloat16}, {'precision': 'highest'}], ids=str)
+def test_where_winograd_does_not_help(change, few_tiles):
+  shape = {'channels': 8, 'outputs': 8, 'size': (8, 8), 'batch': 2, 'kernel': (3, 3),
+           'strides': (1, 1), 'padding': ((1, 1), (1, 1)), 'dilation': (1, 1),
+           'dtype': jnp.float32, 'precision': None}
+
+  def is_faster(change):
+    of = {**shape, **change}
+    x = jnp.zeros((of['batch'], *of['size'], of['channels']), of['dtype'])
+    k = jnp.zeros((*of['kernel'], of['channels'], of['outputs']), of['dtype'])
+    (eqn,) = jaxprs.trace(lambda x, k: lax.conv_general_dilated(
+        x, k, of['strides'], of['padding'], rhs_dilation=of['dilation'], dimension_numbers=NHWC,
+        precision=of['precision']), x, k)[0].equations
+    return winograd.is_faster(eqn)
+
+  assert is_faster({}) and not is_faster(change)
 
 
 @pytest.mark.parametrize('layout', [NHWC, NCHW], ids=['NHWC', 'NCHW'])
@@ -99,12 +150,7 @@ def test_few_outputs_are_sums_of_shifted_products(window, layout, x64):
   f = functools.partial(convolution, window=window, layout=layout)
   fast = slim_jax.for_cpu(f)
   assert 'conv_general_dilated' not in primitives_of(fast, x, k)
-  want, back = jax.vjp(f, x, k)
-  got, fast_back = jax.vjp(fast, x, k)
-  assert got.dtype == want.dtype
-  np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11)
-  for a, b in zip(fast_back(want), back(want)):
-    np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-10)
+  assert_alike(f, fast, x, k)
 
 
 @pytest.mark.parametrize('window, strides, padding', [
@@ -115,10 +161,7 @@ def test_average_pooling(window, strides, padding, size, x64):
   x = jax.random.normal(jax.random.key(0), (2, *size, 3))
   f = functools.partial(nn.avg_pool, window_shape=window, strides=strides, padding=padding)
   fast = slim_jax.for_cpu(f)
-  want, back = jax.vjp(f, x)
-  got, fast_back = jax.vjp(fast, x)
-  np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
-  np.testing.assert_allclose(*fast_back(want), *back(want), rtol=1e-12, atol=1e-12)
+  assert_alike(f, fast, x)
   is_tiled = window == strides and padding == 'VALID' and all(
       n <= m for n, m in zip(window, size))
   assert is_tiled == ('reduce_window_sum' not in primitives_of(fast, x))
@@ -132,11 +175,10 @@ def test_max_pooling_and_its_gradient(window, strides, padding, x64):
   x = jnp.round(2 * jax.nn.relu(x))  # many maxima are shared: the first gets the slope
   f = functools.partial(nn.max_pool, window_shape=window, strides=strides, padding=padding)
   fast = slim_jax.for_cpu(f)
-  want, back = jax.vjp(f, x)
-  got, fast_back = jax.vjp(fast, x)
-  np.testing.assert_array_equal(got, want)
+  want = f(x)
+  np.testing.assert_array_equal(fast(x), want)
   slope = jax.random.normal(jax.random.key(1), want.shape)
-  np.testing.assert_allclose(*fast_back(slope), *back(slope), rtol=1e-12, atol=1e-12)
+  assert_alike(f, fast, x, slope=slope)
   with_gradient = primitives_of(lambda x: jax.vjp(fast, x)[1](slope), x)
   assert not any('select_and' in name for name in with_gradient)
 

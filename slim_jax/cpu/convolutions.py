@@ -217,8 +217,8 @@ def read(eqn: Equation, tap: Sequence[int], spatial: Sequence[int]) -> tuple[sli
                                         eqn.params['rhs_dilation'], strict=True)))
 
 
-def in_parts(shape: tuple[int, ...]) -> tuple[int, int]:
+def in_parts(shape: tuple[int, ...], *, at_a_time: int = 1) -> tuple[int, int]:
   """How many parts of how many images, of a shape [batch, spatial..., channels]."""
-  most = max(1, math.prod(shape[:-1]) // _ROWS)
+  most = max(1, math.prod(shape[:-1]) // (at_a_time * _ROWS))
   count = max(d for d in range(1, min(shape[0], most) + 1) if shape[0] % d == 0)
   return count, shape[0] // count

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from slim_jax import jaxprs
-from slim_jax.cpu import convolutions, gradients, pooling, selection
+from slim_jax.cpu import convolutions, gradients, pooling, selection, winograd
 from slim_jax.cpu.options import is_default
 from slim_jax.jaxprs import Equation, primitives
 
@@ -22,11 +22,12 @@ _MOST_TAPS = 128
 def for_cpu(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
   """The same function, of operations that XLA compiles well on a CPU.
 
-  Depthwise and pointwise convolutions, those that are mostly padding, those with few outputs of
-  many channels and the gradients of their kernels, sums over windows side by side, the gradients of
-  maxima over windows and selections of channels are computed by other operations: the same numbers,
-  up to the order of the sums. Where JAX's default backend is another, and where there are none of
-  these, nothing changes. Inside `scan`, `while`, `cond`, `jax.checkpoint` and custom derivatives
+  Depthwise and pointwise convolutions, those that are mostly padding, 3x3 of many channels, those
+  with few outputs of many channels and the gradients of their kernels, sums over windows side by
+  side, the gradients of maxima over windows and selections of channels are computed by other
+  operations: the same numbers, up to the order of the sums, those of 3x3 convolutions up to a few
+  roundings (with `jax.default_matmul_precision('highest')` they stay as they are). Where JAX's
+  default backend is another, and where there are none of these, nothing changes. Inside `scan`, `while`, `cond`, `jax.checkpoint` and custom derivatives
   they stay as they are.
 
   Apply it last, to what is compiled: `count` and `plan` read convolutions better as they were.
@@ -82,6 +83,8 @@ def _of_convolution(eqn: Equation) -> Callable[..., jax.Array] | None:
   groups = eqn.params['feature_group_count']
   if groups > 1:
     return convolutions.depthwise if groups == x.shape[dims.lhs_spec[1]] else None
+  if winograd.is_faster(eqn):
+    return winograd.convolution
   if all(n == 1 for n in window) or convolutions.is_mostly_padding(eqn):
     return convolutions.products
   if gradients.is_by_columns(eqn):
