@@ -12,7 +12,7 @@ import pytest
 import laws
 import slim_jax
 from slim_jax import jaxprs
-from slim_jax.cpu import convolutions, winograd
+from slim_jax.cpu import parts, winograd
 import zoo
 
 NHWC, NCHW = ('NHWC', 'HWIO', 'NHWC'), ('NCHW', 'OIHW', 'NCHW')
@@ -99,9 +99,10 @@ def test_gradients_of_kernels_over_large_images(name, outputs, layout, x64):
 @pytest.fixture
 def few_tiles(monkeypatch):
   """Winograd's way for small convolutions, too, in parts of two images of 36 tiles or fewer."""
-  for name, value in {'_CHANNELS': 8, '_TILES': 18, '_cores': lambda: 1}.items():
-    monkeypatch.setattr(winograd, name, value)
-  monkeypatch.setattr(convolutions, '_ROWS', 288)
+  monkeypatch.setattr(winograd, '_CHANNELS', 8)
+  monkeypatch.setattr(winograd, '_TILES', 18)
+  monkeypatch.setattr(parts, '_ROWS', 288)
+  monkeypatch.setattr(parts, 'all_cores', lambda: 1)
 
 
 @pytest.mark.parametrize('layout', [NHWC, NCHW], ids=['NHWC', 'NCHW'])
@@ -116,8 +117,8 @@ def test_winograd_and_its_gradients(size, padding, layout, few_tiles, x64):
   fast = slim_jax.for_cpu(f)
   (eqn,) = jaxprs.trace(f, x, k)[0].equations
   assert winograd.is_faster(eqn)
-  parts, _ = winograd._in_parts((6, *size, 8))
-  assert (parts > 1) == (size == (12, 12))
+  count, _ = parts.number((6, *size, 8))
+  assert (count > 1) == (size == (12, 12))
   assert_alike(f, fast, x, k)
 
 

@@ -30,12 +30,11 @@ from jax import lax
 import jax.numpy as jnp
 
 from slim_jax import jaxprs
+from slim_jax.cpu import parts
 from slim_jax.jaxprs import Equation
 
 # So many channels for each output make few outputs.
 _FEW = 8
-# Rows of the matrices that are multiplied at a time.
-_ROWS = 1024
 # Share of the products that are not with padding from which on a convolution is one.
 _INSIDE = 0.75
 
@@ -187,7 +186,6 @@ def few_outputs(eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[i
   *window, channels, outputs = kernel.shape
   columns = jnp.moveaxis(kernel, -2, 0).reshape(channels, -1)
   taps = list(itertools.product(*map(range, window)))
-  parts, size = in_parts(x.shape)
 
   def part(x: jax.Array) -> jax.Array:
     products = lax.dot_general(x.reshape(-1, channels), columns, (((1,), (0,)), ((), ())),
@@ -196,11 +194,7 @@ def few_outputs(eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[i
     return sum(products[(*read(eqn, tap, spatial), slice(n * outputs, (n + 1) * outputs))]
                for n, tap in enumerate(taps))
 
-  def add(k: jax.Array, y: jax.Array) -> jax.Array:
-    done = part(lax.dynamic_slice_in_dim(x, k * size, size))
-    return lax.dynamic_update_slice_in_dim(y, done, k * size, 0)
-
-  return lax.fori_loop(0, parts, add, jnp.zeros((x.shape[0], *spatial, outputs), dtype))
+  return parts.joined(part, x, (x.shape[0], *spatial, outputs), dtype)
 
 
 def padded(x: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
@@ -215,10 +209,3 @@ def read(eqn: Equation, tap: Sequence[int], spatial: Sequence[int]) -> tuple[sli
       slice(t * dilation, t * dilation + (n - 1) * stride + 1, stride)
       for t, n, stride, dilation in zip(tap, spatial, eqn.params['window_strides'],
                                         eqn.params['rhs_dilation'], strict=True)))
-
-
-def in_parts(shape: tuple[int, ...], *, at_a_time: int = 1) -> tuple[int, int]:
-  """How many parts of how many images, of a shape [batch, spatial..., channels]."""
-  most = max(1, math.prod(shape[:-1]) // (at_a_time * _ROWS))
-  count = max(d for d in range(1, min(shape[0], most) + 1) if shape[0] % d == 0)
-  return count, shape[0] // count

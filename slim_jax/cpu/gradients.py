@@ -18,7 +18,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from slim_jax.cpu import convolutions
+from slim_jax.cpu import convolutions, parts
 from slim_jax.jaxprs import Equation
 
 # Results for an image from which on the gradient of a kernel is taken tap by tap.
@@ -65,30 +65,18 @@ def _kernel_gradient(eqn: Equation, x: jax.Array, slope: jax.Array) -> jax.Array
   pads = _pads_back(eqn, slope, window, x.shape[1:-1])
   reads = [convolutions.read(eqn, [n - 1 - t for n, t in zip(window, tap)], x.shape[1:-1])
            for tap in taps]
-  total = _sum_of_outer(x, slope, pads, reads, eqn.params['precision'],
-                        jnp.promote_types(aval.dtype, jnp.float32))
-  total = total.reshape(channels, *window, outputs)
+  dtype = jnp.promote_types(aval.dtype, jnp.float32)
+
+  def part(x: jax.Array, slope: jax.Array) -> jax.Array:
+    padded = convolutions.padded(slope, pads)
+    columns = jnp.concatenate([padded[read] for read in reads], -1)
+    flat = [a.reshape(-1, a.shape[-1]) for a in (x, columns)]
+    return lax.dot_general(*flat, (((0,), (0,)), ((), ())), precision=eqn.params['precision'],
+                           preferred_element_type=dtype)
+
+  zeros = jnp.zeros((channels, len(taps) * outputs), dtype)
+  total = parts.summed(part, zeros, x, slope).reshape(channels, *window, outputs)
   return jnp.moveaxis(total, 0, -2).transpose(convolutions.inverse(order)).astype(aval.dtype)
-
-
-def _sum_of_outer(rows: jax.Array, columns: jax.Array, pads: Sequence[tuple[int, int]],
-                  reads: Sequence[tuple[slice, ...]], precision: Any, dtype: Any) -> jax.Array:
-  """sum_np rows[n, p]^T [columns[n, read][p] for each read], columns padded: some images at a time.
-
-  The loop reads the arrays as they are: cut up or padded before it, XLA would make them twice.
-  """
-  parts, size = convolutions.in_parts(rows.shape)
-
-  def add(k: jax.Array, total: jax.Array) -> jax.Array:
-    left, right = (lax.dynamic_slice_in_dim(a, k * size, size) for a in (rows, columns))
-    right = convolutions.padded(right, pads)
-    right = jnp.concatenate([right[read] for read in reads], -1)
-    flat = [a.reshape(-1, a.shape[-1]) for a in (left, right)]
-    return total + lax.dot_general(*flat, (((0,), (0,)), ((), ())), precision=precision,
-                                   preferred_element_type=dtype)
-
-  zero = jnp.zeros((rows.shape[-1], len(reads) * columns.shape[-1]), dtype)
-  return lax.fori_loop(0, parts, add, zero)
 
 
 def _pads_back(eqn: Equation, slope: jax.Array, window: Sequence[int],

@@ -20,16 +20,14 @@ References:
 """
 
 from collections.abc import Callable, Sequence
-import functools
 import math
-import os
 from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-from slim_jax.cpu import convolutions
+from slim_jax.cpu import convolutions, parts
 from slim_jax.jaxprs import Equation
 
 # Channels and outputs from which on it is faster.
@@ -87,7 +85,7 @@ def is_faster(eqn: Equation) -> bool:
           and all(isinstance(n, int) for n in x.shape)
           and all(side >= 4 and side % 2 == 0 for side in sides)
           and math.prod(y.shape[i] for i in (dims.out_spec[0], *dims.out_spec[2:])) >= 4 * _TILES
-          and x.dtype in (jnp.float32, jnp.float64)
+          and x.dtype == y.dtype and x.dtype in (jnp.float32, jnp.float64)
           and params['precision'] in (None, (lax.Precision.DEFAULT,) * 2))
 
 
@@ -121,7 +119,6 @@ def _convolve(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]], 
   kernels = _along_both(_of_kernel, kernel)
   if transposed:
     kernels = [[k.T for k in row] for row in kernels]
-  parts, size = _in_parts(x.shape)
   sides = [n + low + high - 2 for n, (low, high) in zip(x.shape[1:-1], pads)]
   outputs = kernels[0][0].shape[1]
 
@@ -133,34 +130,19 @@ def _convolve(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]], 
     rows = [jnp.stack([y.reshape(shape) for y in row], 3) for row in square]
     return jnp.stack(rows, 2).reshape(x.shape[0], *sides, outputs)
 
-  def add(i: jax.Array, y: jax.Array) -> jax.Array:
-    done = part(lax.dynamic_slice_in_dim(x, i * size, size))
-    return lax.dynamic_update_slice_in_dim(y, done, i * size, 0)
-
-  if parts == 1:
-    return part(x)
-  return lax.fori_loop(0, parts, add, jnp.zeros((x.shape[0], *sides, outputs), x.dtype))
+  return parts.joined(part, x, (x.shape[0], *sides, outputs), x.dtype, cores=parts.all_cores())
 
 
 def _kernel_gradient(x: jax.Array, slope: jax.Array,
                      pads: Sequence[tuple[int, int]]) -> jax.Array:
   """x [n, height, width, c] and slope [n, ..., o] -> [3, 3, c, o]."""
-  parts, size = _in_parts(slope.shape)
-
   def part(x: jax.Array, slope: jax.Array) -> list[list[jax.Array]]:
     slopes = _along_both(_of_slopes, [[slope[:, i::2, j::2] for j in (0, 1)] for i in (0, 1)])
     return [[_flat(tile).T @ _flat(y) for tile, y in zip(*rows)]
             for rows in zip(_tiles(x, pads), slopes)]
 
-  def add(i: jax.Array, total: Any) -> Any:
-    return jax.tree.map(jnp.add, total, part(
-        *(lax.dynamic_slice_in_dim(a, i * size, size) for a in (x, slope))))
-
-  if parts == 1:
-    total = part(x, slope)
-  else:
-    zeros = jnp.zeros((x.shape[-1], slope.shape[-1]), x.dtype)
-    total = lax.fori_loop(0, parts, add, [[zeros] * 4] * 4)
+  zeros = jnp.zeros((x.shape[-1], slope.shape[-1]), x.dtype)
+  total = parts.summed(part, [[zeros] * 4] * 4, x, slope, cores=parts.all_cores())
   return jnp.stack([jnp.stack(row) for row in _along_both(_back_to_kernel, total)])
 
 
@@ -175,14 +157,3 @@ def _tiles(x: jax.Array, pads: Sequence[tuple[int, int]]) -> list[list[jax.Array
 def _flat(x: jax.Array) -> jax.Array:
   """[..., channels] as a matrix."""
   return x.reshape(-1, x.shape[-1])
-
-
-def _in_parts(shape: tuple[int, ...]) -> tuple[int, int]:
-  """How many parts of how many images: enough for each core at a time."""
-  return convolutions.in_parts(shape, at_a_time=_cores())
-
-
-@functools.cache
-def _cores() -> int:
-  """Those that XLA's threads may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
