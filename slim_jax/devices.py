@@ -33,6 +33,15 @@ def numbers(places: Devices) -> np.ndarray:
   return np.arange(len(places), dtype=np.int32) + jax.process_index() * len(places)
 
 
+def share_threads(places: Devices) -> bool:
+  """Whether the run has several virtual devices of a CPU.
+
+  They share one pool of threads, which several calls in flight can fill with devices that wait for
+  others, for ever: each call has to end before the next one.
+  """
+  return total(places) > 1 and places[0].platform == 'cpu'
+
+
 def mapped(f: Callable[..., PyTree], places: Devices, *, in_axes: Any, out_axes: Any,
            donate_argnums: tuple[int, ...] = (), training: bool = False) -> Callable[..., PyTree]:
   """`jax.pmap` over the axis 'batch', which is all devices of the run.

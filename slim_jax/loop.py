@@ -5,6 +5,7 @@ dropout of a step follow from (key, step) alone, so that a run that continues fr
 checkpoint is bit for bit the one that was never interrupted.
 """
 
+import collections
 from collections.abc import Callable, Mapping
 import contextlib
 import itertools
@@ -30,6 +31,10 @@ from slim_jax import train
 
 PyTree = Any
 Data = data.ArrayData | data.StreamData
+
+# Batches of an evaluation that the device has before it is asked for the results of an earlier one:
+# enough that it never waits for the host, and few in its memory.
+_EVALUATED_AHEAD = 2
 
 
 class DivergedError(RuntimeError):
@@ -181,13 +186,11 @@ def make_step(batches: feed.Feed, train_data: Data, config: ml_collections.Confi
                           out_axes=(None, None), donate_argnums=(0,), training=True)
   shared, key = devices.replicate((batches.shared, key), places)
   numbers = devices.split(devices.numbers(places), places)
-  wait = devices.total(places) > 1 and places[0].platform == 'cpu'
+  wait = devices.share_threads(places)
 
   def run(state: train.TrainState, totals: PyTree, part: PyTree, count: int = 1):
     with compiling():
       state, totals = mapped(state, totals, part, numbers, shared, key, np.int32(count))
-    # Virtual CPU devices share one pool of threads: several steps in flight can fill
-    # it with devices that wait for others, for ever.
     return state, jax.block_until_ready(totals) if wait else totals
 
   return run
@@ -282,10 +285,19 @@ def make_evaluate(predict: Callable[..., jax.Array], *, mean: np.ndarray,
 
   mapped = devices.mapped(step, places, in_axes=(None, 0), out_axes=None)
   compiling = _first_time('compiling the evaluation')
+  ahead = 0 if devices.share_threads(places) else _EVALUATED_AHEAD
 
   def evaluate(variables: PyTree, split_data: Data) -> Result:
     variables = devices.replicate(variables, places)
     sums = {'loss': 0.0, 'correct': 0.0, 'count': 0.0}
+    at_work: collections.deque[PyTree] = collections.deque()
+
+    def finish(count: int) -> None:
+      """Adds up what has been computed, but for the last so many batches."""
+      while len(at_work) > count:
+        part = jax.device_get(at_work.popleft())
+        sums.update({name: sums[name] + float(part[name]) for name in sums})
+
     batches = data.eval_batches(split_data, size * devices.total(places),
                                 process_index=jax.process_index(),
                                 process_count=jax.process_count())
@@ -294,8 +306,9 @@ def make_evaluate(predict: Callable[..., jax.Array], *, mean: np.ndarray,
       batch = jax.tree.map(
           lambda x: x.reshape(len(places), size, *x.shape[1:]), batch)
       with compiling():
-        part = jax.device_get(mapped(variables, batch))
-      sums = {name: sums[name] + float(part[name]) for name in sums}
+        at_work.append(mapped(variables, batch))
+      finish(ahead)
+    finish(0)
     return Result(accuracy=sums['correct'] / sums['count'],
                   loss=sums['loss'] / sums['count'])
 

@@ -11,6 +11,7 @@ import pytest
 
 from slim_jax import checkpoint
 from slim_jax import data
+from slim_jax import devices
 from slim_jax import feed
 from slim_jax import loop
 from slim_jax import models
@@ -135,22 +136,24 @@ def test_devices_share_one_batch():
   tx = train.make_tx(make_config(), lambda step: 0.1, strength=0.0, mask={'w': True})
   state = train.create_state(apply, variables, tx)
   results = []
-  for devices in (1, 8):
+  for count in (1, 8):
     def step(state, batch):
       return train.train_step(state, batch, key=jax.random.key(0))
     mapped = jax.pmap(step, axis_name='batch', in_axes=(None, 0), out_axes=None,
-                      devices=jax.devices()[:devices])
-    batch = {'image': image.reshape(devices, -1, 4, 4, 1).astype(np.float32),
-             'label': label.reshape(devices, -1)}
+                      devices=jax.devices()[:count])
+    batch = {'image': image.reshape(count, -1, 4, 4, 1).astype(np.float32),
+             'label': label.reshape(count, -1)}
     after, metrics = mapped(state, batch)
     results.append((jax.device_get(after.params), jax.device_get(metrics)))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *results)
 
 
-def test_evaluation_is_exact_over_the_whole_split():
+@pytest.mark.parametrize('count', [1, 2])
+def test_evaluation_is_exact_over_the_whole_split(count):
   toy, test_data = Toy(), make_data(37)
   mean, std = np.full(1, 100, np.float32), np.full(1, 50, np.float32)
-  evaluate = loop.make_evaluate(toy.predict, mean=mean, std=std, batch_size=10)
+  evaluate = loop.make_evaluate(toy.predict, mean=mean, std=std, batch_size=10,
+                                places=devices.local(count))
   logits = toy.predict(toy.variables, (test_data.image - np.float32(100)) / np.float32(50))
   accuracy = np.mean(np.argmax(logits, -1) == test_data.label)
   loss = np.mean(train.cross_entropy(logits, test_data.label))
