@@ -1,6 +1,7 @@
 """Tests of photographs: decoding, crops, colours, folders, TFRecord, ImageNet, streams."""
 
 import functools
+import gc
 import io
 import itertools
 import json
@@ -487,6 +488,15 @@ def test_imagenet_archives_that_are_not_whole(content, message, tmp_path):
 
 
 # Streams.
+
+
+@pytest.fixture(autouse=True)
+def without_garbage():
+  """Releases what earlier worker processes shared.
+
+  Where the garbage collector does it while Python 3.12.1 registers something new, that complains.
+  """
+  gc.collect()
 
 
 @pytest.fixture(name='stream', scope='module')
