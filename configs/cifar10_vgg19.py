@@ -58,8 +58,27 @@ def get_config() -> ml_collections.ConfigDict:
   config.model = ml_collections.ConfigDict()
   config.model.name = 'vgg'
   config.model.widths = (
-      64, 64, 'M', 128, 128, 'M', 256, 256, 256, 256, 'M', 512, 512, 512, 512, 'M',
-      512, 512, 512, 512)
+    64,
+    64,
+    'M',
+    128,
+    128,
+    'M',
+    256,
+    256,
+    256,
+    256,
+    'M',
+    512,
+    512,
+    512,
+    512,
+    'M',
+    512,
+    512,
+    512,
+    512,
+  )
   # Weights to start from instead of new ones: a safetensors file (by our names, or PyTorch's), an
   # Orbax checkpoint, or a run of slim_jax; see the README. A head for other classes is new. '' for
   # new weights.

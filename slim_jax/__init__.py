@@ -1,23 +1,27 @@
 """Network slimming for JAX: train with L1 on BatchNorm scales, remove channels, fine-tune.
 
-    scales = slim_jax.batch_norm_scales(variables)
-    dead = slim_jax.select_global(variables, fraction=0.7)
-    plan = slim_jax.plan(apply_fn, variables, x, dead=dead)
-    thin_variables = plan.slice(variables)
-    thin_apply = slim_jax.thin(apply_fn, plan)
-    logits = thin_apply(thin_variables, x)
+scales = slim_jax.batch_norm_scales(variables)
+dead = slim_jax.select_global(variables, fraction=0.7)
+plan = slim_jax.plan(apply_fn, variables, x, dead=dead)
+thin_variables = plan.slice(variables)
+thin_apply = slim_jax.thin(apply_fn, plan)
+logits = thin_apply(thin_variables, x)
 """
 
-from slim_jax import scores
 from slim_jax.batch_norms import scales as batch_norm_scales
-from slim_jax.budget import BudgetError, select_budget
-from slim_jax.channel_cost import macs_per_channel
-from slim_jax.channels import Plan, mask, plan, streams, thin
-from slim_jax.cost import Cost, count
+from slim_jax.channels.plan import Plan
+from slim_jax.channels.planning import plan
+from slim_jax.channels.thin import mask, thin
+from slim_jax.channels.ties import streams
+from slim_jax.costs.counting import Cost, count
+from slim_jax.costs.per_channel import macs_per_channel
 from slim_jax.cpu import cpu_options, for_cpu
-from slim_jax.pull import l1_pull
-from slim_jax.select import select_global
-from slim_jax.sparsity import add_l1, add_polarization, clip_scales, scale_shares, soft_threshold
+from slim_jax.selection import scores
+from slim_jax.selection.budget import BudgetError, select_budget
+from slim_jax.selection.select import select_global
+from slim_jax.sparsity.observe import scale_shares
+from slim_jax.sparsity.penalties import add_l1, add_polarization, clip_scales, soft_threshold
+from slim_jax.sparsity.pull import l1_pull
 
 
 def load(workdir):
@@ -35,13 +39,34 @@ def load(workdir):
     CheckpointError: no checkpoint of the stage can be read.
   """
   # Here, not above: the transformation alone needs neither data sets nor checkpoints.
-  from slim_jax import finished  # pylint: disable=g-import-not-at-top
+  from slim_jax.runs import finished  # pylint: disable=g-import-not-at-top
+
   return finished.load(workdir, compiled=True)
 
 
 __version__ = '0.1.0'
 
-__all__ = ['BudgetError', 'Cost', 'Plan', 'add_l1', 'add_polarization', 'batch_norm_scales',
-           'clip_scales', 'count', 'cpu_options', 'for_cpu', 'l1_pull', 'load',
-           'macs_per_channel', 'mask', 'plan', 'scale_shares', 'scores', 'select_budget',
-           'select_global', 'soft_threshold', 'streams', 'thin']
+__all__ = [
+  'BudgetError',
+  'Cost',
+  'Plan',
+  'add_l1',
+  'add_polarization',
+  'batch_norm_scales',
+  'clip_scales',
+  'count',
+  'cpu_options',
+  'for_cpu',
+  'l1_pull',
+  'load',
+  'macs_per_channel',
+  'mask',
+  'plan',
+  'scale_shares',
+  'scores',
+  'select_budget',
+  'select_global',
+  'soft_threshold',
+  'streams',
+  'thin',
+]

@@ -21,7 +21,8 @@ STATISTICS = ('mean', 'var', 'moving_mean', 'moving_variance', 'running_mean', '
 HAIKU_AVERAGES = ('mean_ema', 'var_ema')
 
 _OTHER_NORM = re.compile(
-    r'(layer|group|instance|rms|spectral|weight)_?norm|(^|_)(ln|gn)(_|\d|$)', re.I)
+  r'(layer|group|instance|rms|spectral|weight)_?norm|(^|_)(ln|gn)(_|\d|$)', re.I
+)
 _BATCH_NORM = re.compile(r'batch_?norm|(^|_)bn', re.I)
 
 
@@ -33,6 +34,7 @@ class BatchNorm(NamedTuple):
     bias: beta, or None.
     statistics: running mean, running variance, and what else is kept with them.
   """
+
   scale: Path
   bias: Path | None
   statistics: tuple[Path, ...]
@@ -52,14 +54,18 @@ def find(variables: Any) -> list[BatchNorm]:
   with_statistics = _prefixes(statistics)
   # In another collection ('batch_stats' beside 'params', or a member of a tuple) the module's path
   # differs in one name, under which there are statistics alone.
-  elsewhere = {(i, module[:i] + module[i + 1:]): paths for module, paths in statistics.items()
-               for i in range(len(module)) if module[:i + 1] not in with_scales}
+  elsewhere = {
+    (i, module[:i] + module[i + 1 :]): paths
+    for module, paths in statistics.items()
+    for i in range(len(module))
+    if module[: i + 1] not in with_scales
+  }
   inside = _equinox(variables)
 
   def beside(module: Path) -> list[Path] | None:
     for i in range(len(module)):
-      if module[:i + 1] not in with_statistics and (i, module[:i] + module[i + 1:]) in elsewhere:
-        return elsewhere[i, module[:i] + module[i + 1:]]
+      if module[: i + 1] not in with_statistics and (i, module[:i] + module[i + 1 :]) in elsewhere:
+        return elsewhere[i, module[:i] + module[i + 1 :]]
     return None
 
   found = []
@@ -72,12 +78,15 @@ def find(variables: Any) -> list[BatchNorm]:
     if _is_vector(leaves[path]):
       is_norm = path[:-1] in inside or stats or (alone and _is_named(part))
     else:  # layers of one shape in one array, as `scan` and `vmap` over layers keep them
-      is_norm = (path[:-1] in inside
-                 or any(leaves[other].shape == leaves[path].shape for other in stats)
-                 or (alone and _BATCH_NORM.search(module[-1] if module else '')))
+      is_norm = (
+        path[:-1] in inside
+        or any(leaves[other].shape == leaves[path].shape for other in stats)
+        or (alone and _BATCH_NORM.search(module[-1] if module else ''))
+      )
     if is_norm:
-      bias = next((by_parts[module + (name,)] for name in BIASES if module + (name,) in by_parts),
-                  None)
+      bias = next(
+        (by_parts[module + (name,)] for name in BIASES if module + (name,) in by_parts), None
+      )
       found.append(BatchNorm(path, bias, tuple(stats)))
   return found
 
@@ -114,9 +123,11 @@ def chosen(variables: Any, mask: Any = None) -> list[Path]:
   paths = [path for path, (chosen, _) in zip(tree.flatten(variables), named, strict=True) if chosen]
   if not paths:
     raise ValueError(
-        'no BatchNorm scale among the variables: network slimming ranks channels by the scales '
-        'of BatchNorm layers. Leaves: ' + ', '.join(map(tree.show, tree.flatten(variables)))[:500]
-        + '. If the model has scales under other names, pass scales=.')
+      'no BatchNorm scale among the variables: network slimming ranks channels by the scales '
+      'of BatchNorm layers. Leaves: '
+      + ', '.join(map(tree.show, tree.flatten(variables)))[:500]
+      + '. If the model has scales under other names, pass scales=.'
+    )
   return paths
 
 
@@ -150,8 +161,9 @@ def zeroed(variables: Any, dead: Any, bias: str = 'zero') -> dict[Path, np.ndarr
     if v.ndim > 1 and v.shape == shape:
       v = v.all(axis=tuple(i for i in range(v.ndim) if i != axis))
     if v.dtype != bool or v.shape != (size,):
-      raise ValueError(f'dead at {tree.show(path)} must be bool[{size}], it is {v.dtype}'
-                       f'{list(v.shape)}')
+      raise ValueError(
+        f'dead at {tree.show(path)} must be bool[{size}], it is {v.dtype}{list(v.shape)}'
+      )
     for target in (path, biases.get(path)):
       if target is not None:
         zero[target] = zero.get(target, False) | v
@@ -180,9 +192,15 @@ def _biases(leaves: Mapping[Path, Any]) -> dict[Path, Path]:
   for part, path in parts.items():
     for name in BIASES:
       other = parts.get(part[:-1] + (name,))
-      if (part and part[-1] not in BIASES and other is not None and leaves[path].shape
-          and leaves[other].shape[-1:] and leaves[path].shape[channel_axis(leaves[path])]
-          == leaves[other].shape[channel_axis(leaves[other])]):
+      if (
+        part
+        and part[-1] not in BIASES
+        and other is not None
+        and leaves[path].shape
+        and leaves[other].shape[-1:]
+        and leaves[path].shape[channel_axis(leaves[path])]
+        == leaves[other].shape[channel_axis(leaves[other])]
+      ):
         beside[path] = other
   return beside
 
@@ -207,12 +225,16 @@ def _equinox(variables: Any) -> dict[Path, list[Path]]:
 
   Those are in a `State` elsewhere in the tree, found by the markers that the module holds.
   """
+
   def nodes(name: str) -> dict[Path, Any]:
     def is_it(node: Any) -> bool:
-      return any(c.__name__ == name and c.__module__.startswith('equinox')
-                 for c in type(node).__mro__)
-    return {path: node for path, node in tree.flatten(variables, is_leaf=is_it).items()
-            if is_it(node)}
+      return any(
+        c.__name__ == name and c.__module__.startswith('equinox') for c in type(node).__mro__
+      )
+
+    return {
+      path: node for path, node in tree.flatten(variables, is_leaf=is_it).items() if is_it(node)
+    }
 
   modules, leaves = nodes('BatchNorm'), tree.flatten(variables)
   places: dict[Any, Path] = {}

@@ -9,38 +9,38 @@ import signal
 import sys
 from typing import NoReturn
 
-from absl import app
-from absl import flags
-from absl import logging
+from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from slim_jax import check
-from slim_jax import checkpoint
-from slim_jax import data
-from slim_jax import files
-from slim_jax import interrupt
-from slim_jax import loop
-from slim_jax import onnx_file
-from slim_jax import processes
-from slim_jax import workdir
+from slim_jax.errors import SlimError
+from slim_jax.runtime import interrupt, processes
 
 CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'A config such as configs/digits.py.', lock_config=True)
-WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run lives: a directory, or gs://BUCKET/PATH.')
+  'config', None, 'A config such as configs/digits.py.', lock_config=True
+)
+WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Where the run lives: a directory, or gs://BUCKET/PATH.'
+)
 REPORT = flags.DEFINE_bool('report', True, 'Whether to end with the page WORKDIR/report.')
 _MULTIHOST = flags.DEFINE_bool(
-    'multihost', False, 'Train with the other hosts of this slice of Cloud TPUs. '
-    'Processes of srun or launch/processes.sh need no flag.')
+  'multihost',
+  False,
+  'Train with the other hosts of this slice of Cloud TPUs. '
+  'Processes of srun or launch/processes.sh need no flag.',
+)
 flags.mark_flag_as_required('workdir')
 
-# What a person can put right: shown without a traceback.
-_ERRORS = (check.ConfigError, checkpoint.CheckpointError, data.DataError, files.StoreError,
-           loop.DivergedError, onnx_file.OnnxError, processes.ProcessError, workdir.WorkdirError)
-
 # A full or failing disk, files that are too large or may not be written.
-_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES,
-                   errno.EPERM)
+_OF_THE_MACHINE = (
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EFBIG,
+  errno.EIO,
+  errno.EROFS,
+  errno.EACCES,
+  errno.EPERM,
+)
 
 
 def run(main: Callable[[], None], *, needs_config: bool = True) -> None:
@@ -58,7 +58,7 @@ def run(main: Callable[[], None], *, needs_config: bool = True) -> None:
       if not processes.is_first():  # it would say what the first one says
         logging.set_verbosity(logging.WARNING)
       main()
-    except _ERRORS as error:
+    except SlimError as error:
       _fail(f'{type(error).__name__}: {error}')
     except OSError as error:
       if error.errno not in _OF_THE_MACHINE:
@@ -76,8 +76,11 @@ def _fail(message: str) -> NoReturn:
   """Ends the process, and with it the run."""
   if jax.process_count() == 1:
     sys.exit(message)
-  print(f'process {jax.process_index()} of {jax.process_count()}: {message}', file=sys.stderr,
-        flush=True)
+  print(
+    f'process {jax.process_index()} of {jax.process_count()}: {message}',
+    file=sys.stderr,
+    flush=True,
+  )
   # An orderly exit would wait for the others, which may wait for this process to go on.
   os._exit(1)
 

@@ -35,6 +35,7 @@ class Equation(NamedTuple):
     effects: whether running it is observable beyond its results.
     memo: what has been worked out of this equation alone; see `once`.
   """
+
   primitive: Any
   params: dict[str, Any]
   inputs: tuple[int, ...]
@@ -62,6 +63,7 @@ class Program(NamedTuple):
     constants: value number -> array, for literals and captured arrays.
     avals: abstract value of every value number.
   """
+
   equations: list[Equation]
   inputs: list[int]
   outputs: list[int]
@@ -72,6 +74,14 @@ class Program(NamedTuple):
 def short(aval: Any) -> str:
   """'float32[3,3,64]' for an abstract value."""
   return f'{aval.dtype}[{",".join(map(str, aval.shape))}]'
+
+
+def struct(leaf: Any) -> jax.ShapeDtypeStruct:
+  """Shape and dtype of an array, a Python scalar or a shape."""
+  if isinstance(leaf, jax.ShapeDtypeStruct):
+    return leaf
+  aval = jax.typeof(leaf)
+  return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, 'weak_type', False))
 
 
 def trace(f: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Program, Any]:
@@ -131,10 +141,19 @@ def flatten(jaxpr: Any, consts: Sequence[Any] | None = None, *, plain: bool = Fa
         results = inline(inner, inner_consts, operands, where)
       else:
         results = [new(v.aval) for v in eqn.outvars]
-        program.equations.append(Equation(
-            eqn.primitive, eqn.params, tuple(operands), tuple(results),
-            tuple(a.aval for a in eqn.invars), tuple(v.aval for v in eqn.outvars),
-            where, bool(eqn.effects), {}))
+        program.equations.append(
+          Equation(
+            eqn.primitive,
+            eqn.params,
+            tuple(operands),
+            tuple(results),
+            tuple(a.aval for a in eqn.invars),
+            tuple(v.aval for v in eqn.outvars),
+            where,
+            bool(eqn.effects),
+            {},
+          )
+        )
       env.update(zip(eqn.outvars, results, strict=True))
     return [read(a) for a in body.outvars]
 
@@ -167,8 +186,11 @@ def _with_permutations(program: Program) -> list[Equation]:
   readers: dict[int, int] = {}
   for number in (*program.outputs, *(i for eqn in program.equations for i in eqn.inputs)):
     readers[number] = readers.get(number, 0) + 1
-  made = {eqn.outputs[0]: eqn for eqn in program.equations
-          if eqn.primitive in (primitives.reshape_p, primitives.transpose_p)}
+  made = {
+    eqn.outputs[0]: eqn
+    for eqn in program.equations
+    if eqn.primitive in (primitives.reshape_p, primitives.transpose_p)
+  }
 
   def source(eqn: Equation, primitive: Any) -> Equation | None:
     """The equation of this primitive that makes the operand for nobody else."""
@@ -178,14 +200,20 @@ def _with_permutations(program: Program) -> list[Equation]:
 
   gone, merged = set(), {}
   for last in made.values():
-    middle = source(last, primitives.transpose_p) if last.primitive is primitives.reshape_p else None
+    middle = (
+      source(last, primitives.transpose_p) if last.primitive is primitives.reshape_p else None
+    )
     first = source(middle, primitives.reshape_p) if middle else None
     how = first and _permutation(first, middle, last)
     if how:
       gone.update((first.outputs, middle.outputs))
       merged[last.outputs] = last._replace(
-          primitive=permute_p, params={**how, 'steps': (first, middle, last)},
-          inputs=first.inputs, in_avals=first.in_avals, memo={})
+        primitive=permute_p,
+        params={**how, 'steps': (first, middle, last)},
+        inputs=first.inputs,
+        in_avals=first.in_avals,
+        memo={},
+      )
   return [merged.get(eqn.outputs, eqn) for eqn in program.equations if eqn.outputs not in gone]
 
 
@@ -198,11 +226,13 @@ def _permutation(first: Equation, middle: Equation, last: Equation) -> dict[str,
   order = middle.params['permutation']
   for axis, n in enumerate(shape):
     inside = range(axis, axis + parts)
-    if (split == shape[:axis] + split[axis:axis + parts] + shape[axis + 1:]
-        and math.prod(split[axis:axis + parts]) == n
-        and all(i == j for i, j in enumerate(order) if i not in inside)):
-      index = np.arange(n).reshape(split[axis:axis + parts])
-      index = index.transpose([i - axis for i in order[axis:axis + parts]]).ravel()
+    if (
+      split == shape[:axis] + split[axis : axis + parts] + shape[axis + 1 :]
+      and math.prod(split[axis : axis + parts]) == n
+      and all(i == j for i, j in enumerate(order) if i not in inside)
+    ):
+      index = np.arange(n).reshape(split[axis : axis + parts])
+      index = index.transpose([i - axis for i in order[axis : axis + parts]]).ravel()
       return {'axis': axis, 'index': index}
   return None
 
@@ -264,17 +294,22 @@ def derivative(eqn: Equation, *, plain: bool) -> Program:
 
   given, made = iter(program.inputs), iter(program.outputs)
   operands = [new(a) if k < unseen else next(given) for k, a in enumerate(eqn.in_avals)]
-  tangents = [new(a) if zero else next(given)
-              for a, zero in zip(eqn.in_avals, [True] * unseen + zeros, strict=True)]
+  tangents = [
+    new(a) if zero else next(given)
+    for a, zero in zip(eqn.in_avals, [True] * unseen + zeros, strict=True)
+  ]
   for number, aval in zip(tangents, eqn.in_avals, strict=True):
     if not moves(aval):
       constant(number, aval, jax.dtypes.float0)
   results = [next(made) for _ in eqn.out_avals]
-  slopes = [constant(new(a), a, a.dtype) if zero else next(made)
-            for a, zero in zip(eqn.out_avals, still, strict=True)]
+  slopes = [
+    constant(new(a), a, a.dtype) if zero else next(made)
+    for a, zero in zip(eqn.out_avals, still, strict=True)
+  ]
   return program._replace(
-      inputs=operands + [i for i, a in zip(tangents, eqn.in_avals) if moves(a)],
-      outputs=results + [i for i, a in zip(slopes, eqn.out_avals) if moves(a)])
+    inputs=operands + [i for i, a in zip(tangents, eqn.in_avals) if moves(a)],
+    outputs=results + [i for i, a in zip(slopes, eqn.out_avals) if moves(a)],
+  )
 
 
 def moves(aval: Any) -> bool:
@@ -301,8 +336,9 @@ def bind(eqn: Equation, *arrays: Any, **changed: Any) -> list[Any]:
   return list(results) if eqn.primitive.multiple_results else [results]
 
 
-def run(program: Program, arrays: Sequence[Any],
-        evaluate: Callable[..., list[Any]] = bind) -> list[Any]:
+def run(
+  program: Program, arrays: Sequence[Any], evaluate: Callable[..., list[Any]] = bind
+) -> list[Any]:
   """Runs a program, each equation by `evaluate(eqn, *operands)`; returns its outputs."""
   held = {**program.constants, **dict(zip(program.inputs, arrays, strict=True))}
   last = last_reads(program)
@@ -346,22 +382,22 @@ def _open(jaxpr: Any) -> tuple[Any, Any]:
 
 # Primitives that mean their body and nothing else, with the parameter that holds it.
 _INLINED = {
-    primitives.jit_p: 'jaxpr',
-    primitives.closed_call_p: 'call_jaxpr',
-    primitives.call_p: 'call_jaxpr',
+  primitives.jit_p: 'jaxpr',
+  primitives.closed_call_p: 'call_jaxpr',
+  primitives.call_p: 'call_jaxpr',
 }
 
 # Primitives that carry a derivative or a policy beside it.
 _CARRYING = {
-    primitives.custom_jvp_call_p: 'call_jaxpr',
-    primitives.custom_vjp_call_p: 'call_jaxpr',
-    primitives.remat_p: 'jaxpr',
+  primitives.custom_jvp_call_p: 'call_jaxpr',
+  primitives.custom_vjp_call_p: 'call_jaxpr',
+  primitives.remat_p: 'jaxpr',
 }
 
 _vector = jax.ShapeDtypeStruct((2,), np.float32)
 split_p = primitive_of(lambda x: jax.lax.split(x, (1, 1)), _vector)
 optimization_barrier_p = primitive_of(jax.lax.optimization_barrier, _vector)
 random_wrap_p = primitive_of(
-    lambda x: jax.random.wrap_key_data(x, impl='threefry2x32'),
-    jax.ShapeDtypeStruct((2,), np.uint32))
+  lambda x: jax.random.wrap_key_data(x, impl='threefry2x32'), jax.ShapeDtypeStruct((2,), np.uint32)
+)
 random_unwrap_p = primitive_of(jax.random.key_data, jax.eval_shape(lambda: jax.random.key(0)))

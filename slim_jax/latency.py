@@ -11,18 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 import os
 from typing import Any
 
-from absl import flags
-from absl import logging
+from absl import flags, logging
 import jax
 import numpy as np
 
 import slim_jax
 from slim_jax import command
-from slim_jax import files
-from slim_jax import finished
-from slim_jax import onnx_file
-from slim_jax import probe
-from slim_jax import tables
+from slim_jax.costs import timing
+from slim_jax.display import tables
+from slim_jax.export import onnx_file
+from slim_jax.runs import finished
+from slim_jax.runtime import files
 
 PyTree = Any
 
@@ -31,8 +30,10 @@ Network = tuple[Callable[[PyTree, jax.Array], jax.Array], PyTree]
 
 _BATCHES = flags.DEFINE_list('batches', ['1', '64'], 'How many images at a time.')
 flags.register_validator(
-    'batches', lambda batches: batches and all(n.isdecimal() and int(n) for n in batches),
-    message='must be positive numbers, as in 1,64')
+  'batches',
+  lambda batches: batches and all(n.isdecimal() and int(n) for n in batches),
+  message='must be positive numbers, as in 1,64',
+)
 
 
 def main() -> None:
@@ -59,20 +60,28 @@ def run(workdir: files.PathLike, batches: Sequence[int]) -> list[dict[str, Any]]
   compiled = {**networks, 'thin': finished.load(workdir, compiled=True)}
   rows = measure(in_jax(compiled), shape, batches, runtime='jax')
   try:
-    exported = {name: onnx_file.convert(lambda image, net=net: net[0](net[1], image), shape)
-                for name, net in networks.items()}
+    exported = {
+      name: onnx_file.convert(lambda image, net=net: net[0](net[1], image), shape)
+      for name, net in networks.items()
+    }
     rows += measure(in_onnxruntime(exported), shape, batches, runtime='onnxruntime')
   except onnx_file.OnnxError as error:
     logging.warning('without onnxruntime: %s', error)
   path = workdir / 'latency.json'
-  files.write_json(path, {'device': jax.devices()[0].device_kind, 'cores': os.cpu_count(),
-                          'rows': rows})
+  files.write_json(
+    path, {'device': jax.devices()[0].device_kind, 'cores': os.cpu_count(), 'rows': rows}
+  )
   logging.info('median seconds of a batch: %s', path)
   return rows
 
 
-def measure(runs: Mapping[str, Callable[[np.ndarray], Any]], shape: Sequence[int],
-            batches: Sequence[int], *, runtime: str) -> list[dict[str, Any]]:
+def measure(
+  runs: Mapping[str, Callable[[np.ndarray], Any]],
+  shape: Sequence[int],
+  batches: Sequence[int],
+  *,
+  runtime: str,
+) -> list[dict[str, Any]]:
   """Times networks.
 
   Args:
@@ -88,24 +97,28 @@ def measure(runs: Mapping[str, Callable[[np.ndarray], Any]], shape: Sequence[int
   for batch in batches:
     image = np.random.default_rng(0).integers(0, 256, (batch, *shape), np.uint8)
     calls = {name: lambda run=run: run(image) for name, run in runs.items()}
-    rows.append({'runtime': runtime, 'batch': batch, **probe.medians(calls)})
+    rows.append({'runtime': runtime, 'batch': batch, **timing.medians(calls)})
   return rows
 
 
 def in_jax(networks: Mapping[str, Network]) -> dict[str, Callable[[np.ndarray], Any]]:
   """The networks as functions of images: compiled by JAX for its first device."""
+
   def run(apply: Callable[..., jax.Array], variables: PyTree) -> Callable[[np.ndarray], Any]:
     compiled = jax.jit(slim_jax.for_cpu(apply), compiler_options=slim_jax.cpu_options())
     variables = jax.device_put(variables)
     return lambda image: compiled(variables, image)
+
   return {name: run(*network) for name, network in networks.items()}
 
 
 def in_onnxruntime(exported: Mapping[str, bytes]) -> dict[str, Callable[[np.ndarray], Any]]:
   """ONNX files as functions of images; raises OnnxError where onnxruntime is missing."""
+
   def run(content: bytes) -> Callable[[np.ndarray], Any]:
     session = onnx_file.session(content)
     return lambda image: session.run(None, {'image': image})
+
   return {name: run(content) for name, content in exported.items()}
 
 

@@ -10,32 +10,27 @@ cut so, call `slim_jax.main` with the suggested field.
 from collections.abc import Sequence
 from typing import Any
 
-from absl import flags
-from absl import logging
+from absl import flags, logging
 import jax
 import ml_collections
 import numpy as np
 
 import slim_jax
-from slim_jax import check
 from slim_jax import command
-from slim_jax import files
-from slim_jax import finished
-from slim_jax import loop
-from slim_jax import page
-from slim_jax import plot
-from slim_jax import probe
-from slim_jax import processes
-from slim_jax import progress
-from slim_jax import pruning
-from slim_jax import tables
+from slim_jax.costs import candidates
+from slim_jax.display import plot, progress, tables
+from slim_jax.report import page
+from slim_jax.runs import checks, finished, pruning
+from slim_jax.runtime import files, processes
+from slim_jax.training import recalibration, train_state
 
 # Training batches to recalibrate with where the config asks for none.
 _BATCHES = 20
 
 _POINTS = flags.DEFINE_integer('points', 20, 'How many fractions to try.', lower_bound=1)
 _TOLERANCE = flags.DEFINE_float(
-    'tolerance', 0.5, 'Accuracy that may be lost after recalibration, in points.', lower_bound=0)
+  'tolerance', 0.5, 'Accuracy that may be lost after recalibration, in points.', lower_bound=0
+)
 
 
 def main() -> None:
@@ -53,8 +48,9 @@ def main() -> None:
     page.at_end(workdir)
 
 
-def run(config: ml_collections.ConfigDict, workdir: files.PathLike,
-        fractions: Sequence[float]) -> list[dict[str, Any]]:
+def run(
+  config: ml_collections.ConfigDict, workdir: files.PathLike, fractions: Sequence[float]
+) -> list[dict[str, Any]]:
   """Judges the last sparse network of a run at each fraction.
 
   Masked networks are evaluated, which compute what the thin ones do with arrays of one size, so
@@ -78,35 +74,47 @@ def run(config: ml_collections.ConfigDict, workdir: files.PathLike,
   with config.unlocked():
     config.prune.target = ''
     config.recalibrate_batches = config.recalibrate_batches or _BATCHES
-  check.check_config(config)
+  checks.check_config(config)
   sparse = finished.open_sparse(config, workdir)
-  opened, variables = sparse.run, loop.variables_of(sparse.state)
-  recalibrate = loop.make_recalibrate(opened.train_data, config=config,
-                                      key=jax.random.key(config.seed))
+  opened, variables = sparse.run, train_state.variables_of(sparse.state)
+  recalibrate = recalibration.make_recalibrate(
+    opened.train_data, config=config, key=jax.random.key(config.seed)
+  )
   split_data = opened.valid_data or opened.test_data
-  network = probe.trace(sparse.net.predict, variables, sparse.image)
-  full = probe.counted(network, None)
+  network = candidates.trace(sparse.net.predict, variables, sparse.image)
+  full = candidates.counted(network, None)
   rows = []
   for fraction in progress.each(fractions, 'fractions', total=len(fractions)):
     with config.unlocked():
       config.prune.fraction = fraction
     try:
       dead = pruning.select_dead(sparse.net, variables, sparse.image, config.prune)
-      plan = probe.planned(network, dead, bias=config.prune.bias)
+      plan = candidates.planned(network, dead, bias=config.prune.bias)
     except ValueError as error:
       logging.info('fraction %g and more cannot be cut: %s', fraction, error)
       break
     masked = slim_jax.mask(variables, dead, bias=config.prune.bias)
     state = sparse.state.replace(params=masked['params'], batch_stats=masked['batch_stats'])
-    cost = probe.counted(network, plan)
-    rows.append({
-        'fraction': fraction, 'accuracy': sparse.evaluate(masked, split_data).accuracy,
+    cost = candidates.counted(network, plan)
+    rows.append(
+      {
+        'fraction': fraction,
+        'accuracy': sparse.evaluate(masked, split_data).accuracy,
         'recalibrated': sparse.evaluate(
-            loop.variables_of(recalibrate(state)), split_data).accuracy,
-        'params': cost.params, 'macs': cost.macs,
-        'full_params': full.params, 'full_macs': full.macs})
-    logging.info('fraction %.3g: accuracy %.2f%%, recalibrated %.2f%%', fraction,
-                 100 * rows[-1]['accuracy'], 100 * rows[-1]['recalibrated'])
+          train_state.variables_of(recalibrate(state)), split_data
+        ).accuracy,
+        'params': cost.params,
+        'macs': cost.macs,
+        'full_params': full.params,
+        'full_macs': full.macs,
+      }
+    )
+    logging.info(
+      'fraction %.3g: accuracy %.2f%%, recalibrated %.2f%%',
+      fraction,
+      100 * rows[-1]['accuracy'],
+      100 * rows[-1]['recalibrated'],
+    )
   files.write_json(files.path_of(workdir) / 'look.json', rows)
   return rows
 

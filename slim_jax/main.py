@@ -10,15 +10,17 @@ the same command again continues where it stopped, or says that it is done.
 from absl import flags
 
 from slim_jax import command
-from slim_jax import page
-from slim_jax import pipeline
-from slim_jax import processes
-from slim_jax import stages
-from slim_jax import tables
+from slim_jax.display import tables
+from slim_jax.report import page
+from slim_jax.runs import pipeline, stages
+from slim_jax.runtime import processes
 
 _UNTIL = flags.DEFINE_enum(
-    'until', None, ['baseline', *stages.LATER],
-    'Stop after this stage, of the first pass; the same command without it goes on.')
+  'until',
+  None,
+  ['baseline', *stages.LATER],
+  'Stop after this stage, of the first pass; the same command without it goes on.',
+)
 
 
 def main() -> None:

@@ -17,26 +17,19 @@ from collections.abc import Mapping, Sequence
 import itertools
 from typing import Any
 
-from absl import flags
-from absl import logging
+from absl import flags, logging
 from etils import epath
 import ml_collections
 
-from slim_jax import check
-from slim_jax import checkpoint
 from slim_jax import command
-from slim_jax import context
-from slim_jax import files
-from slim_jax import loop
-from slim_jax import page
-from slim_jax import pipeline
-from slim_jax import plot
-from slim_jax import processes
-from slim_jax import sparse
-from slim_jax import stages
-from slim_jax import tables
-from slim_jax.workdir import Stage
-from slim_jax.workdir import Workdir
+from slim_jax.display import plot, tables
+from slim_jax.report import page
+from slim_jax.runs import checks, context, pipeline, stages
+from slim_jax.runs.stages import Stage
+from slim_jax.runs.workdir import Workdir
+from slim_jax.runtime import files, processes
+from slim_jax.sparsity import observe
+from slim_jax.training import checkpoint, loop
 
 Values = dict[str, Any]  # of the fields that vary
 
@@ -75,16 +68,17 @@ def parse(config: ml_collections.ConfigDict, texts: Sequence[str]) -> dict[str, 
     for step in filter(None, section.split('.')):
       parent = parent[step] if step in parent else {}
     if name not in parent or not isinstance(parent[name], (bool, int, float, str)):
-      raise check.ConfigError(f'--sweep={text}: the config has no field {field!r} of one value')
+      raise checks.ConfigError(f'--sweep={text}: the config has no field {field!r} of one value')
     try:
       result[field] = [_value(value, parent[name]) for value in values.split(',')]
     except ValueError as error:
-      raise check.ConfigError(f'--sweep={text}: {error}') from error
+      raise checks.ConfigError(f'--sweep={text}: {error}') from error
   return result
 
 
-def run(config: ml_collections.ConfigDict, sweep: Mapping[str, Sequence[Any]],
-        workdir: files.PathLike) -> list[dict[str, Any]]:
+def run(
+  config: ml_collections.ConfigDict, sweep: Mapping[str, Sequence[Any]], workdir: files.PathLike
+) -> list[dict[str, Any]]:
   """Runs all points, or what is left of them.
 
   Args:
@@ -103,7 +97,7 @@ def run(config: ml_collections.ConfigDict, sweep: Mapping[str, Sequence[Any]],
   workdir = files.path_of(workdir)
   every = [dict(zip(sweep, values)) for values in itertools.product(*sweep.values())]
   for values in every:
-    check.check_config(_with(config, values))
+    checks.check_config(_with(config, values))
   points = []
   for values in every:
     name = _name(values)
@@ -111,15 +105,21 @@ def run(config: ml_collections.ConfigDict, sweep: Mapping[str, Sequence[Any]],
     try:
       _share(config, values, workdir)
       records, error = pipeline.run(_with(config, values), workdir / name), ''
-    except (check.PruneError, loop.DivergedError) as problem:
+    except (checks.PruneError, loop.DivergedError) as problem:
       # A finding, too, and no reason to do without the others.
       logging.error('%s: %s', name, problem)
       records, error = Workdir(workdir / name).records(), str(problem)
-    points.append({'values': values, 'workdir': name, 'stages': tables.rows(records),
-                   'error': error})
-    files.write_json(workdir / 'sweep.json', {
-        'config': context.to_json(config), 'sweep': {k: list(v) for k, v in sweep.items()},
-        'points': points})
+    points.append(
+      {'values': values, 'workdir': name, 'stages': tables.rows(records), 'error': error}
+    )
+    files.write_json(
+      workdir / 'sweep.json',
+      {
+        'config': context.to_json(config),
+        'sweep': {k: list(v) for k, v in sweep.items()},
+        'points': points,
+      },
+    )
   return points
 
 
@@ -136,8 +136,13 @@ def draw(points: Sequence[dict[str, Any]], workdir: epath.Path) -> list[epath.Pa
   paths = []
   if 'prune.fraction' in points[0]['values']:
     paths.append(workdir / 'fraction.png')
-    plot.save(plot.errors([(point['values']['prune.fraction'], _errors(point))
-                           for point in points], name='fraction of channels removed'), paths[-1])
+    plot.save(
+      plot.errors(
+        [(point['values']['prune.fraction'], _errors(point)) for point in points],
+        name='fraction of channels removed',
+      ),
+      paths[-1],
+    )
   if any(field in _STRENGTHS for field in points[0]['values']):
     paths.append(workdir / 'scales.png')
     scales = {}
@@ -145,7 +150,7 @@ def draw(points: Sequence[dict[str, Any]], workdir: epath.Path) -> list[epath.Pa
       stage = Stage(1, 'sparse')
       if any(Stage.of(row) == stage for row in point['stages']):
         arrays = checkpoint.read(Workdir(workdir / point['workdir']).checkpoints(stage))
-        scales[point['workdir']] = {'all': sparse.scales(arrays['params'])}
+        scales[point['workdir']] = {'all': observe.scales(arrays['params'])}
     plot.save(plot.histograms(scales, name='|scale|'), paths[-1])
   return paths
 
@@ -154,8 +159,7 @@ def _share(config: ml_collections.ConfigDict, values: Values, workdir: epath.Pat
   """Trains what a point has in common with others, once, and begins the point with it."""
   shared: dict[str, tuple[Values, Stage]] = {}
   for stage in (Stage(0, 'baseline'), Stage(1, 'sparse')):
-    own = {field: value for field, value in values.items()
-           if stages.depends(stage.name, field)}
+    own = {field: value for field, value in values.items() if stages.depends(stage.name, field)}
     if stage in stages.of(config) and len(own) < len(values):
       shared[','.join(filter(None, ['shared', _name(own)]))] = own, stage
   source = None

@@ -72,6 +72,14 @@ def spread(prefix: Any, tree: Any, *, name: str) -> list[Any]:
   return entries
 
 
+def states(outs: Any, results: Any) -> list[Path | None]:
+  """For each result leaf, the path of the variable whose new value it is; None: a plain result."""
+  return [
+    None if root is None else parse(root) + below
+    for root, below in spread(outs, results, name='outs')
+  ]
+
+
 def differences(expected: Mapping[Path, Any], found: Mapping[Path, Any]) -> str:
   """Two lists of differences between the paths of two trees; '' when there are none."""
   missing = [show(p) for p in expected if p not in found]

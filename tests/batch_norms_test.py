@@ -4,15 +4,15 @@ import os
 
 os.environ.setdefault('KERAS_BACKEND', 'jax')
 
-import flax.linen as nn  # noqa: E402  (Keras reads its backend when it is imported)
-from flax import nnx  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+from flax import nnx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
 
-import slim_jax  # noqa: E402
-from slim_jax import batch_norms, tree  # noqa: E402
+import slim_jax
+from slim_jax import batch_norms, tree
 
 IMAGE = jnp.ones((2, 8, 8, 3))
 
@@ -28,7 +28,6 @@ def statistics(variables):
 
 
 class Linen(nn.Module):
-
   @nn.compact
   def __call__(self, x):
     x = nn.BatchNorm(True)(nn.Conv(4, (3, 3))(x))
@@ -40,14 +39,22 @@ class Linen(nn.Module):
 def test_linen():
   variables = Linen().init(jax.random.key(0), IMAGE)
   assert scales(variables) == ['params/BatchNorm_0/scale', 'params/last/scale']
-  assert scales({'model': variables}) == ['model/params/BatchNorm_0/scale', 'model/params/last/scale']
+  assert scales({'model': variables}) == [
+    'model/params/BatchNorm_0/scale',
+    'model/params/last/scale',
+  ]
   assert scales((variables['params'], variables['batch_stats'])) == [
-      '0/BatchNorm_0/scale', '0/last/scale']
+    '0/BatchNorm_0/scale',
+    '0/last/scale',
+  ]
   # Parameters alone: other norms are told by their names.
   assert scales(variables['params']) == ['BatchNorm_0/scale', 'last/scale']
   first, last = batch_norms.find(variables)
   assert first.bias == ('params', 'BatchNorm_0', 'bias') and last.bias is None
-  assert statistics(variables)[:2] == ['batch_stats/BatchNorm_0/mean', 'batch_stats/BatchNorm_0/var']
+  assert statistics(variables)[:2] == [
+    'batch_stats/BatchNorm_0/mean',
+    'batch_stats/BatchNorm_0/var',
+  ]
 
 
 def test_a_batch_norm_by_itself():
@@ -56,7 +63,6 @@ def test_a_batch_norm_by_itself():
 
 def test_nnx():
   class Net(nnx.Module):
-
     def __init__(self, rngs):
       self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
       self.norm1 = nnx.BatchNorm(4, rngs=rngs)
@@ -80,7 +86,13 @@ def test_haiku():
   assert scales((params, state)) == ['0/batch_norm/scale']
   assert scales(params) == ['batch_norm/scale']
   assert sorted(name.split('/')[-1] for name in statistics((params, state))) == [
-      'average', 'average', 'counter', 'counter', 'hidden', 'hidden']
+    'average',
+    'average',
+    'counter',
+    'counter',
+    'hidden',
+    'hidden',
+  ]
   # Scales are [1, 1, 1, channels]: a dead vector lies along the long axis.
   dead = jax.tree.map(lambda _: None, (params, state))
   dead[0]['batch_norm']['scale'] = jnp.array([True, False, False, True])
@@ -90,23 +102,37 @@ def test_haiku():
 
 def test_equinox():
   eqx = pytest.importorskip('equinox')
-  model, state = eqx.nn.make_with_state(lambda key: eqx.nn.Sequential([
-      eqx.nn.Conv2d(3, 4, 3, key=key), eqx.nn.BatchNorm(4, 'batch', mode='batch'),
-      eqx.nn.LayerNorm(4)]))(jax.random.key(0))
+  model, state = eqx.nn.make_with_state(
+    lambda key: eqx.nn.Sequential(
+      [
+        eqx.nn.Conv2d(3, 4, 3, key=key),
+        eqx.nn.BatchNorm(4, 'batch', mode='batch'),
+        eqx.nn.LayerNorm(4),
+      ]
+    )
+  )(jax.random.key(0))
   params, _ = eqx.partition(model, eqx.is_inexact_array)
   assert scales(params) == ['layers/1/weight']
   assert scales((params, state)) == ['0/layers/1/weight']
   # Their statistics are numbered: which they are the module's markers tell.
-  shapes = [leaf.shape for path, leaf in tree.flatten((params, state)).items()
-            if tree.show(path) in statistics((params, state))]
+  shapes = [
+    leaf.shape
+    for path, leaf in tree.flatten((params, state)).items()
+    if tree.show(path) in statistics((params, state))
+  ]
   assert sorted(shapes) == [(), (4,), (4,)]
 
 
 def test_keras():
   keras = pytest.importorskip('keras')
-  model = keras.Sequential([
-      keras.layers.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization(),
-      keras.layers.LayerNormalization()])
+  model = keras.Sequential(
+    [
+      keras.layers.Input((8, 8, 3)),
+      keras.layers.Conv2D(4, 3),
+      keras.layers.BatchNormalization(),
+      keras.layers.LayerNormalization(),
+    ]
+  )
   assert scales((model.trainable_variables, model.non_trainable_variables)) == ['0/2']
   arrays = {v.path: v.value for v in model.variables}
   assert scales(arrays) == ['sequential/batch_normalization/gamma']
@@ -114,10 +140,16 @@ def test_keras():
 
 
 def test_pytorch_names():
-  state_dict = {'features.0': {'weight': jnp.ones((4, 3, 3, 3))},
-                'features.1': {'weight': jnp.ones(4), 'bias': jnp.ones(4),
-                               'running_mean': jnp.ones(4), 'running_var': jnp.ones(4)},
-                'ln': {'weight': jnp.ones(4), 'bias': jnp.ones(4)}}
+  state_dict = {
+    'features.0': {'weight': jnp.ones((4, 3, 3, 3))},
+    'features.1': {
+      'weight': jnp.ones(4),
+      'bias': jnp.ones(4),
+      'running_mean': jnp.ones(4),
+      'running_var': jnp.ones(4),
+    },
+    'ln': {'weight': jnp.ones(4), 'bias': jnp.ones(4)},
+  }
   assert scales(state_dict) == ['features.1/weight']
 
 
@@ -132,7 +164,6 @@ def test_mask_zeroes_scale_and_bias_and_keeps_dtypes():
 
 
 class Layer(nn.Module):
-
   @nn.compact
   def __call__(self, x, _):
     return nn.LayerNorm()(nn.BatchNorm(use_running_average=True)(x)), None
@@ -140,15 +171,18 @@ class Layer(nn.Module):
 
 def test_stacked_layers():
   """Scales of layers that share a body are [layers, channels]: one decision a channel."""
-  stack = nn.scan(Layer, variable_axes={'params': 0, 'batch_stats': 0},
-                  split_rngs={'params': True}, length=3)()
+  stack = nn.scan(
+    Layer, variable_axes={'params': 0, 'batch_stats': 0}, split_rngs={'params': True}, length=3
+  )()
   variables = stack.init(jax.random.key(0), jnp.ones((2, 4)), None)
   assert scales(variables) == ['params/BatchNorm_0/scale']
   assert scales(variables['params']) == ['BatchNorm_0/scale']
   assert len(statistics(variables)) == 2
   dead = jax.tree.map(lambda _: None, variables)
-  for vector in ([False, True, False, True],
-                 [[False, True, True, True], [True, True, False, True], [False, True, True, True]]):
+  for vector in (
+    [False, True, False, True],
+    [[False, True, True, True], [True, True, False, True], [False, True, True, True]],
+  ):
     dead['params']['BatchNorm_0']['scale'] = np.array(vector)
     masked = slim_jax.mask(variables, dead)['params']['BatchNorm_0']
     assert masked['scale'].tolist() == [[1, 0, 1, 0]] * 3

@@ -34,8 +34,11 @@ def run(benchmark, *arguments, monkeypatch):
   benchmark.main()
 
 
-@pytest.mark.parametrize('benchmark', [training, planning, realised, evaluation, memory],
-                         ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+  'benchmark',
+  [training, planning, realised, evaluation, memory],
+  ids=lambda module: module.__name__,
+)
 def test_help(benchmark, monkeypatch, capsys):
   with pytest.raises(SystemExit) as error:
     run(benchmark, '--help', monkeypatch=monkeypatch)
@@ -45,8 +48,19 @@ def test_help(benchmark, monkeypatch, capsys):
 
 def test_planning_alone(tmp_path, monkeypatch, capsys):
   path = tmp_path / 'planning.json'
-  run(planning, '--alone', '--network', '--depth', 20, '--rounds', 1, '--no-call', '--json', path,
-      monkeypatch=monkeypatch)
+  run(
+    planning,
+    '--alone',
+    '--network',
+    '--depth',
+    20,
+    '--rounds',
+    1,
+    '--no-call',
+    '--json',
+    path,
+    monkeypatch=monkeypatch,
+  )
   found = json.loads(path.read_text())
   (row,) = found['rows']
   assert row['network'] == 'PreResNet-20'
@@ -79,7 +93,8 @@ def test_tables_are_printed_and_written(tmp_path, monkeypatch, capsys):
   table = side_by_side.Table(('name', 'seconds', 'ratio'), options)
   table.add('one', 0.123456, None)
   assert json.loads(path.read_text())['rows'] == [
-      {'name': 'one', 'seconds': 0.123456, 'ratio': None}]
+    {'name': 'one', 'seconds': 0.123456, 'ratio': None}
+  ]
   assert capsys.readouterr().out.splitlines()[-1] == '| one | 0.123 |  |'
   with pytest.raises(ValueError):
     table.add('too few')
@@ -91,16 +106,21 @@ def test_options_are_checked(monkeypatch, capsys):
   assert '--rounds must be at least 1, got 0' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('name, model', [
+@pytest.mark.parametrize(
+  'name, model',
+  [
     ('vgg19', models.create('vgg19', num_classes=4)),
     ('preresnet164', models.PreResNet(num_classes=4, depth=20, width=4)),
     ('densenet40', models.DenseNet(num_classes=4, depth=13, growth=4)),
-    ('resnet50', models.ResNet(num_classes=4, blocks=(2, 1, 1, 1), width=4))])
+    ('resnet50', models.ResNet(num_classes=4, blocks=(2, 1, 1, 1), width=4)),
+  ],
+)
 def test_native_networks_have_the_layers_of_thin_ones(name, model):
   """Of thin variables, the tree and the arithmetic; of full ones, the outputs too."""
   image = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(image.shape),
-                                             train=False))
+  shapes = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), jnp.zeros(image.shape), train=False)
+  )
   rng = np.random.default_rng(0)
   full = jax.tree.map(lambda a: rng.uniform(size=a.shape).astype('float32'), shapes)
 
@@ -112,10 +132,13 @@ def test_native_networks_have_the_layers_of_thin_ones(name, model):
   thin = plan.slice(shapes)
   narrow = native.create(name, thin['params'])
   of = lambda module: jax.eval_shape(
-      lambda x: module.init(jax.random.key(0), x, train=False), image)
+    lambda x: module.init(jax.random.key(0), x, train=False), image
+  )
   assert jax.tree.map(lambda a: a.shape, of(narrow)) == jax.tree.map(lambda a: a.shape, thin)
-  assert (slim_jax.count(function(narrow), thin, image).macs
-          == slim_jax.count(slim_jax.thin(function(model), plan), thin, image).macs)
+  assert (
+    slim_jax.count(function(narrow), thin, image).macs
+    == slim_jax.count(slim_jax.thin(function(model), plan), thin, image).macs
+  )
   if name != 'vgg19':  # which is the model itself, and large
     x = rng.normal(size=image.shape).astype('float32')
     same = native.create(name, full['params'])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import slim_jax
-from slim_jax import budget, models
+from slim_jax import models
+from slim_jax.selection import budget
 
 
 class Mixed(nn.Module):
@@ -25,11 +26,11 @@ class Mixed(nn.Module):
 
 
 NETWORKS = {
-    'vgg': models.create('vgg', num_classes=10, widths=(8, 12, 'M', 16, 16)),
-    'preresnet20': models.create('preresnet20', num_classes=10),
-    'densenet': models.create('densenet', num_classes=10, depth=13),
-    'mlp': models.create('mlp', num_classes=10, widths=(20, 30)),
-    'mixed': Mixed(),
+  'vgg': models.create('vgg', num_classes=10, widths=(8, 12, 'M', 16, 16)),
+  'preresnet20': models.create('preresnet20', num_classes=10),
+  'densenet': models.create('densenet', num_classes=10, depth=13),
+  'mlp': models.create('mlp', num_classes=10, widths=(20, 30)),
+  'mixed': Mixed(),
 }
 
 
@@ -37,11 +38,14 @@ def network(module, size=8):
   """(apply, variables, image): shapes, but for random scales."""
   image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   shapes = jax.eval_shape(
-      lambda: module.init(jax.random.key(0), jnp.zeros(image.shape), train=False))
+    lambda: module.init(jax.random.key(0), jnp.zeros(image.shape), train=False)
+  )
   rng = np.random.default_rng(0)
   variables = jax.tree.map(
-      lambda leaf, is_scale: rng.uniform(size=leaf.shape).astype('float32') if is_scale else leaf,
-      shapes, slim_jax.batch_norm_scales(shapes))
+    lambda leaf, is_scale: rng.uniform(size=leaf.shape).astype('float32') if is_scale else leaf,
+    shapes,
+    slim_jax.batch_norm_scales(shapes),
+  )
   return lambda v, x: module.apply(v, x, train=False), variables, image
 
 
@@ -66,8 +70,9 @@ def test_what_is_reached_is_what_count_says(name, target):
   assert found.reached <= float(target.split(':')[1])
 
 
-@pytest.mark.parametrize('options', [{}, dict(multiple_of=4, min_channels=2), dict(per_layer=True)],
-                         ids=str)
+@pytest.mark.parametrize(
+  'options', [{}, dict(multiple_of=4, min_channels=2), dict(per_layer=True)], ids=str
+)
 @pytest.mark.parametrize('share', [0.2, 0.5, 0.83])
 def test_no_smaller_fraction_meets_the_target(share, options):
   """Against every threshold there is."""
@@ -105,8 +110,11 @@ def test_tied_channels():
 def test_scores():
   """Channels in the order of their numbers, the last first."""
   apply, variables, image = network(NETWORKS['vgg'])
-  order = jax.tree.map(lambda leaf, is_scale: -np.arange(leaf.size) if is_scale else None,
-                       variables, slim_jax.batch_norm_scales(variables))
+  order = jax.tree.map(
+    lambda leaf, is_scale: -np.arange(leaf.size) if is_scale else None,
+    variables,
+    slim_jax.batch_norm_scales(variables),
+  )
   dead = slim_jax.select_budget(apply, variables, image, target='macs:0.5', scores=order)
   widths = [len(mark) - mark.sum() for mark in jax.tree.leaves(dead)]
   assert len(set(widths)) == 1 or widths[0] == 8
@@ -129,8 +137,7 @@ def test_the_function_is_traced_once():
 def test_a_target_that_guards_forbid():
   apply, variables, image = network(NETWORKS['vgg'])
   most = slim_jax.select_global(variables, fraction=0.999, max_fraction=0.25)
-  left = (counted(apply, variables, image, most).macs
-          / slim_jax.count(apply, variables, image).macs)
+  left = counted(apply, variables, image, most).macs / slim_jax.count(apply, variables, image).macs
   assert left > 0.5
   message = f'macs:0.5 cannot be met.* has {left:.3g} of the MACs.*all that these options let go'
   with pytest.raises(slim_jax.BudgetError, match=message):
@@ -141,16 +148,21 @@ def test_a_target_beyond_which_the_network_is_cut_through():
   apply, variables, image = network(NETWORKS['vgg'])
   # One layer has the smallest scales: it is gone before the rest gets thin.
   variables['params']['BatchNorm_2']['scale'] *= 1e-3
-  with pytest.raises(slim_jax.BudgetError, match='params:0.1 cannot be met: with 15 channels.*'
-                                                 'cuts the network through'):
+  with pytest.raises(
+    slim_jax.BudgetError,
+    match='params:0.1 cannot be met: with 15 channels.*cuts the network through',
+  ):
     slim_jax.select_budget(apply, variables, image, target='params:0.1')
   dead = slim_jax.select_budget(apply, variables, image, target='params:0.1', min_channels=1)
-  assert counted(apply, variables, image, dead).params <= 0.1 * slim_jax.count(
-      apply, variables, image).params
+  assert (
+    counted(apply, variables, image, dead).params
+    <= 0.1 * slim_jax.count(apply, variables, image).params
+  )
 
 
-@pytest.mark.parametrize('target', ['macs', 'macs:', 'macs:0', 'macs:1.1', 'macs:nan', 'flops:0.5',
-                                    'macs:half', ''])
+@pytest.mark.parametrize(
+  'target', ['macs', 'macs:', 'macs:0', 'macs:1.1', 'macs:nan', 'flops:0.5', 'macs:half', '']
+)
 def test_targets_that_cannot_be_read(target):
   apply, variables, image = network(NETWORKS['mlp'])
   with pytest.raises(ValueError, match='target must be'):
@@ -160,8 +172,12 @@ def test_targets_that_cannot_be_read(target):
 def test_a_network_without_what_is_asked_for():
   variables = {'BatchNorm_0': {'scale': jnp.ones(3), 'mean': jnp.ones(3)}}
   with pytest.raises(ValueError, match='the full network has no MACs'):
-    slim_jax.select_budget(lambda v, x: x * v['BatchNorm_0']['scale'][None], variables,
-                           jnp.ones((2, 3)), target='macs:0.5')
+    slim_jax.select_budget(
+      lambda v, x: x * v['BatchNorm_0']['scale'][None],
+      variables,
+      jnp.ones((2, 3)),
+      target='macs:0.5',
+    )
 
 
 def test_other_mistakes_are_not_taken_for_a_cut():
@@ -190,9 +206,11 @@ def test_latency_is_the_time_of_the_thin_network(monkeypatch):
 
   def slow(f, **options):
     run = jit(f, **options)
+
     def timed(variables, *args):
       clock[0] += sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
       return run(variables, *args)
+
     return timed
 
   monkeypatch.setattr(budget.jax, 'jit', slow)
@@ -214,13 +232,16 @@ def test_latency_of_a_real_run():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name, size', [('vgg19', 32), ('preresnet164', 32), ('densenet40', 32),
-                                        ('resnet50', 224)])
+@pytest.mark.parametrize(
+  'name, size', [('vgg19', 32), ('preresnet164', 32), ('densenet40', 32), ('resnet50', 224)]
+)
 def test_half_of_the_macs_to_one_percent(name, size):
   classes = 10 if size == 32 else 1000
   apply, variables, image = network(models.create(name, num_classes=classes), size)
   found = budget.search(apply, variables, image, target='macs:0.5')
-  print(f'{name}: {found.reached:.5f}, {found.probes} probes, {found.seconds:.1f} s, '
-        f'{found.seconds / found.probes:.2f} s each')
+  print(
+    f'{name}: {found.reached:.5f}, {found.probes} probes, {found.seconds:.1f} s, '
+    f'{found.seconds / found.probes:.2f} s each'
+  )
   assert 0.495 <= found.reached <= 0.5
   assert counted(apply, variables, image, found.dead).macs == found.reached * found.full

@@ -3,19 +3,21 @@
 import time
 
 import flax.linen as nn
+from helpers import zoo
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_networks_test import Random
 
 import slim_jax
-from slim_jax import batch_norms, channel_cost, models, tree
-import zoo
-from random_networks_test import Random
+from slim_jax import batch_norms, models, tree
+from slim_jax.costs import per_channel
 
 
 def brute_force(apply, variables, x, scales=None):
   """By path of a scale, the MACs saved by every channel alone: one plan each."""
+
   def macs(dead):
     plan = slim_jax.plan(apply, variables, x, dead=dead)
     return slim_jax.count(slim_jax.thin(apply, plan), plan.slice(variables), x).macs
@@ -39,11 +41,27 @@ def check(apply, variables, x, scales=None):
   return want
 
 
-@pytest.mark.parametrize('name', [
-    'densenet', 'grouped', 'mixer',
-    *(pytest.param(name, marks=pytest.mark.slow)
-      for name in ('preactivation_resnet', 'resnet', 'inverted_residual', 'inception', 'scanned',
-                   'nnx_resnet', 'haiku_resnet', 'equinox_resnet'))])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'densenet',
+    'grouped',
+    'mixer',
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in (
+        'preactivation_resnet',
+        'resnet',
+        'inverted_residual',
+        'inception',
+        'scanned',
+        'nnx_resnet',
+        'haiku_resnet',
+        'equinox_resnet',
+      )
+    ),
+  ],
+)
 def test_brute_force(name):
   model = zoo.build(zoo.case(name), jnp.float32)
   check(model.infer, model.variables, model.x, model.scales)
@@ -52,7 +70,7 @@ def test_brute_force(name):
 @pytest.mark.parametrize('seed', range(4))
 def test_random_networks(seed, monkeypatch):
   """All channels asked: in these networks any channel may differ from those beside it."""
-  monkeypatch.setattr(channel_cost, '_piecewise', lambda f, n: np.array([f(i) for i in range(n)]))
+  monkeypatch.setattr(per_channel, '_piecewise', lambda f, n: np.array([f(i) for i in range(n)]))
   case = zoo.Case('random', lambda dtype: Random(dtype, seed), (6, 6, 6, 2))
   model = zoo.build(case, jnp.float32, seed)
   check(model.infer, model.variables, model.x)
@@ -75,9 +93,11 @@ def test_by_hand(batch):
   x = jax.ShapeDtypeStruct((batch, 8, 8, 3), jnp.float32)
   variables = jax.eval_shape(lambda: Chain().init(jax.random.key(0), jnp.zeros(x.shape)))
   weights = slim_jax.macs_per_channel(Chain().apply, variables, x)
-  want = {'between': 64 * 9 * 3 + 64 * 10,  # an output of the first, an input of the second
-          'stream': 64 * 9 * 10,  # the stream stays: an input of the third
-          'last': 64 * 9 * 10 + 7}  # who but it reads what the third puts out?
+  want = {
+    'between': 64 * 9 * 3 + 64 * 10,  # an output of the first, an input of the second
+    'stream': 64 * 9 * 10,  # the stream stays: an input of the third
+    'last': 64 * 9 * 10 + 7,
+  }  # who but it reads what the third puts out?
   mean = (6 * want['between'] + 10 * want['stream'] + 10 * want['last']) / 26
   for name, macs in want.items():
     assert weights['params'][name]['scale'] == pytest.approx(macs / mean)
@@ -94,6 +114,7 @@ def two_norms(variables, x):
 
 def looped(variables, x):
   """In the loop the first two channels are multiplied by a matrix that no variable is."""
+
   def turn(h, _):
     y = h * variables['bn_0']['scale'][None]
     return h + y + y[:, :2] @ jnp.ones((2, 6)), None
@@ -104,11 +125,17 @@ def looped(variables, x):
 
 @pytest.mark.parametrize('function', [two_norms, looped])
 def test_functions(function):
-  variables = {'in': jnp.ones((3, 6)), 'between': jnp.ones((6, 4)), 'out': jnp.ones((4, 5)),
-               'bn_0': {'scale': jnp.ones(6)}, 'bn_1': {'scale': jnp.ones(4)}}
+  variables = {
+    'in': jnp.ones((3, 6)),
+    'between': jnp.ones((6, 4)),
+    'out': jnp.ones((4, 5)),
+    'bn_0': {'scale': jnp.ones(6)},
+    'bn_1': {'scale': jnp.ones(4)},
+  }
   want = check(function, variables, jnp.ones((1, 3)))
   assert want['bn_0', 'scale'] / want['bn_1', 'scale'] == pytest.approx(
-      {two_norms: 4 / (6 + 5), looped: 2 * 3 * 6 / 6 / (6 + 5)}[function])
+    {two_norms: 4 / (6 + 5), looped: 2 * 3 * 6 / 6 / (6 + 5)}[function]
+  )
 
 
 def test_ends_in_a_sparsity_term():
@@ -136,10 +163,10 @@ def test_where_channels_differ():
     for _ in range(20):
       step = np.sort(rng.integers(0, 4, n))
       asked = []
-      found = channel_cost._piecewise(lambda i: (asked.append(i), step[i])[1], n)
+      found = per_channel._piecewise(lambda i: (asked.append(i), step[i])[1], n)
       assert found.tolist() == step.tolist()
       assert len(asked) == len(set(asked)) <= 5 + 3 * 2 * n.bit_length()
-  assert channel_cost._piecewise(lambda i: 1 / 0, 0).tolist() == []
+  assert per_channel._piecewise(lambda i: 1 / 0, 0).tolist() == []
 
 
 def test_a_deep_network_takes_seconds():
@@ -155,8 +182,10 @@ def test_a_deep_network_takes_seconds():
 
 def test_errors():
   with pytest.raises(ValueError, match='no BatchNorm scale'):
-    slim_jax.macs_per_channel(lambda v, x: x @ v['kernel'], {'kernel': jnp.ones((2, 2))},
-                              jnp.ones((1, 2)))
+    slim_jax.macs_per_channel(
+      lambda v, x: x @ v['kernel'], {'kernel': jnp.ones((2, 2))}, jnp.ones((1, 2))
+    )
   with pytest.raises(ValueError, match='saves any MACs'):
-    slim_jax.macs_per_channel(lambda v, x: x * v['bn']['scale'][None],
-                              {'bn': {'scale': jnp.ones(2)}}, jnp.ones((1, 2)))
+    slim_jax.macs_per_channel(
+      lambda v, x: x * v['bn']['scale'][None], {'bn': {'scale': jnp.ones(2)}}, jnp.ones((1, 2))
+    )

@@ -8,18 +8,19 @@ import numpy as np
 import optax
 import pytest
 
-from slim_jax import checkpoint
-from slim_jax import train
+from slim_jax.training import checkpoint, train_state
 
 
 def make_state(step=0, channels=4):
   variables = {
-      'params': {'Conv_0': {'kernel': jnp.arange(9.0 * channels).reshape(3, 3, 1, channels)},
-                 'BatchNorm_0': {'scale': jnp.full(channels, 0.5),
-                                 'bias': jnp.zeros(channels, jnp.bfloat16)}},
-      'batch_stats': {'BatchNorm_0': {'mean': jnp.ones(channels) * step}}}
+    'params': {
+      'Conv_0': {'kernel': jnp.arange(9.0 * channels).reshape(3, 3, 1, channels)},
+      'BatchNorm_0': {'scale': jnp.full(channels, 0.5), 'bias': jnp.zeros(channels, jnp.bfloat16)},
+    },
+    'batch_stats': {'BatchNorm_0': {'mean': jnp.ones(channels) * step}},
+  }
   tx = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(lambda step: 0.1, momentum=0.9))
-  return train.create_state(None, variables, tx).replace(step=jnp.int32(step))
+  return train_state.create_state(None, variables, tx).replace(step=jnp.int32(step))
 
 
 def save(directory, *steps):
@@ -35,15 +36,13 @@ def restore(directory, like=None):
 
 def files(directory):
   """Files of a checkpoint that hold something of it."""
-  return [path for path in sorted(pathlib.Path(directory).glob('*/**/*'))
-          if path.is_file()]
+  return [path for path in sorted(pathlib.Path(directory).glob('*/**/*')) if path.is_file()]
 
 
 def test_newest_comes_back_as_it_was(tmp_path):
   save(tmp_path, 5, 10)
   state, seconds, totals = restore(tmp_path)
-  for found, saved in zip(jax.tree.leaves(state), jax.tree.leaves(make_state(10)),
-                          strict=True):
+  for found, saved in zip(jax.tree.leaves(state), jax.tree.leaves(make_state(10)), strict=True):
     np.testing.assert_array_equal(found, saved)
     assert found.dtype == saved.dtype
   assert seconds == 5.0 and totals == {'loss': 0.25}
@@ -68,7 +67,8 @@ def test_sizes_of_zero(tmp_path):
     checkpoint.save(manager, 1, make_state(channels=0), seconds=0.0)
   state, *_ = restore(tmp_path, make_state(channels=0))
   assert jax.tree.map(np.shape, state.params) == (
-      jax.tree.map(np.shape, make_state(channels=0).params))
+    jax.tree.map(np.shape, make_state(channels=0).params)
+  )
   assert state.params['BatchNorm_0']['bias'].dtype == jnp.bfloat16
 
 
@@ -89,7 +89,7 @@ def test_any_damaged_file_is_named_and_the_one_before_taken(tmp_path, caplog):
   save(tmp_path, 1, 2)
   for path in files(tmp_path / '2'):
     whole = path.read_bytes()
-    for damaged in (b'', whole[:len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1])):
+    for damaged in (b'', whole[: len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1])):
       path.write_bytes(damaged)
       caplog.clear()
       assert checkpoint.read(tmp_path)['step'] == 1

@@ -9,16 +9,19 @@ import re
 import shlex
 import sys
 
+from helpers.commands import TINY, run
 import pytest
-
-from commands import run, TINY
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
 # In blocks of code, a command a line; those in tables have dots where options belong.
-COMMANDS = [line for language, block in re.findall(r'^```(\w*)\n(.*?)^```$', README, re.M | re.S)
-            if language in ('', 'bash')
-            for line in block.splitlines() if line.startswith(('python ', 'bash '))]
+COMMANDS = [
+  line
+  for language, block in re.findall(r'^```(\w*)\n(.*?)^```$', README, re.M | re.S)
+  if language in ('', 'bash')
+  for line in block.splitlines()
+  if line.startswith(('python ', 'bash '))
+]
 MODULES = [line for line in COMMANDS if line.startswith('python -m slim_jax.')]
 FIELDS = {**TINY, 'passes': 1, 'baseline_epochs': 0, 'train.epochs': 1, 'finetune.epochs': 1}
 
@@ -49,8 +52,14 @@ def test_commands_are_executed_in_the_order_of_their_use(tmp_path):
     run(as_typed(short, tmp_path / ('study' if is_study else 'run')))
     ran.append(command)
   left = {path.name for path in (tmp_path / 'run').iterdir()}
-  assert {'summary.json', 'look.json', 'network.stablehlo', 'network.safetensors', 'latency.json',
-          'report'} <= left
+  assert {
+    'summary.json',
+    'look.json',
+    'network.stablehlo',
+    'network.safetensors',
+    'latency.json',
+    'report',
+  } <= left
   assert len(ran) >= 10
 
 

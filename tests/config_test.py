@@ -7,9 +7,8 @@ import re
 import ml_collections
 import pytest
 
-from slim_jax import check
-from slim_jax import fields
 from slim_jax import tree
+from slim_jax.runs import checks, schema
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
@@ -42,22 +41,27 @@ def test_config_is_locked_and_can_work(name):
   assert config.is_locked
   # The tests have eight devices, which need not divide every batch size.
   config.batch_size *= 8
-  check.check_config(config)
+  checks.check_config(config)
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_fields_are_those_of_the_table(name):
   """And no field of the table is left out."""
-  assert not list(fields.problems(load(name).get_config()))
+  assert not list(schema.problems(load(name).get_config()))
 
 
 def test_table_has_every_field_of_the_demonstration():
-  named = {f'{section}.{name}'.removeprefix('.')
-           for section, types in fields.FIELDS.items() for name in types}
+  named = {
+    f'{section}.{name}'.removeprefix('.')
+    for section, types in schema.FIELDS.items()
+    for name in types
+  }
   assert named == names_of(load('digits').get_config())
 
 
-@pytest.mark.parametrize('change, problems', [
+@pytest.mark.parametrize(
+  'change, problems',
+  [
     (lambda c: c.pop('passes'), ['passes is missing; configs/digits.py explains it']),
     (lambda c: c['prune'].pop('fraction'), ['prune.fraction is missing; configs/digits.py expl']),
     (lambda c: c.pop('finetune'), ['finetune is missing']),
@@ -67,20 +71,29 @@ def test_table_has_every_field_of_the_demonstration():
     (lambda c: c['train'].update(epochs='3'), ["train.epochs='3' must be an integer"]),
     (lambda c: c['train'].update(epochs=True), ['train.epochs=True must be an integer']),
     (lambda c: c['train'].update(learning_rate='0.1'), ["train.learning_rate='0.1' must be a num"]),
-    (lambda c: c['train'].update(learning_rate=float('nan')), ['train.learning_rate=nan must be a fi']),
+    (
+      lambda c: c['train'].update(learning_rate=float('nan')),
+      ['train.learning_rate=nan must be a fi'],
+    ),
     (lambda c: c['train'].update(strength=float('inf')), ['train.strength=inf must be a finite']),
     (lambda c: c['train'].update(drops=0.5), ['train.drops=0.5 must be a tuple']),
-    (lambda c: c['train'].update(drops=('a', 0.5)), ['must be a tuple in which each must be a num']),
+    (
+      lambda c: c['train'].update(drops=('a', 0.5)),
+      ['must be a tuple in which each must be a num'],
+    ),
     (lambda c: c['prune'].update(per_layer=1), ['prune.per_layer=1 must be True or False']),
     (lambda c: c.update(dataset=None), ['dataset=None must be a text']),
-    (lambda c: c.update(passes=1.0, seed='0'),
-     ["seed='0' must be an integer", 'passes=1.0 must be an integer']),
-])
+    (
+      lambda c: c.update(passes=1.0, seed='0'),
+      ["seed='0' must be an integer", 'passes=1.0 must be an integer'],
+    ),
+  ],
+)
 def test_types_are_checked_before_values(change, problems):
   config = load('digits').get_config().to_dict()
   change(config)
-  with pytest.raises(check.ConfigError) as error:
-    check.check_config(ml_collections.ConfigDict(config))
+  with pytest.raises(checks.ConfigError) as error:
+    checks.check_config(ml_collections.ConfigDict(config))
   lines = str(error.value).splitlines()[1:]
   assert len(lines) == len(problems)
   for line, problem in zip(lines, problems, strict=True):
@@ -88,8 +101,8 @@ def test_types_are_checked_before_values(change, problems):
 
 
 def test_what_is_no_config_is_refused():
-  with pytest.raises(check.ConfigError, match='is None, not what get_config'):
-    check.check_config(None)
+  with pytest.raises(checks.ConfigError, match='is None, not what get_config'):
+    checks.check_config(None)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -126,7 +139,9 @@ def test_nothing_is_read_with_a_default():
     assert not re.search(r'(config|section)\.get\(', path.read_text()), path
 
 
-@pytest.mark.parametrize('changes, message', [
+@pytest.mark.parametrize(
+  'changes, message',
+  [
     ({'prune.fraction': 1.5}, r'config.prune.fraction=1.5 must be at least 0 and less than 1'),
     ({'prune.max_fraction': -0.1}, 'config.prune.max_fraction=-0.1 must lie between 0 and 1'),
     ({'prune.min_channels': -1}, 'config.prune.min_channels=-1 must not be negative'),
@@ -150,11 +165,17 @@ def test_nothing_is_read_with_a_default():
     ({'augment.pad': -1}, 'config.augment.pad=-1 must not be negative'),
     ({'augment.kind': 'crop'}, "config.augment.kind='crop' is not one of crop_flip, imagenet"),
     ({'train.pull': -1.0}, 'config.train.pull=-1.0 must not be negative'),
-    ({'prune.target': 'macs=0.5'}, "config.prune.target='macs=0.5' must be '', 'gap', 'threshold:SCALE', or"),
+    (
+      {'prune.target': 'macs=0.5'},
+      "config.prune.target='macs=0.5' must be '', 'gap', 'threshold:SCALE', or",
+    ),
     ({'prune.target': 'threshold:inf'}, "config.prune.target='threshold:inf' must be ''"),
     ({'prune.target': 'params:2'}, "config.prune.target='params:2' must be '', 'gap'"),
-    ({'train.term': 'polarisation'}, "train.term='polarisation' is not one of l1, proximal, "
-                                     "polarization, did you mean 'polarization'?"),
+    (
+      {'train.term': 'polarisation'},
+      "train.term='polarisation' is not one of l1, proximal, "
+      "polarization, did you mean 'polarization'?",
+    ),
     ({'train.polarization_t': 3.0}, 'config.train.polarization_t=3.0 must lie between 0'),
     ({'train.strength_warmup_epochs': -1.0}, 'config.train.strength_warmup_epochs=-1.0 must not'),
     ({'recalibrate_batches': -1}, 'config.recalibrate_batches=-1 must not be negative'),
@@ -171,19 +192,20 @@ def test_nothing_is_read_with_a_default():
     ({'dtype': 'float8'}, "config.dtype='float8' must be"),
     ({'dataset': 'cifar1'}, "config.dataset='cifar1' is not one of .* did you mean 'cifar10'"),
     ({'model.name': 'vg19'}, "config.model.name='vg19' is not one of .* did you mean 'vgg19'"),
-])
+  ],
+)
 def test_what_cannot_work_is_refused_with_its_field(changes, message):
   config = load('digits').get_config()
   config.update_from_flattened_dict(changes)
-  with pytest.raises(check.ConfigError, match=message):
-    check.check_config(config)
+  with pytest.raises(checks.ConfigError, match=message):
+    checks.check_config(config)
 
 
 def test_all_that_is_wrong_is_listed_at_once():
   config = load('digits').get_config()
   config.update_from_flattened_dict({'passes': 0, 'train.epochs': 0, 'momentum': 2.0})
-  with pytest.raises(check.ConfigError) as error:
-    check.check_config(config)
+  with pytest.raises(checks.ConfigError) as error:
+    checks.check_config(config)
   assert len(str(error.value).splitlines()) == 4
 
 
@@ -191,8 +213,8 @@ def test_model_takes_only_its_arguments():
   config = load('digits').get_config()
   with config.unlocked():
     config.model.depth = 3
-  with pytest.raises(check.ConfigError, match="config.model: model 'vgg' takes no argument depth"):
-    check.check_config(config)
+  with pytest.raises(checks.ConfigError, match="config.model: model 'vgg' takes no argument depth"):
+    checks.check_config(config)
 
 
 def test_unknown_field_is_refused():

@@ -3,12 +3,14 @@
 import os
 
 # Tests compile much and run little: unoptimised code halves their time.
-os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
-                           + ' --xla_force_host_platform_device_count=8'
-                           + ' --xla_backend_optimization_level=0')
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '')
+  + ' --xla_force_host_platform_device_count=8'
+  + ' --xla_backend_optimization_level=0'
+)
 
-import jax  # noqa: E402  (after the flags)
-import pytest  # noqa: E402
+import jax
+import pytest
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -53,9 +55,11 @@ def digits_dir(tmp_path_factory):
 @pytest.fixture(scope='session')
 def two_passes(digits_dir, tmp_path_factory):
   """Config, directory and records of a complete run of two passes; copy it to change it."""
-  import commands
   import config_test
-  from slim_jax import pipeline
+  from helpers import commands
+
+  from slim_jax.runs import pipeline
+
   config = config_test.load('digits').get_config()
   config.update_from_flattened_dict({**commands.TINY, 'data_dir': digits_dir})
   workdir = tmp_path_factory.mktemp('two_passes')

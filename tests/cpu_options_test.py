@@ -1,19 +1,19 @@
 """Options of XLA on a CPU: known or not, once for each kind of arguments, same results."""
 
+from helpers import zoo
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import slim_jax
-from slim_jax import devices
 from slim_jax.cpu import options as cpu
-import zoo
+from slim_jax.runtime import devices
 
 
 @pytest.mark.parametrize('training', [False, True])
 def test_options_are_known_to_this_version(training):
-  (name, value), = slim_jax.cpu_options(training=training).items()
+  ((name, value),) = slim_jax.cpu_options(training=training).items()
   assert 'REDUCE' in value if training else not value
   compiled = jax.jit(lambda x: 2 * x, compiler_options={name: value})
   np.testing.assert_array_equal(compiled(jnp.arange(3)), [0, 2, 4])
@@ -52,8 +52,14 @@ def test_compiled_once_for_each_kind_of_arguments():
 @pytest.mark.parametrize('count', [1, 4])
 def test_mapped_functions_donate_and_reduce_as_before(count):
   places = devices.local(count)
-  step = devices.mapped(lambda total, x: total + jax.lax.pmean(x.sum(), 'batch'), places,
-                        in_axes=(None, 0), out_axes=None, donate_argnums=(0,), training=True)
+  step = devices.mapped(
+    lambda total, x: total + jax.lax.pmean(x.sum(), 'batch'),
+    places,
+    in_axes=(None, 0),
+    out_axes=None,
+    donate_argnums=(0,),
+    training=True,
+  )
   first = total = devices.replicate(jnp.zeros([]), places)
   x = np.arange(8.0, dtype=np.float32).reshape(count, -1)
   for _ in range(3):

@@ -3,35 +3,34 @@
 import functools
 
 from flax import linen as nn
+from helpers import laws, zoo
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import laws
 import slim_jax
 from slim_jax import jaxprs
 from slim_jax.cpu import parts, winograd
-import zoo
 
 NHWC, NCHW = ('NHWC', 'HWIO', 'NHWC'), ('NCHW', 'OIHW', 'NCHW')
 # Size of the image, of the kernel, strides, padding, dilation.
 WINDOWS = {
-    'same': ((2, 2), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
-    'one_pixel': ((1, 1), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
-    'strided': ((2, 3), (5, 4), (2, 3), ((2, 2), (1, 3)), (1, 1)),
-    'dilated': ((4, 2), (3, 3), (1, 1), ((3, 2), (2, 2)), (3, 2)),
-    'far_padding': ((2, 2), (3, 3), (2, 1), ((5, 4), (0, 6)), (1, 1)),
-    'cropped': ((5, 5), (3, 7), (1, 1), ((-1, 1), (3, 3)), (1, 1)),
-    'pointwise': ((5, 4), (1, 1), (2, 1), ((0, 0), (0, 0)), (1, 1)),
+  'same': ((2, 2), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+  'one_pixel': ((1, 1), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+  'strided': ((2, 3), (5, 4), (2, 3), ((2, 2), (1, 3)), (1, 1)),
+  'dilated': ((4, 2), (3, 3), (1, 1), ((3, 2), (2, 2)), (3, 2)),
+  'far_padding': ((2, 2), (3, 3), (2, 1), ((5, 4), (0, 6)), (1, 1)),
+  'cropped': ((5, 5), (3, 7), (1, 1), ((-1, 1), (3, 3)), (1, 1)),
+  'pointwise': ((5, 4), (1, 1), (2, 1), ((0, 0), (0, 0)), (1, 1)),
 }
 # Those of which only the gradient of the kernel is another, if any.
 LARGE = {
-    'same': ((16, 17), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
-    'strided': ((33, 32), (4, 3), (2, 1), ((2, 1), (0, 0)), (1, 1)),
-    'cropped': ((20, 20), (3, 3), (1, 1), ((-1, 1), (0, 1)), (1, 1)),
-    'more_padding': ((16, 16), (3, 2), (1, 1), ((2, 1), (0, 3)), (1, 1)),
+  'same': ((16, 17), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
+  'strided': ((33, 32), (4, 3), (2, 1), ((2, 1), (0, 0)), (1, 1)),
+  'cropped': ((20, 20), (3, 3), (1, 1), ((-1, 1), (0, 1)), (1, 1)),
+  'more_padding': ((16, 16), (3, 2), (1, 1), ((2, 1), (0, 3)), (1, 1)),
 }
 
 SMALL = ((5, 4), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
@@ -39,8 +38,15 @@ SMALL = ((5, 4), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
 
 def convolution(x, kernel, *, window, layout, groups=1):
   _, _, strides, padding, dilation = window
-  return lax.conv_general_dilated(x, kernel, strides, padding, rhs_dilation=dilation,
-                                  dimension_numbers=layout, feature_group_count=groups)
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    strides,
+    padding,
+    rhs_dilation=dilation,
+    dimension_numbers=layout,
+    feature_group_count=groups,
+  )
 
 
 def operands(window, layout, channels, outputs, groups, dtype=jnp.float64):
@@ -106,9 +112,17 @@ def few_tiles(monkeypatch):
 
 
 @pytest.mark.parametrize('layout', [NHWC, NCHW], ids=['NHWC', 'NCHW'])
-@pytest.mark.parametrize('size, padding', [
-    ((6, 4), ((1, 1), (1, 1))), ((12, 12), ((1, 1), (1, 1))), ((6, 8), ((0, 0), (0, 0))),
-    ((8, 8), ((2, 0), (3, 1))), ((8, 10), ((-1, 1), (4, -2)))], ids=str)
+@pytest.mark.parametrize(
+  'size, padding',
+  [
+    ((6, 4), ((1, 1), (1, 1))),
+    ((12, 12), ((1, 1), (1, 1))),
+    ((6, 8), ((0, 0), (0, 0))),
+    ((8, 8), ((2, 0), (3, 1))),
+    ((8, 10), ((-1, 1), (4, -2))),
+  ],
+  ids=str,
+)
 def test_winograd_and_its_gradients(size, padding, layout, few_tiles, x64):
   window = (size, (3, 3), (1, 1), padding, (1, 1))
   x, k = operands(window, layout, 8, 12, 1)
@@ -122,30 +136,65 @@ def test_winograd_and_its_gradients(size, padding, layout, few_tiles, x64):
   assert_alike(f, fast, x, k, tolerance=1e-11)
 
 
-@pytest.mark.parametrize('change', [
-    {'channels': 7}, {'outputs': 7}, {'size': (7, 8)}, {'size': (2, 8)}, {'batch': 1},
-    {'kernel': (3, 5)}, {'strides': (2, 1)}, {'padding': ((1, 1), (0, 1))}, {'dilation': (1, 2)},
-    {'dtype': jnp.bfloat16}, {'precision': 'highest'}], ids=str)
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'channels': 7},
+    {'outputs': 7},
+    {'size': (7, 8)},
+    {'size': (2, 8)},
+    {'batch': 1},
+    {'kernel': (3, 5)},
+    {'strides': (2, 1)},
+    {'padding': ((1, 1), (0, 1))},
+    {'dilation': (1, 2)},
+    {'dtype': jnp.bfloat16},
+    {'precision': 'highest'},
+  ],
+  ids=str,
+)
 def test_where_winograd_does_not_help(change, few_tiles):
-  shape = {'channels': 8, 'outputs': 8, 'size': (8, 8), 'batch': 2, 'kernel': (3, 3),
-           'strides': (1, 1), 'padding': ((1, 1), (1, 1)), 'dilation': (1, 1),
-           'dtype': jnp.float32, 'precision': None}
+  shape = {
+    'channels': 8,
+    'outputs': 8,
+    'size': (8, 8),
+    'batch': 2,
+    'kernel': (3, 3),
+    'strides': (1, 1),
+    'padding': ((1, 1), (1, 1)),
+    'dilation': (1, 1),
+    'dtype': jnp.float32,
+    'precision': None,
+  }
 
   def is_faster(change):
     of = {**shape, **change}
     x = jnp.zeros((of['batch'], *of['size'], of['channels']), of['dtype'])
     k = jnp.zeros((*of['kernel'], of['channels'], of['outputs']), of['dtype'])
-    (eqn,) = jaxprs.trace(lambda x, k: lax.conv_general_dilated(
-        x, k, of['strides'], of['padding'], rhs_dilation=of['dilation'], dimension_numbers=NHWC,
-        precision=of['precision']), x, k)[0].equations
+    (eqn,) = jaxprs.trace(
+      lambda x, k: lax.conv_general_dilated(
+        x,
+        k,
+        of['strides'],
+        of['padding'],
+        rhs_dilation=of['dilation'],
+        dimension_numbers=NHWC,
+        precision=of['precision'],
+      ),
+      x,
+      k,
+    )[0].equations
     return winograd.is_faster(eqn)
 
   assert is_faster({}) and not is_faster(change)
 
 
 @pytest.mark.parametrize('layout', [NHWC, NCHW], ids=['NHWC', 'NCHW'])
-@pytest.mark.parametrize('window', [LARGE['same'], LARGE['cropped'], LARGE['more_padding'], SMALL],
-                         ids=['same', 'cropped', 'more_padding', 'small'])
+@pytest.mark.parametrize(
+  'window',
+  [LARGE['same'], LARGE['cropped'], LARGE['more_padding'], SMALL],
+  ids=['same', 'cropped', 'more_padding', 'small'],
+)
 def test_few_outputs_are_sums_of_shifted_products(window, layout, x64):
   x, k = operands(window, layout, 24, 3, 1)
   f = functools.partial(convolution, window=window, layout=layout)
@@ -154,23 +203,31 @@ def test_few_outputs_are_sums_of_shifted_products(window, layout, x64):
   assert_alike(f, fast, x, k, tolerance=1e-11)
 
 
-@pytest.mark.parametrize('window, strides, padding', [
-    ((2, 2), (2, 2), 'VALID'), ((2, 3), (2, 3), 'VALID'), ((7, 9), (7, 9), 'VALID'),
-    ((2, 2), (1, 2), 'VALID'), ((2, 2), (2, 2), 'SAME')])
+@pytest.mark.parametrize(
+  'window, strides, padding',
+  [
+    ((2, 2), (2, 2), 'VALID'),
+    ((2, 3), (2, 3), 'VALID'),
+    ((7, 9), (7, 9), 'VALID'),
+    ((2, 2), (1, 2), 'VALID'),
+    ((2, 2), (2, 2), 'SAME'),
+  ],
+)
 @pytest.mark.parametrize('size', [(8, 9), (7, 9), (1, 9)])
 def test_average_pooling(window, strides, padding, size, x64):
   x = jax.random.normal(jax.random.key(0), (2, *size, 3))
   f = functools.partial(nn.avg_pool, window_shape=window, strides=strides, padding=padding)
   fast = slim_jax.for_cpu(f)
   assert_alike(f, fast, x, tolerance=1e-13)
-  is_tiled = window == strides and padding == 'VALID' and all(
-      n <= m for n, m in zip(window, size))
+  is_tiled = window == strides and padding == 'VALID' and all(n <= m for n, m in zip(window, size))
   assert is_tiled == ('reduce_window_sum' not in primitives_of(fast, x))
 
 
 @pytest.mark.parametrize('padding', ['VALID', 'SAME', ((2, 0), (1, 2))], ids=str)
-@pytest.mark.parametrize('window, strides', [
-    ((2, 2), (2, 2)), ((3, 3), (2, 2)), ((3, 2), (1, 3)), ((5, 5), (1, 1)), ((2, 1), (2, 2))])
+@pytest.mark.parametrize(
+  'window, strides',
+  [((2, 2), (2, 2)), ((3, 3), (2, 2)), ((3, 2), (1, 3)), ((5, 5), (1, 1)), ((2, 1), (2, 2))],
+)
 def test_max_pooling_and_its_gradient(window, strides, padding, x64):
   x = jax.random.normal(jax.random.key(0), (2, 7, 8, 3))
   x = jnp.round(2 * jax.nn.relu(x))  # many maxima are shared: the first gets the slope
@@ -186,14 +243,18 @@ def test_max_pooling_and_its_gradient(window, strides, padding, x64):
 
 def test_maxima_of_dilated_windows_stay():
   def f(x):
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 1), (1, 1, 1), 'VALID',
-                             window_dilation=(1, 2, 1))
+    return lax.reduce_window(
+      x, -jnp.inf, lax.max, (1, 3, 1), (1, 1, 1), 'VALID', window_dilation=(1, 2, 1)
+    )
 
   assert 'reduce_window_max' in primitives_of(slim_jax.for_cpu(f), jnp.ones((2, 8, 3)))
 
 
-@pytest.mark.parametrize('how', [
-    {'mode': 'promise_in_bounds'}, {'mode': 'fill'}, {'mode': 'fill', 'fill_value': 0}], ids=str)
+@pytest.mark.parametrize(
+  'how',
+  [{'mode': 'promise_in_bounds'}, {'mode': 'fill'}, {'mode': 'fill', 'fill_value': 0}],
+  ids=str,
+)
 def test_channels_are_selected_one_by_one(how, x64):
   x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
   index = jnp.array([4, 0, 3] if how['mode'] == 'promise_in_bounds' else [4, 7, 0, 5, 3])
@@ -202,16 +263,18 @@ def test_channels_are_selected_one_by_one(how, x64):
     return x.at[..., index].get(**how)
 
   fast = slim_jax.for_cpu(f)
-  (gather,) = [eqn for eqn in jaxprs.trace(fast, x, index)[0].equations
-               if str(eqn.primitive) in ('gather', 'custom_vjp_call')]
+  (gather,) = [
+    eqn
+    for eqn in jaxprs.trace(fast, x, index)[0].equations
+    if str(eqn.primitive) in ('gather', 'custom_vjp_call')
+  ]
   assert str(gather.primitive) == 'custom_vjp_call'
   want, back = jax.vjp(f, x, index)
   got, fast_back = jax.vjp(fast, x, index)
   np.testing.assert_array_equal(got, want)
   np.testing.assert_array_equal(fast_back(want)[0], back(want)[0])
   both = jnp.stack([index, index[::-1]])
-  np.testing.assert_array_equal(jax.vmap(fast, (None, 0))(x, both),
-                                jax.vmap(f, (None, 0))(x, both))
+  np.testing.assert_array_equal(jax.vmap(fast, (None, 0))(x, both), jax.vmap(f, (None, 0))(x, both))
 
 
 @pytest.mark.parametrize('groups', [1, 16], ids=['dense', 'depthwise'])
@@ -263,8 +326,12 @@ def test_a_thin_network_and_its_gradients_stay_the_same(x64):
 @pytest.mark.parametrize('spec', [('NHWC', 'HWIO', 'NHWC'), ('NCHW', 'OIHW', 'NCHW')], ids=str)
 def test_odd_widths_are_filled_up(widths, size, spec, x64):
   channels, outputs = widths
-  shapes = {'NHWC': (2, size, size, channels), 'NCHW': (2, channels, size, size),
-            'HWIO': (3, 3, channels, outputs), 'OIHW': (outputs, channels, 3, 3)}
+  shapes = {
+    'NHWC': (2, size, size, channels),
+    'NCHW': (2, channels, size, size),
+    'HWIO': (3, 3, channels, outputs),
+    'OIHW': (outputs, channels, 3, 3),
+  }
   x, k = (jax.random.normal(jax.random.key(i), shapes[spec[i]]) for i in (0, 1))
 
   def f(x, k):
@@ -272,8 +339,11 @@ def test_odd_widths_are_filled_up(widths, size, spec, x64):
 
   fast = slim_jax.for_cpu(f)
   program, _ = jaxprs.trace(lambda x, k: jax.vjp(fast, x, k)[0], x, k)
-  made = [eqn.in_avals[1].shape for eqn in program.equations
-          if str(eqn.primitive) == 'conv_general_dilated']
+  made = [
+    eqn.in_avals[1].shape
+    for eqn in program.equations
+    if str(eqn.primitive) == 'conv_general_dilated'
+  ]
   for shape in made:
     inside, outside = (shape[spec[1].index(name)] for name in 'IO')
     assert inside % 4 == 0 or inside < 4

@@ -18,14 +18,14 @@ import scipy.io
 import tensorflow_datasets as tfds
 
 from slim_jax import data
-from slim_jax.data import builders
-from slim_jax.data import prepare
+from slim_jax.data import builders, prepare
 
 
 @pytest.fixture(name='no_network', autouse=True)
 def _no_network(monkeypatch):
   def get(self, url, **unused):
     raise requests.exceptions.ConnectionError(f'no network in tests: {url}')
+
   monkeypatch.setattr(requests.Session, 'get', get)
 
 
@@ -33,8 +33,7 @@ def _no_network(monkeypatch):
 def _real_data():
   """TFDS directory with the real MNIST and CIFAR-10, if there is one."""
   root = pathlib.Path(__file__).resolve().parents[1]
-  path = pathlib.Path(os.environ.get('SLIM_JAX_DATA',
-                                     root.parent / 'shared' / 'data' / 'tfds'))
+  path = pathlib.Path(os.environ.get('SLIM_JAX_DATA', root.parent / 'shared' / 'data' / 'tfds'))
   if not path.is_dir():
     pytest.skip(f'no prepared data in {path}; set SLIM_JAX_DATA')
   return path
@@ -48,15 +47,18 @@ def _random_images(n, *shape, seed=0):
 
 
 def _idx(array):
-  return gzip.compress(struct.pack(f'>HBB{array.ndim}i', 0, 8, array.ndim,
-                                   *array.shape) + array.tobytes())
+  return gzip.compress(
+    struct.pack(f'>HBB{array.ndim}i', 0, 8, array.ndim, *array.shape) + array.tobytes()
+  )
 
 
 def _write_mnist(train, test):
-  return {'train-images-idx3-ubyte.gz': _idx(train[0][..., 0]),
-          'train-labels-idx1-ubyte.gz': _idx(train[1]),
-          't10k-images-idx3-ubyte.gz': _idx(test[0][..., 0]),
-          't10k-labels-idx1-ubyte.gz': _idx(test[1])}
+  return {
+    'train-images-idx3-ubyte.gz': _idx(train[0][..., 0]),
+    'train-labels-idx1-ubyte.gz': _idx(train[1]),
+    't10k-images-idx3-ubyte.gz': _idx(test[0][..., 0]),
+    't10k-labels-idx1-ubyte.gz': _idx(test[1]),
+  }
 
 
 def _tar(files):
@@ -70,54 +72,64 @@ def _tar(files):
 
 
 def _cifar_records(image, *labels):
-  return np.concatenate([np.stack(labels, 1),
-                         image.transpose(0, 3, 1, 2).reshape(len(image), -1)],
-                        axis=1).tobytes()
+  return np.concatenate(
+    [np.stack(labels, 1), image.transpose(0, 3, 1, 2).reshape(len(image), -1)], axis=1
+  ).tobytes()
 
 
 def _write_cifar10(train, test):
   names = '\n'.join(f'class{i}' for i in range(10)) + '\n\n'
-  files = {'cifar-10-batches-bin/test_batch.bin': _cifar_records(*test),
-           'cifar-10-batches-bin/batches.meta.txt': names.encode()}
+  files = {
+    'cifar-10-batches-bin/test_batch.bin': _cifar_records(*test),
+    'cifar-10-batches-bin/batches.meta.txt': names.encode(),
+  }
   # Out of order, as in the original.
-  for i, part in reversed(list(enumerate(np.array_split(np.arange(len(train[1])),
-                                                        5)))):
+  for i, part in reversed(list(enumerate(np.array_split(np.arange(len(train[1])), 5)))):
     files[f'cifar-10-batches-bin/data_batch_{i + 1}.bin'] = _cifar_records(
-        train[0][part], train[1][part])
+      train[0][part], train[1][part]
+    )
   return {'cifar-10-binary.tar.gz': _tar(files)}
 
 
 def _write_cifar100(train, test):
   def names(n):
     return '\n'.join(f'class{i}' for i in range(n)).encode()
-  return {'cifar-100-binary.tar.gz': _tar({
-      'cifar-100-binary/coarse_label_names.txt': names(20),
-      'cifar-100-binary/fine_label_names.txt': names(100),
-      'cifar-100-binary/train.bin': _cifar_records(
-          train[0], train[1] % 20, train[1]),
-      'cifar-100-binary/test.bin': _cifar_records(test[0], test[1] % 20, test[1]),
-  })}
+
+  return {
+    'cifar-100-binary.tar.gz': _tar(
+      {
+        'cifar-100-binary/coarse_label_names.txt': names(20),
+        'cifar-100-binary/fine_label_names.txt': names(100),
+        'cifar-100-binary/train.bin': _cifar_records(train[0], train[1] % 20, train[1]),
+        'cifar-100-binary/test.bin': _cifar_records(test[0], test[1] % 20, test[1]),
+      }
+    )
+  }
 
 
 def _write_svhn(train, test):
   files = {}
   for name, (image, label) in dict(train=train, test=test, extra=train).items():
     buffer = io.BytesIO()
-    scipy.io.savemat(buffer, {
+    scipy.io.savemat(
+      buffer,
+      {
         'X': np.moveaxis(image, 0, -1),
         'y': np.where(label == 0, 10, label).astype(np.uint8)[:, None],
-    }, do_compression=True)
+      },
+      do_compression=True,
+    )
     files[f'{name}_32x32.mat'] = buffer.getvalue()
   return files
 
 
 # Name: (shape, classes, writer of archives, features besides image and label).
 _STOCK = {
-    'mnist': ((28, 28, 1), 10, _write_mnist, set()),
-    'fashion_mnist': ((28, 28, 1), 10, _write_mnist, set()),
-    'cifar10': ((32, 32, 3), 10, _write_cifar10, {'id'}),
-    'cifar100': ((32, 32, 3), 100, _write_cifar100, {'id', 'coarse_label'}),
-    'svhn_cropped': ((32, 32, 3), 10, _write_svhn, {'id'}),
+  'mnist': ((28, 28, 1), 10, _write_mnist, set()),
+  'fashion_mnist': ((28, 28, 1), 10, _write_mnist, set()),
+  'cifar10': ((32, 32, 3), 10, _write_cifar10, {'id'}),
+  'cifar100': ((32, 32, 3), 100, _write_cifar100, {'id', 'coarse_label'}),
+  'svhn_cropped': ((32, 32, 3), 10, _write_svhn, {'id'}),
 }
 
 
@@ -130,8 +142,7 @@ def _tiny(name, n, seed):
 
 def _urls(name):
   """Addresses by file name."""
-  return {info.filename: url
-          for url, info in prepare.BUILDERS[name].url_infos.items()}
+  return {info.filename: url for url, info in prepare.BUILDERS[name].url_infos.items()}
 
 
 @pytest.fixture(name='archives')
@@ -164,10 +175,10 @@ def test_archives_come_back_as_they_went_in(name, archives, tmp_path):
 
     def key(pair):
       return pair[0].tobytes()
+
     expected = sorted(zip(image, label, strict=True), key=key)
     actual = sorted(zip(got.image, got.label, strict=True), key=key)
-    for (image_in, label_in), (image_out, label_out) in zip(expected, actual,
-                                                            strict=True):
+    for (image_in, label_in), (image_out, label_out) in zip(expected, actual, strict=True):
       np.testing.assert_array_equal(image_in, image_out)
       assert label_in == label_out
 
@@ -183,7 +194,8 @@ def test_prepared_like_stock(name, archives, tmp_path):
   assert set(ours.info.features) == {'image', 'label'} | _STOCK[name][3]
   assert ours.info.supervised_keys == stock.info.supervised_keys
   assert set(ours.info.splits) == (
-      {'train', 'test', 'extra'} if name == 'svhn_cropped' else {'train', 'test'})
+    {'train', 'test', 'extra'} if name == 'svhn_cropped' else {'train', 'test'}
+  )
   # Any program that knows TFDS reads it under the stock name.
   source = tfds.data_source(name, split='test', data_dir=tmp_path, download=False)
   assert len(source) == 5
@@ -193,8 +205,7 @@ def test_cifar_records_have_their_other_features(archives, tmp_path):
   image, label = _tiny('cifar100', 9, seed=1)
   archives('cifar100', (image, label), (image, label))
   data.load('cifar100', data_dir=str(tmp_path), split='train')
-  source = tfds.data_source('cifar100', split='train', data_dir=tmp_path,
-                            download=False)
+  source = tfds.data_source('cifar100', split='train', data_dir=tmp_path, download=False)
   for record in source:
     index = int(record['id'].decode().removeprefix('train_'))
     np.testing.assert_array_equal(record['image'], image[index])
@@ -243,8 +254,11 @@ def test_damaged_download_is_refused(archives, tmp_path):
 @pytest.mark.parametrize('name', ['fashion_mnist', 'cifar10', 'svhn_cropped'])
 def test_downloaded_once(name, archives, monkeypatch, tmp_path):
   folder = archives(name, _tiny(name, 5, 1), _tiny(name, 4, 2))
-  content = {url: (folder / file).read_bytes() for file, url in _urls(name).items()
-             if (folder / file).exists()}
+  content = {
+    url: (folder / file).read_bytes()
+    for file, url in _urls(name).items()
+    if (folder / file).exists()
+  }
   shutil.rmtree(folder)
   asked = []
 
@@ -318,9 +332,15 @@ def _prepare_own(root, image, label, features=None, file_format='array_record'):
 
     def _info(self):
       return tfds.core.DatasetInfo(
-          builder=self, features=tfds.features.FeaturesDict(features or {
-              'image': tfds.features.Image(),
-              'label': tfds.features.ClassLabel(names=['cat', 'dog'])}))
+        builder=self,
+        features=tfds.features.FeaturesDict(
+          features
+          or {
+            'image': tfds.features.Image(),
+            'label': tfds.features.ClassLabel(names=['cat', 'dog']),
+          }
+        ),
+      )
 
     def _split_generators(self, dl_manager):
       return {'train': self._generate_examples()}
@@ -331,8 +351,8 @@ def _prepare_own(root, image, label, features=None, file_format='array_record'):
         yield index, {key: record.get(key, 0) for key in self.info.features}
 
   Own(data_dir=root).download_and_prepare(
-      file_format=file_format,
-      download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    file_format=file_format, download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+  )
   return root / 'own' / '2.1.0'
 
 
@@ -373,9 +393,15 @@ def test_configurations_must_be_chosen(tmp_path):
 
 def test_channels_follow_the_features(tmp_path):
   grey = _random_images(3, 5, 5, 1)
-  _prepare_own(tmp_path, [_png(one) for one in grey], [0, 1, 0], {
+  _prepare_own(
+    tmp_path,
+    [_png(one) for one in grey],
+    [0, 1, 0],
+    {
       'image': tfds.features.Image(shape=(5, 5, 3)),
-      'label': tfds.features.ClassLabel(num_classes=2)})
+      'label': tfds.features.ClassLabel(num_classes=2),
+    },
+  )
   got = data.load('own', data_dir=str(tmp_path), split='train')
   assert got.image.shape == (3, 5, 5, 3)
   np.testing.assert_array_equal(got.image[..., 0], got.image[..., 2])
@@ -383,20 +409,24 @@ def test_channels_follow_the_features(tmp_path):
 
 def test_unknown_name_lists_what_there_is(tmp_path):
   _prepare_own(tmp_path, [_png(_random_images(1, 5, 5, 1)[0])], [0])
-  with pytest.raises(data.DataError,
-                     match="no data set 'imagenet'.* holds own.*digits.*svhn_cropped"
-                     '.*To use data of your own'):
+  with pytest.raises(
+    data.DataError,
+    match="no data set 'imagenet'.* holds own.*digits.*svhn_cropped.*To use data of your own",
+  ):
     data.load('imagenet', data_dir=str(tmp_path), split='train')
   with pytest.raises(data.DataError, match='is the data set .own., not .mnist.'):
     data.load('mnist', data_dir=str(tmp_path / 'own' / '2.1.0'), split='train')
 
 
-@pytest.mark.parametrize('split, message', [
+@pytest.mark.parametrize(
+  'split, message',
+  [
     ('validation', 'no split .validation.. It has train, test'),
     ('train[:0]', 'no split|empty'),
     ('train[', 'no split .train'),
     ('train[5000:]', 'no split .train'),
-])
+  ],
+)
 def test_missing_split(split, message, digits_dir):
   with pytest.raises(data.DataError, match=message):
     data.load('digits', data_dir=digits_dir, split=split)
@@ -405,20 +435,29 @@ def test_missing_split(split, message, digits_dir):
 def test_format_that_cannot_be_read_is_named(tmp_path):
   path = _prepare_own(tmp_path, [_png(_random_images(1, 5, 5, 1)[0])], [0])
   info = json.loads((path / 'dataset_info.json').read_text())
-  (path / 'dataset_info.json').write_text(
-      json.dumps(info | {'fileFormat': 'riegeli'}))
+  (path / 'dataset_info.json').write_text(json.dumps(info | {'fileFormat': 'riegeli'}))
   with pytest.raises(data.DataError, match='in the format riegeli.*convert_format'):
     data.load('own', data_dir=str(tmp_path), split='train')
 
 
-@pytest.mark.parametrize('features, message', [
+@pytest.mark.parametrize(
+  'features, message',
+  [
     ({'label': tfds.features.ClassLabel(num_classes=2)}, 'image is None'),
     ({'image': tfds.features.Image()}, 'label is None.*features are image'),
-    ({'image': tfds.features.Image(), 'label': tfds.features.Scalar(np.int64)},
-     'label is .*not tfds.features.ClassLabel'),
-    ({'image': tfds.features.Image(shape=(None, None, 1), dtype=np.uint16),
-      'label': tfds.features.ClassLabel(num_classes=2)}, 'of uint8'),
-])
+    (
+      {'image': tfds.features.Image(), 'label': tfds.features.Scalar(np.int64)},
+      'label is .*not tfds.features.ClassLabel',
+    ),
+    (
+      {
+        'image': tfds.features.Image(shape=(None, None, 1), dtype=np.uint16),
+        'label': tfds.features.ClassLabel(num_classes=2),
+      },
+      'of uint8',
+    ),
+  ],
+)
 def test_wrong_features(features, message, tmp_path):
   _prepare_own(tmp_path, [_png(_random_images(1, 5, 5, 1)[0])], [0], features)
   with pytest.raises(data.DataError, match=message):
@@ -428,8 +467,9 @@ def test_wrong_features(features, message, tmp_path):
 def test_images_of_many_sizes_are_refused(tmp_path):
   image = [_png(_random_images(1, size, 5, 3)[0]) for size in (5, 5, 6)]
   _prepare_own(tmp_path, image, [0, 1, 0])
-  with pytest.raises(data.DataError, match='not all of one size.*example 0 is .x5x3.*'
-                     'Give image_size'):
+  with pytest.raises(
+    data.DataError, match='not all of one size.*example 0 is .x5x3.*Give image_size'
+  ):
     data.load('own', data_dir=str(tmp_path), split='train')
 
 
@@ -447,12 +487,11 @@ def test_damaged_image(tmp_path):
 
 @pytest.mark.parametrize('damage', ['cut', 'missing', 'info', 'features', 'zeros'])
 def test_damaged_files(damage, tmp_path):
-  path = _prepare_own(
-      tmp_path, [_png(one) for one in _random_images(64, 32, 32, 3)], [0, 1] * 32)
+  path = _prepare_own(tmp_path, [_png(one) for one in _random_images(64, 32, 32, 3)], [0, 1] * 32)
   (records,) = path.glob('*array_record*')
   content = records.read_bytes()
   if damage == 'cut':
-    records.write_bytes(content[:len(content) // 2])
+    records.write_bytes(content[: len(content) // 2])
   elif damage == 'zeros':
     records.write_bytes(content[:1000] + bytes(3000) + content[4000:])
   elif damage == 'missing':
@@ -471,8 +510,9 @@ def test_damaged_files(damage, tmp_path):
 # Real data, if there is any.
 
 
-@pytest.mark.parametrize('name, size, num_classes',
-                         [('mnist', (28, 28, 1), 10), ('cifar10', (32, 32, 3), 10)])
+@pytest.mark.parametrize(
+  'name, size, num_classes', [('mnist', (28, 28, 1), 10), ('cifar10', (32, 32, 3), 10)]
+)
 def test_prepared_data_is_read_in_place(name, size, num_classes, real_data):
   got = data.load(name, data_dir=str(real_data), split='test[:600]')
   assert got.image.shape == (600, *size)
@@ -489,9 +529,14 @@ def test_prepared_data_is_read_in_place(name, size, num_classes, real_data):
 def _array_data(n, *shape):
   image = _random_images(n, *shape)
   mean, std = data.channel_statistics(image)
-  return data.ArrayData(image=image, label=np.arange(n, dtype=np.int32) % 3,
-                        num_classes=3, class_names=('a', 'b', 'c'),
-                        mean=mean, std=std)
+  return data.ArrayData(
+    image=image,
+    label=np.arange(n, dtype=np.int32) % 3,
+    num_classes=3,
+    class_names=('a', 'b', 'c'),
+    mean=mean,
+    std=std,
+  )
 
 
 def test_channel_statistics():
@@ -505,8 +550,7 @@ def test_channel_statistics():
 
 
 def test_epoch_order_is_a_permutation():
-  orders = [np.asarray(data.epoch_order(jax.random.key(seed), 50))
-            for seed in (0, 0, 1)]
+  orders = [np.asarray(data.epoch_order(jax.random.key(seed), 50)) for seed in (0, 0, 1)]
   assert orders[0].dtype == np.int32
   np.testing.assert_array_equal(orders[0], orders[1])
   assert not np.array_equal(orders[0], orders[2])
@@ -522,9 +566,11 @@ def test_an_epoch_of_batches_takes_everything_once():
   assert taken[0]['image'].dtype == jnp.uint8
   assert taken[0]['label'].dtype == jnp.int32
   np.testing.assert_array_equal(
-      np.concatenate([batch['image'] for batch in taken]), arrays.image[order])
+    np.concatenate([batch['image'] for batch in taken]), arrays.image[order]
+  )
   np.testing.assert_array_equal(
-      np.concatenate([batch['label'] for batch in taken]), arrays.label[order])
+    np.concatenate([batch['label'] for batch in taken]), arrays.label[order]
+  )
   with pytest.raises(ValueError, match='batch of 25 is larger than .* 24 examples'):
     data.take_batch(on_device, order, 0, 25)
 
@@ -533,18 +579,22 @@ def _shift(image, down, right):
   """The image seen through a window moved by some pixels, zero outside."""
   padded = np.pad(image, ((8, 8), (8, 8), (0, 0)))
   height, width = image.shape[:2]
-  return padded[8 + down:8 + down + height, 8 + right:8 + right + width]
+  return padded[8 + down : 8 + down + height, 8 + right : 8 + right + width]
 
 
 @pytest.mark.parametrize('pad, flip', [(2, True), (2, False), (0, True), (0, False)])
 def test_augment_is_a_crop_and_a_mirror(pad, flip):
   image = 1 + _random_images(60, 6, 5, 3) // 2
-  out = np.asarray(jax.jit(
-      lambda key, x: data.augment(key, x, pad=pad, flip=flip))(
-          jax.random.key(3), image))
+  out = np.asarray(
+    jax.jit(lambda key, x: data.augment(key, x, pad=pad, flip=flip))(jax.random.key(3), image)
+  )
   assert (out.shape, out.dtype) == (image.shape, image.dtype)
-  moves = [(down, right, mirror) for down in range(-pad, pad + 1)
-           for right in range(-pad, pad + 1) for mirror in {False, flip}]
+  moves = [
+    (down, right, mirror)
+    for down in range(-pad, pad + 1)
+    for right in range(-pad, pad + 1)
+    for mirror in {False, flip}
+  ]
   drawn = set()
   for before, after in zip(image, out):
     matches = []
@@ -562,8 +612,7 @@ def test_augment_is_a_crop_and_a_mirror(pad, flip):
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_normalize(dtype):
   arrays = _array_data(40, 5, 5, 3)
-  out = jax.jit(lambda x: data.normalize(x, arrays.mean, arrays.std, dtype=dtype))(
-      arrays.image)
+  out = jax.jit(lambda x: data.normalize(x, arrays.mean, arrays.std, dtype=dtype))(arrays.image)
   assert out.dtype == dtype
   out = np.asarray(out, np.float64)
   np.testing.assert_allclose(out.mean((0, 1, 2)), 0, atol=0.01)
@@ -577,8 +626,10 @@ def test_eval_batches_are_exact(n, batch_size):
   assert len(got) == -(-n // batch_size)
   for batch in got:
     assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
-        'image': ((batch_size, 4, 3, 1), np.uint8), 'label': ((batch_size,), np.int32),
-        'mask': ((batch_size,), np.float32)}
+      'image': ((batch_size, 4, 3, 1), np.uint8),
+      'label': ((batch_size,), np.int32),
+      'mask': ((batch_size,), np.float32),
+    }
   mask = np.concatenate([batch['mask'] for batch in got])
   np.testing.assert_array_equal(mask, np.arange(len(mask)) < n)
   for name, value in arrays.arrays().items():

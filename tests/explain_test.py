@@ -28,8 +28,16 @@ def f(variables, x):
 
 @pytest.fixture
 def plan():
-  variables = {name: {'kernel': jnp.ones(shape)} for name, shape in {
-      'stem': (3, 8), 'branch': (8, 8), 'strange': (8, 6), 'last': (8, 7), 'head': (7, 2)}.items()}
+  variables = {
+    name: {'kernel': jnp.ones(shape)}
+    for name, shape in {
+      'stem': (3, 8),
+      'branch': (8, 8),
+      'strange': (8, 6),
+      'last': (8, 7),
+      'head': (7, 2),
+    }.items()
+  }
   variables['BatchNorm_0'] = {'scale': jnp.ones(8)}
   dead = jax.tree.map(lambda _: None, variables)
   dead['BatchNorm_0']['scale'] = np.arange(8) < 3
@@ -40,7 +48,8 @@ def test_reasons(plan):
   reasons = {path[0]: why for path, why in plan.reasons.items()}
   assert reasons['stem'] == reasons['branch'] == 'tied to the stream that last reads'
   assert reasons['strange'].startswith('read by fft(') and reasons['strange'].endswith(
-      'at strange, which has no rule')
+    'at strange, which has no rule'
+  )
   assert reasons['last'] == 'head reads it'
   assert reasons['head'] == 'reaches the output'
   assert 'BatchNorm_0' not in reasons
@@ -49,11 +58,25 @@ def test_reasons(plan):
 def test_table(plan):
   lines = str(plan).splitlines()
   rows = {line.split()[0]: line for line in lines}
-  assert lines[0].split() == ['module', 'variables', 'before', 'after', 'why', 'an', 'axis',
-                              'stayed', 'whole']
+  assert lines[0].split() == [
+    'module',
+    'variables',
+    'before',
+    'after',
+    'why',
+    'an',
+    'axis',
+    'stayed',
+    'whole',
+  ]
   assert rows['BatchNorm_0'].split()[1:] == ['scale', '[8]', '[5]']
   assert rows['branch'].split(maxsplit=5)[1:] == [
-      'kernel', '[8,', '8]', '[5,', '8]  tied to the stream that last reads']
+    'kernel',
+    '[8,',
+    '8]',
+    '[5,',
+    '8]  tied to the stream that last reads',
+  ]
   assert 'whole' in rows['stem']
   assert lines[-1].startswith('full width, no rule: fft(')
 
@@ -69,6 +92,7 @@ def test_operations_without_a_rule_are_found_inside_loops():
     def step(x, _):
       with jax.named_scope('inner'):
         return jnp.fft.fft(x * v['BatchNorm_0']['scale'][None]).real, None
+
     with jax.named_scope('outer'):
       return jax.lax.scan(step, x, length=2)[0]
 
@@ -81,6 +105,7 @@ def test_operations_without_a_rule_are_found_inside_loops():
 
 def test_errors_name_the_equation(monkeypatch):
   """A rule that fails says where: the operation and its module path."""
+
   def f(v, x):
     with jax.named_scope('outer'):
       return jnp.tanh(x * v['BatchNorm_0']['scale'][None])

@@ -4,30 +4,41 @@ import json
 import subprocess
 import sys
 
+import config_test
+from helpers import commands
 import numpy as np
 import pytest
 
-import commands
-import config_test
-from slim_jax import export
-from slim_jax import finished
-from slim_jax import pipeline
 from slim_jax import tree
+from slim_jax.export import safetensors_file
+from slim_jax.runs import finished, pipeline
 
 # Keeps `slim_jax` from being imported, and where a file is for others JAX, too.
 ALONE = "import sys; sys.modules['slim_jax'] = None\n"
 WITHOUT_JAX = "sys.modules['jax'] = sys.modules['flax'] = None\n"
 
 
-@pytest.fixture(scope='module', params=[
-    {}, {'model.name': 'preresnet', 'model.depth': 11, 'model.width': 4},
-    {'model.name': 'densenet', 'model.depth': 7, 'model.growth': 4, 'model.stem': 4}],
-                ids=['vgg', 'preresnet', 'densenet'])
+@pytest.fixture(
+  scope='module',
+  params=[
+    {},
+    {'model.name': 'preresnet', 'model.depth': 11, 'model.width': 4},
+    {'model.name': 'densenet', 'model.depth': 7, 'model.growth': 4, 'model.stem': 4},
+  ],
+  ids=['vgg', 'preresnet', 'densenet'],
+)
 def run(request, tmp_path_factory):
   config = config_test.load('digits').get_config()
-  config.update_from_flattened_dict({
-      **commands.TINY, 'data_dir': str(tmp_path_factory.mktemp('tfds')), 'baseline_epochs': 0,
-      'train.epochs': 1, 'finetune.epochs': 1, 'passes': 1})
+  config.update_from_flattened_dict(
+    {
+      **commands.TINY,
+      'data_dir': str(tmp_path_factory.mktemp('tfds')),
+      'baseline_epochs': 0,
+      'train.epochs': 1,
+      'finetune.epochs': 1,
+      'passes': 1,
+    }
+  )
   if request.param:
     with config.unlocked():
       del config.model['widths']
@@ -44,20 +55,24 @@ def call(workdir, *flags):
 
 def alone(tmp_path, code, *arguments):
   """Runs code far from here."""
-  subprocess.run([sys.executable, '-c', ALONE + code, *map(str, arguments)], cwd=tmp_path,
-                 check=True)
+  subprocess.run(
+    [sys.executable, '-c', ALONE + code, *map(str, arguments)], cwd=tmp_path, check=True
+  )
 
 
 def test_stablehlo_gives_the_same_logits(run, tmp_path):
   call(run)
   images = np.random.RandomState(0).randint(0, 256, (7, 8, 8, 1)).astype(np.uint8)
   np.save(tmp_path / 'images.npy', images)
-  alone(tmp_path, 'import jax, numpy as np\n'
-        "f = jax.export.deserialize(open(sys.argv[1], 'rb').read())\n"
-        "assert f.platforms == ('cpu', 'cuda', 'tpu')\n"
-        "images = np.load('images.npy')\n"
-        "np.savez('logits.npz', seven=f.call(images), one=f.call(images[:1]))\n",
-        run / 'network.stablehlo')
+  alone(
+    tmp_path,
+    'import jax, numpy as np\n'
+    "f = jax.export.deserialize(open(sys.argv[1], 'rb').read())\n"
+    "assert f.platforms == ('cpu', 'cuda', 'tpu')\n"
+    "images = np.load('images.npy')\n"
+    "np.savez('logits.npz', seven=f.call(images), one=f.call(images[:1]))\n",
+    run / 'network.stablehlo',
+  )
   logits = np.load(tmp_path / 'logits.npz')
   apply, variables = finished.load(run)
   want = apply(variables, images)
@@ -70,8 +85,11 @@ def test_stablehlo_gives_the_same_logits(run, tmp_path):
 
 def test_safetensors_have_the_thin_weights(run, tmp_path):
   call(run, '--format=safetensors', f'--output={tmp_path}/thin.safetensors')
-  alone(tmp_path, 'import numpy as np, safetensors.numpy\n'
-        "np.savez('w.npz', **safetensors.numpy.load_file('thin.safetensors'))\n")
+  alone(
+    tmp_path,
+    'import numpy as np, safetensors.numpy\n'
+    "np.savez('w.npz', **safetensors.numpy.load_file('thin.safetensors'))\n",
+  )
   found = dict(np.load(tmp_path / 'w.npz'))
   _, variables = finished.load(run)
   want = {tree.show(path): leaf for path, leaf in tree.flatten(variables).items()}
@@ -80,22 +98,27 @@ def test_safetensors_have_the_thin_weights(run, tmp_path):
     np.testing.assert_array_equal(found[name], leaf)
   about = json.loads((tmp_path / 'thin.safetensors.json').read_text())
   assert about['widths'] and about['params'] == sum(
-      leaf.size for name, leaf in want.items() if name.startswith('params/'))
+    leaf.size for name, leaf in want.items() if name.startswith('params/')
+  )
 
 
 def test_safetensors_say_where_the_weights_stood(run, tmp_path):
   """Enough to build the full network with zeros, whatever its streams are."""
   (tmp_path / 'thin.safetensors').write_bytes(
-      export.weights(finished.load(run)[1], finished.plan(run)))
-  alone(tmp_path, WITHOUT_JAX + 'import json, numpy as np, safetensors\n'
-        "with safetensors.safe_open('thin.safetensors', 'numpy') as file:\n"
-        '  shapes, kept = (json.loads(file.metadata()[name]) for name in ("shapes", "kept"))\n'
-        '  full = {}\n'
-        '  for name in file.keys():\n'
-        '    full[name] = np.zeros(shapes[name], np.float32)\n'
-        '    at = [range(n) if k is None else k for n, k in zip(shapes[name], kept[name])]\n'
-        '    full[name][np.ix_(*at)] = file.get_tensor(name)\n'
-        "np.savez('full.npz', **full)\n")
+    safetensors_file.convert(finished.load(run)[1], finished.plan(run))
+  )
+  alone(
+    tmp_path,
+    WITHOUT_JAX + 'import json, numpy as np, safetensors\n'
+    "with safetensors.safe_open('thin.safetensors', 'numpy') as file:\n"
+    '  shapes, kept = (json.loads(file.metadata()[name]) for name in ("shapes", "kept"))\n'
+    '  full = {}\n'
+    '  for name in file.keys():\n'
+    '    full[name] = np.zeros(shapes[name], np.float32)\n'
+    '    at = [range(n) if k is None else k for n, k in zip(shapes[name], kept[name])]\n'
+    '    full[name][np.ix_(*at)] = file.get_tensor(name)\n'
+    "np.savez('full.npz', **full)\n",
+  )
   found = dict(np.load(tmp_path / 'full.npz'))
   want = tree.flatten(finished.plan(run).expand(finished.load(run)[1]))
   assert set(found) == set(map(tree.show, want))

@@ -8,17 +8,16 @@ import subprocess
 import sys
 import time
 
+import config_test
+from helpers import commands
+from helpers.trees import same
 import numpy as np
 import pytest
-
-import commands
-import config_test
 from recording_test import curves
-from slim_jax import checkpoint
+
 from slim_jax import data
-from slim_jax import pipeline
-from slim_jax import workdir
-from trees import same
+from slim_jax.runs import pipeline, workdir
+from slim_jax.training import checkpoint
 
 
 @pytest.fixture(scope='module')
@@ -45,22 +44,33 @@ def test_killed_run_ends_bit_identical(tmp_path, data_dir):
   commands.finish(whole)
   again = commands.run(commands.main(tmp_path / 'killed', **fields))
   assert 'finetuned, pass 1: continues from step' in again
-  a, b = (json.loads((tmp_path / name / 'summary.json').read_text())['stages']
-          for name in ('whole', 'killed'))
+  a, b = (
+    json.loads((tmp_path / name / 'summary.json').read_text())['stages']
+    for name in ('whole', 'killed')
+  )
   assert [row['accuracy'] for row in a] == [row['accuracy'] for row in b]
-  assert same(checkpoint.read(tmp_path / 'whole' / 'checkpoints' / '1-finetuned'),
-              checkpoint.read(tmp_path / 'killed' / 'checkpoints' / '1-finetuned'))
+  assert same(
+    checkpoint.read(tmp_path / 'whole' / 'checkpoints' / '1-finetuned'),
+    checkpoint.read(tmp_path / 'killed' / 'checkpoints' / '1-finetuned'),
+  )
   loss = curves(tmp_path / 'killed' / 'tensorboard' / '1-finetuned')[0]['loss']
   lines = (tmp_path / 'killed' / 'metrics.jsonl').read_text().splitlines()
   assert [value for _, value in loss] == pytest.approx(
-      [json.loads(line)['loss'] for line in lines[1:]])
+    [json.loads(line)['loss'] for line in lines[1:]]
+  )
   assert [json.loads(line)['epoch'] for line in lines] == [1, *range(1, 41)]
 
 
 def test_terminated_run_saves_at_once_and_ends_bit_identical(tmp_path, data_dir):
   """SIGTERM in the middle of an epoch, where no checkpoint is due."""
-  fields = {**commands.LONG, 'data_dir': data_dir, 'finetune.epochs': 15, 'batch_size': 2,
-            'checkpoint_every_epochs': 15, 'log_every_steps': 1}
+  fields = {
+    **commands.LONG,
+    'data_dir': data_dir,
+    'finetune.epochs': 15,
+    'batch_size': 2,
+    'checkpoint_every_epochs': 15,
+    'log_every_steps': 1,
+  }
   whole = commands.start(commands.main(tmp_path / 'whole', **fields))
   ended = commands.start(commands.main(tmp_path / 'ended', **fields))
   saved = tmp_path / 'ended' / 'checkpoints' / '1-finetuned'
@@ -78,11 +88,17 @@ def test_terminated_run_saves_at_once_and_ends_bit_identical(tmp_path, data_dir)
   commands.finish(whole)
   again = commands.run(commands.main(tmp_path / 'ended', **fields))
   assert f'continues from step {step}' in again
-  assert same(*(checkpoint.read(tmp_path / name / 'checkpoints' / '1-finetuned')
-                for name in ('whole', 'ended')))
+  assert same(
+    *(
+      checkpoint.read(tmp_path / name / 'checkpoints' / '1-finetuned')
+      for name in ('whole', 'ended')
+    )
+  )
   # The line of the epoch in between, too, is that of all its steps.
-  a, b = (map(json.loads, (tmp_path / name / 'metrics.jsonl').read_text().splitlines())
-          for name in ('whole', 'ended'))
+  a, b = (
+    map(json.loads, (tmp_path / name / 'metrics.jsonl').read_text().splitlines())
+    for name in ('whole', 'ended')
+  )
   for one, other in zip(a, b, strict=True):
     for name in ('step', 'loss', 'accuracy'):
       assert one[name] == pytest.approx(other[name], rel=1e-6)
@@ -94,19 +110,27 @@ def test_command_line_says_what_is_wrong(tmp_path):
   assert "no field 'epoch'" in output and '"epochs"' in output
 
 
-@pytest.mark.parametrize('text, message', [
+@pytest.mark.parametrize(
+  'text, message',
+  [
     (None, 'ConfigError: .* cannot be used: .*No such file'),
-    ('def get_config(:', r'ConfigError: .* cannot be used: SyntaxError: invalid syntax \(own.py, line 1\)'),
+    (
+      'def get_config(:',
+      r'ConfigError: .* cannot be used: SyntaxError: invalid syntax \(own.py, line 1\)',
+    ),
     ('x = 1', "ConfigError: .* cannot be used: AttributeError: .* no attribute 'get_config'"),
     ('def get_config(): return None', r'get_config\(\) returned None'),
     ('import nothing_of_this_name', 'ConfigError: .* cannot be used: ModuleNotFoundError'),
-])
+  ],
+)
 def test_config_that_is_none_ends_with_a_line(tmp_path, text, message):
   path = tmp_path / 'own.py'
   if text is not None:
     path.write_text(text + '\n')
-  output = commands.run([sys.executable, '-m', 'slim_jax.main', f'--config={path}',
-                         f'--workdir={tmp_path / "run"}'], code=1)
+  output = commands.run(
+    [sys.executable, '-m', 'slim_jax.main', f'--config={path}', f'--workdir={tmp_path / "run"}'],
+    code=1,
+  )
   assert re.search(message, output, re.S), output
   assert not (tmp_path / 'run').exists()
 
@@ -142,38 +166,57 @@ def empty_all_files(directory):
 
 
 DAMAGES = {
-    'stages.json is half': (
-        lambda run: (run / 'stages.json').write_text('[{'), 'stages.json cannot be read'),
-    'stages.json is something else': (
-        lambda run: (run / 'stages.json').write_text('{"a": 1}'), 'stages.json is damaged'),
-    'config.json is half': (
-        lambda run: (run / 'config.json').write_text('{'), 'config.json cannot be read'),
-    'dataset.json is half': (
-        lambda run: (only_first_stages(run, 1), (run / 'dataset.json').write_text('{')),
-        'dataset.json cannot be read'),
-    'dataset.json is of other data': (
-        lambda run: (only_first_stages(run, 1),
-                     (run / 'dataset.json').write_text('{"num_classes": 3}')),
-        r'dataset.json differs .*num_classes: 3 there, 10 now'),
-    'metrics.jsonl is damaged': (
-        lambda run: (only_first_stages(run, 2), (run / 'metrics.jsonl').write_text('a\n')),
-        'metrics.jsonl, line 1, is damaged'),
-    'the plan is damaged': (
-        lambda run: (only_first_stages(run, 2), (run / 'plan-1.npz').write_bytes(b'a')),
-        'plan .*plan-1.npz cannot be read: .*is not a plan, or is damaged'),
-    'the plan is gone': (
-        lambda run: (only_first_stages(run, 2), (run / 'plan-1.npz').unlink()),
-        'plan .*plan-1.npz cannot be read: .*No such file'),
-    'checkpoints are gone': (
-        lambda run: (only_first_stages(run, 1), shutil.rmtree(run / 'checkpoints/1-sparse')),
-        'there is no directory of checkpoints .*1-sparse'),
-    'checkpoints are empty': (
-        lambda run: (only_first_stages(run, 1), empty_all_files(run / 'checkpoints/1-sparse')),
-        'no checkpoint in .*1-sparse can be read; to train this stage again'),
-    'the checkpoint is of another network': (
-        lambda run: (only_first_stages(run, 1), shutil.rmtree(run / 'checkpoints/1-sparse'),
-                     shutil.copytree(run / 'other', run / 'checkpoints/1-sparse')),
-        'does not hold the state that this run expects.*mismatched: .*kernel'),
+  'stages.json is half': (
+    lambda run: (run / 'stages.json').write_text('[{'),
+    'stages.json cannot be read',
+  ),
+  'stages.json is something else': (
+    lambda run: (run / 'stages.json').write_text('{"a": 1}'),
+    'stages.json is damaged',
+  ),
+  'config.json is half': (
+    lambda run: (run / 'config.json').write_text('{'),
+    'config.json cannot be read',
+  ),
+  'dataset.json is half': (
+    lambda run: (only_first_stages(run, 1), (run / 'dataset.json').write_text('{')),
+    'dataset.json cannot be read',
+  ),
+  'dataset.json is of other data': (
+    lambda run: (
+      only_first_stages(run, 1),
+      (run / 'dataset.json').write_text('{"num_classes": 3}'),
+    ),
+    r'dataset.json differs .*num_classes: 3 there, 10 now',
+  ),
+  'metrics.jsonl is damaged': (
+    lambda run: (only_first_stages(run, 2), (run / 'metrics.jsonl').write_text('a\n')),
+    'metrics.jsonl, line 1, is damaged',
+  ),
+  'the plan is damaged': (
+    lambda run: (only_first_stages(run, 2), (run / 'plan-1.npz').write_bytes(b'a')),
+    'plan .*plan-1.npz cannot be read: .*is not a plan, or is damaged',
+  ),
+  'the plan is gone': (
+    lambda run: (only_first_stages(run, 2), (run / 'plan-1.npz').unlink()),
+    'plan .*plan-1.npz cannot be read: .*No such file',
+  ),
+  'checkpoints are gone': (
+    lambda run: (only_first_stages(run, 1), shutil.rmtree(run / 'checkpoints/1-sparse')),
+    'there is no directory of checkpoints .*1-sparse',
+  ),
+  'checkpoints are empty': (
+    lambda run: (only_first_stages(run, 1), empty_all_files(run / 'checkpoints/1-sparse')),
+    'no checkpoint in .*1-sparse can be read; to train this stage again',
+  ),
+  'the checkpoint is of another network': (
+    lambda run: (
+      only_first_stages(run, 1),
+      shutil.rmtree(run / 'checkpoints/1-sparse'),
+      shutil.copytree(run / 'other', run / 'checkpoints/1-sparse'),
+    ),
+    'does not hold the state that this run expects.*mismatched: .*kernel',
+  ),
 }
 
 
@@ -199,17 +242,26 @@ def test_workdir_that_cannot_be_is_refused(tiny, tmp_path):
 
 def test_full_disk_ends_with_a_line_and_what_is_complete_stays(data_dir, tmp_path):
   """On a file system of its own, which takes rights that not every machine gives."""
-  mount = ['unshare', '--mount', '--map-root-user', 'bash', '-c',
-           'mount -t tmpfs -o size=300k tmpfs "$0" && "$@"; code=$?; find "$0"; exit $code',
-           str(tmp_path)]
+  mount = [
+    'unshare',
+    '--mount',
+    '--map-root-user',
+    'bash',
+    '-c',
+    'mount -t tmpfs -o size=300k tmpfs "$0" && "$@"; code=$?; find "$0"; exit $code',
+    str(tmp_path),
+  ]
   try:
     subprocess.run([*mount, 'true'], check=True, capture_output=True)
   except (OSError, subprocess.CalledProcessError) as error:
     pytest.skip(f'no file system can be mounted: {error}')
   fields = {**commands.LONG, 'data_dir': data_dir, 'train.epochs': 40, 'keep_checkpoints': 100}
   output = commands.run([*mount, *commands.main(tmp_path / 'run', **fields)], code=1)
-  found = re.search(r'CheckpointError: cannot write a checkpoint to .*1-sparse: No space left on '
-                    r'device. Those that are complete stay \(steps: ([\d, ]+)\)', output)
+  found = re.search(
+    r'CheckpointError: cannot write a checkpoint to .*1-sparse: No space left on '
+    r'device. Those that are complete stay \(steps: ([\d, ]+)\)',
+    output,
+  )
   assert found, output
   for step in found[1].split(', '):
     assert f'{tmp_path}/run/checkpoints/1-sparse/{step}/crc32.json' in output
@@ -229,7 +281,8 @@ def test_a_hundred_kills_at_random_moments_lose_nothing(data_dir, tmp_path):
       begun = time.time()
       # The process comes to the run after it has imported all it needs.
       while process.poll() is None and not (
-          (name / 'lock').exists() and (name / 'lock').stat().st_mtime > begun):
+        (name / 'lock').exists() and (name / 'lock').stat().st_mtime > begun
+      ):
         time.sleep(0.01)
       try:
         process.wait(timeout=random.uniform(0, 8))
@@ -240,11 +293,13 @@ def test_a_hundred_kills_at_random_moments_lose_nothing(data_dir, tmp_path):
       else:
         commands.finish(process)
         break
-    one, other = (json.loads((path / 'stages.json').read_text())
-                  for path in (tmp_path / 'whole', name))
+    one, other = (
+      json.loads((path / 'stages.json').read_text()) for path in (tmp_path / 'whole', name)
+    )
     for a, b in zip(one, other, strict=True):
       assert {**a, 'seconds': 0} == {**b, 'seconds': 0}
       stage = f'{a["pass"]}-{a["stage"]}'
-      assert same(*(checkpoint.read(path / 'checkpoints' / stage)
-                    for path in (tmp_path / 'whole', name)))
+      assert same(
+        *(checkpoint.read(path / 'checkpoints' / stage) for path in (tmp_path / 'whole', name))
+      )
     print(f'{kills} kills, {runs} runs complete', flush=True)

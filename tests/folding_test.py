@@ -3,22 +3,27 @@
 import dataclasses
 
 from flax import linen as nn
+from helpers import laws, zoo
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-
-import laws
 from random_networks_test import Random
+
 import slim_jax
 from slim_jax import tree
-import zoo
 
-small = pytest.mark.parametrize('case', [
-    pytest.param(case, id=case.name, marks=[] if case in zoo.LIBRARIES.values() else [
-        pytest.mark.slow])
-    for case in zoo.CASES if case.size == 'small'])
+small = pytest.mark.parametrize(
+  'case',
+  [
+    pytest.param(
+      case, id=case.name, marks=[] if case in zoo.LIBRARIES.values() else [pytest.mark.slow]
+    )
+    for case in zoo.CASES
+    if case.size == 'small'
+  ],
+)
 
 
 def check(infer, variables, x, dead, tolerance=1e-10):
@@ -43,8 +48,9 @@ def test_a_dead_scale_alone_changes_nothing(case, x64):
     assert laws.distance(without, kept) > 1e-3
 
 
-@pytest.mark.parametrize('seed', [
-    pytest.param(seed, marks=[pytest.mark.slow] if seed >= 8 else []) for seed in range(100)])
+@pytest.mark.parametrize(
+  'seed', [pytest.param(seed, marks=[pytest.mark.slow] if seed >= 8 else []) for seed in range(100)]
+)
 def test_random_networks(seed, x64):
   x = jax.random.normal(jax.random.key(seed), (2, 8, 8, 3), jnp.float64)
   model = zoo.linen.functions(Random(jnp.float64, seed), x)
@@ -54,6 +60,7 @@ def test_random_networks(seed, x64):
 
 class Plain(nn.Module):
   """Two convolutions with a BatchNorm between them; `act` and `padding` as given."""
+
   act: callable = nn.softplus
   padding: str = 'SAME'
   twice: bool = False
@@ -133,8 +140,10 @@ def test_a_kernel_that_is_used_twice_takes_nothing(x64):
     return x
 
   rng = np.random.default_rng(0)
-  variables = {'kernel': rng.normal(size=(4, 4)),
-               'BatchNorm': {'scale': rng.uniform(size=4), 'bias': rng.normal(size=4)}}
+  variables = {
+    'kernel': rng.normal(size=(4, 4)),
+    'BatchNorm': {'scale': rng.uniform(size=4), 'bias': rng.normal(size=4)},
+  }
   dead = tree.like(variables, {('BatchNorm', 'scale'): np.array([True, True, False, False])})
   plan = check(infer, variables, rng.normal(size=(3, 4)), dead)
   assert not plan.folds
@@ -142,6 +151,7 @@ def test_a_kernel_that_is_used_twice_takes_nothing(x64):
 
 def test_channels_that_never_depended_on_the_data_stay(x64):
   """Position codes beside the image: constant, and none of our business."""
+
   def infer(variables, x):
     scale, bias = (variables['BatchNorm'][name][None, None] for name in ('scale', 'bias'))
     y = jax.nn.softplus(x * scale + bias)
@@ -149,8 +159,11 @@ def test_channels_that_never_depended_on_the_data_stay(x64):
     return jnp.concatenate([y, codes], -1) @ variables['kernel']
 
   rng = np.random.default_rng(0)
-  variables = {'kernel': rng.normal(size=(6, 3)), 'codes': rng.normal(size=2),
-               'BatchNorm': {'scale': rng.uniform(size=4), 'bias': rng.normal(size=4)}}
+  variables = {
+    'kernel': rng.normal(size=(6, 3)),
+    'codes': rng.normal(size=2),
+    'BatchNorm': {'scale': rng.uniform(size=4), 'bias': rng.normal(size=4)},
+  }
   x = rng.normal(size=(2, 5, 4))
   dead = tree.like(variables, {('BatchNorm', 'scale'): np.arange(4) < 3})
   plan = check(infer, variables, x, dead)
@@ -186,12 +199,17 @@ def test_a_second_pass_takes_the_first_carrier_in(x64):
 
 def test_training_goes_on(x64):
   """The thin network trains, its state is cut alike, the carrier's bias moves."""
+
   def train(variables, x):
-    y = nn.Conv(6, (3, 3), use_bias=False).apply(
-        {'params': variables['params']['Conv_0']}, x)
+    y = nn.Conv(6, (3, 3), use_bias=False).apply({'params': variables['params']['Conv_0']}, x)
     y, state = nn.BatchNorm(use_running_average=False).apply(
-        {'params': variables['params']['BatchNorm_0'],
-         'batch_stats': variables['batch_stats']['BatchNorm_0']}, y, mutable=['batch_stats'])
+      {
+        'params': variables['params']['BatchNorm_0'],
+        'batch_stats': variables['batch_stats']['BatchNorm_0'],
+      },
+      y,
+      mutable=['batch_stats'],
+    )
     z = nn.Conv(4, (3, 3)).apply({'params': variables['params']['reader']}, nn.softplus(y))
     return z, {'batch_stats': {'BatchNorm_0': state['batch_stats']}}
 
@@ -206,8 +224,9 @@ def test_training_goes_on(x64):
   assert laws.distance(state, full_state) < 1e-10
   tx = optax.sgd(0.1, momentum=0.9)
   opt_state = plan['params'].slice_opt_state(tx, tx.init(variables['params']), variables['params'])
-  grads = jax.grad(lambda params: jnp.sum(
-      thin_train({**thin, 'params': params}, x)[0] ** 2))(thin['params'])
+  grads = jax.grad(lambda params: jnp.sum(thin_train({**thin, 'params': params}, x)[0] ** 2))(
+    thin['params']
+  )
   assert np.all(np.abs(grads['BatchNorm_0']['bias']) > 0)
   updates, _ = tx.update(grads, opt_state, thin['params'])
   assert jax.tree.structure(updates) == jax.tree.structure(thin['params'])
@@ -218,19 +237,23 @@ def test_the_plan_survives_the_disk(tmp_path, x64):
   plan = check(infer, variables, x, dead)
   plan.save(tmp_path / 'plan')
   loaded = slim_jax.Plan.load(tmp_path / 'plan')
-  for a, b in zip(jax.tree.leaves(plan.slice(variables)), jax.tree.leaves(loaded.slice(variables)),
-                  strict=True):
+  for a, b in zip(
+    jax.tree.leaves(plan.slice(variables)), jax.tree.leaves(loaded.slice(variables)), strict=True
+  ):
     np.testing.assert_array_equal(a, b)
   (fold,), (again,) = plan.folds.values(), loaded.folds.values()
-  assert jax.tree.all(jax.tree.map(np.array_equal, dataclasses.astuple(fold[0]),
-                                   dataclasses.astuple(again[0])))
+  assert jax.tree.all(
+    jax.tree.map(np.array_equal, dataclasses.astuple(fold[0]), dataclasses.astuple(again[0]))
+  )
 
 
 def test_bad_requests_are_refused(x64):
   infer, variables, x, dead = plain()
   with pytest.raises(ValueError, match='not their shapes'):
     slim_jax.plan(infer, jax.eval_shape(lambda v: v, variables), x, dead=dead, bias='keep')
-  for call in (lambda: slim_jax.plan(infer, variables, x, dead=dead, bias='fold'),
-               lambda: slim_jax.mask(variables, dead, bias=True)):
+  for call in (
+    lambda: slim_jax.plan(infer, variables, x, dead=dead, bias='fold'),
+    lambda: slim_jax.mask(variables, dead, bias=True),
+  ):
     with pytest.raises(ValueError, match="'zero' or 'keep'"):
       call()

@@ -29,12 +29,16 @@ def rules_asked(monkeypatch, depth):
     def call(*args):
       asked[what] += 1
       return f(*args)
+
     return call
 
   with monkeypatch.context() as patch:
     for primitive, entry in rule.RULES.items():
-      patch.setitem(rule.RULES, primitive, rule.Rule(
-          *(counted(what, f) for what, f in zip(entry._fields, entry, strict=True))))
+      patch.setitem(
+        rule.RULES,
+        primitive,
+        rule.Rule(*(counted(what, f) for what, f in zip(entry._fields, entry, strict=True))),
+      )
     plan = slim_jax.plan(apply, shapes, x, dead=dead)
     jax.eval_shape(slim_jax.thin(apply, plan), plan.slice(shapes), x)
   return asked, len(jaxprs.trace(apply, shapes, x)[0].equations)

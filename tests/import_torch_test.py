@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 import slim_jax
-from slim_jax import import_torch
-from slim_jax import models
-from slim_jax import tree
+from slim_jax import models, tree
+from slim_jax.models import from_torch
 
 # The networks of the PyTorch implementation, written again by the names of their arrays in
 # PyTorch's layout: images [batch, channels, height, width]. A function of a network calls
@@ -59,13 +58,18 @@ class Arrays:
 
   def conv(self, name, x, width, size, stride=1):
     return lax.conv_general_dilated(
-        x, jnp.asarray(self.arrays[f'{name}.weight']), (stride, stride), [(size // 2,) * 2] * 2,
-        dimension_numbers=('NCHW', 'OIHW', 'NCHW'))
+      x,
+      jnp.asarray(self.arrays[f'{name}.weight']),
+      (stride, stride),
+      [(size // 2,) * 2] * 2,
+      dimension_numbers=('NCHW', 'OIHW', 'NCHW'),
+    )
 
   def norm(self, name, x, select=True):
     weight, bias, mean, var = (
-        jnp.asarray(self.arrays[f'{name}.{leaf}']).reshape(1, -1, 1, 1)
-        for leaf in ('weight', 'bias', 'running_mean', 'running_var'))
+      jnp.asarray(self.arrays[f'{name}.{leaf}']).reshape(1, -1, 1, 1)
+      for leaf in ('weight', 'bias', 'running_mean', 'running_var')
+    )
     return jnp.maximum((x - mean) / jnp.sqrt(var + 1e-5) * weight + bias, 0)
 
   def linear(self, name, x, classes):
@@ -134,12 +138,15 @@ def densenet(layer, x, depth, growth, classes):
 
 _WIDTHS = (6, 8, 'M', 12, 10, 'M', 16)
 NETWORKS = {
-    'vgg': (lambda layer, x: vgg(layer, x, _WIDTHS, 5),
-            models.VGG(num_classes=5, widths=_WIDTHS)),
-    'resnet': (lambda layer, x: resnet(layer, x, 20, 4, 5),
-               models.PreResNet(num_classes=5, depth=20, width=4)),
-    'densenet': (lambda layer, x: densenet(layer, x, 13, 4, 5),
-                 models.DenseNet(num_classes=5, depth=13, growth=4, stem=8)),
+  'vgg': (lambda layer, x: vgg(layer, x, _WIDTHS, 5), models.VGG(num_classes=5, widths=_WIDTHS)),
+  'resnet': (
+    lambda layer, x: resnet(layer, x, 20, 4, 5),
+    models.PreResNet(num_classes=5, depth=20, width=4),
+  ),
+  'densenet': (
+    lambda layer, x: densenet(layer, x, 13, 4, 5),
+    models.DenseNet(num_classes=5, depth=13, growth=4, stem=8),
+  ),
 }
 networks = pytest.mark.parametrize('name', NETWORKS)
 
@@ -182,8 +189,11 @@ def masks(arrays, fraction):
 
 def module_with(variables, mean):
   """The path of our BatchNorm that holds such running means, found without any name."""
-  found, = (path[1:-1] for path, leaf in tree.flatten(variables).items()
-            if path[-1] == 'mean' and leaf.shape == mean.shape and np.all(leaf == mean))
+  (found,) = (
+    path[1:-1]
+    for path, leaf in tree.flatten(variables).items()
+    if path[-1] == 'mean' and leaf.shape == mean.shape and np.all(leaf == mean)
+  )
   return found
 
 
@@ -199,7 +209,7 @@ def close(got, want):
 def test_outputs_are_those_of_pytorch(name):
   network, model = NETWORKS[name]
   arrays = random_weights(network)
-  variables = import_torch.from_state_dict(model, arrays)
+  variables = from_torch.from_state_dict(model, arrays)
   x = images()
   want = jax.jit(lambda x: network(Arrays(arrays), x.transpose(0, 3, 1, 2)))(x)
   got = jax.jit(lambda variables, x: model.apply(variables, x, train=False))(variables, x)
@@ -210,10 +220,11 @@ def test_outputs_are_those_of_pytorch(name):
 @networks
 def test_the_tree_is_that_of_init(name):
   network, model = NETWORKS[name]
-  variables = import_torch.from_state_dict(model, random_weights(network))
+  variables = from_torch.from_state_dict(model, random_weights(network))
   like = jax.eval_shape(lambda: model.init(jax.random.key(0), images(), train=False))
   assert jax.tree.map(lambda a: (a.shape, a.dtype), variables) == jax.tree.map(
-      lambda a: (a.shape, a.dtype), like)
+    lambda a: (a.shape, a.dtype), like
+  )
 
 
 @networks
@@ -221,7 +232,7 @@ def test_the_tree_is_that_of_init(name):
 def test_the_channels_kept_are_those_of_the_rule(name, fraction):
   network, model = NETWORKS[name]
   arrays = random_weights(network)
-  variables = import_torch.from_state_dict(model, arrays)
+  variables = from_torch.from_state_dict(model, arrays)
   dead = slim_jax.select_global(variables, fraction=fraction)['params']
   kept = masks(arrays, fraction)
   assert len(kept) == len(jax.tree.leaves(dead))
@@ -234,10 +245,11 @@ def test_the_channels_kept_are_those_of_the_rule(name, fraction):
 def test_the_thin_network_is_the_masked_one_of_pytorch(name):
   network, model = NETWORKS[name]
   arrays = random_weights(network)
-  variables, x = import_torch.from_state_dict(model, arrays), images()
+  variables, x = from_torch.from_state_dict(model, arrays), images()
   dead = slim_jax.select_global(variables, fraction=0.4)
-  plan = slim_jax.plan(lambda variables, x: model.apply(variables, x, train=False), variables, x,
-                       dead=dead)
+  plan = slim_jax.plan(
+    lambda variables, x: model.apply(variables, x, train=False), variables, x, dead=dead
+  )
   for norm, keeps in masks(arrays, 0.4).items():
     for leaf in ('weight', 'bias'):
       arrays[f'{norm}.{leaf}'] = arrays[f'{norm}.{leaf}'] * keeps
@@ -246,28 +258,35 @@ def test_the_thin_network_is_the_masked_one_of_pytorch(name):
   close(jax.jit(thin)(plan.slice(variables), x), want)
 
 
-@pytest.mark.parametrize('network, model, scales', [
+@pytest.mark.parametrize(
+  'network, model, scales',
+  [
     (lambda layer, x: vgg(layer, x, models.WIDTHS['vgg19'], 10), 'vgg19', 5504),
     (lambda layer, x: resnet(layer, x, 164, 16, 10), 'preresnet164', 12_112),
     (lambda layer, x: densenet(layer, x, 40, 12, 10), 'densenet40', 9360),
-])
+  ],
+)
 def test_networks_of_the_paper_import_by_default(network, model, scales):
   shapes = Shapes()
   network(shapes, (3,))
   arrays = {name: np.ones(shape, np.float32) for name, shape in shapes.found.items()}
-  variables = import_torch.from_state_dict(models.create(model, num_classes=10), arrays)
-  assert sum(leaf.size for path, leaf in tree.flatten(variables).items()
-             if path[-1] == 'scale') == scales
+  variables = from_torch.from_state_dict(models.create(model, num_classes=10), arrays)
+  assert (
+    sum(leaf.size for path, leaf in tree.flatten(variables).items() if path[-1] == 'scale')
+    == scales
+  )
 
 
 def test_names_may_have_a_prefix_and_no_selection():
   network, model = NETWORKS['resnet']
   arrays = random_weights(network)
-  variables = import_torch.from_state_dict(model, arrays)
-  other = {f'module.{name}': value for name, value in arrays.items()
-           if 'select' not in name and 'num_batches_tracked' not in name}
-  jax.tree.map(np.testing.assert_array_equal, variables,
-               import_torch.from_state_dict(model, other))
+  variables = from_torch.from_state_dict(model, arrays)
+  other = {
+    f'module.{name}': value
+    for name, value in arrays.items()
+    if 'select' not in name and 'num_batches_tracked' not in name
+  }
+  jax.tree.map(np.testing.assert_array_equal, variables, from_torch.from_state_dict(model, other))
 
 
 def test_all_that_does_not_fit_is_listed_at_once():
@@ -279,20 +298,25 @@ def test_all_that_does_not_fit_is_listed_at_once():
   arrays['bn.weight'] = arrays['bn.weight'][:-1]
   arrays['layer1.0.select.indexes'] = np.array([1, 0, 1, 1], np.float32)
   with pytest.raises(ValueError) as error:
-    import_torch.from_state_dict(model, arrays)
+    from_torch.from_state_dict(model, arrays)
   assert str(error.value).splitlines() == [
-      'the weights do not fit the model:',
-      '  missing: fc.bias, layer2.1.bn3.running_var',
-      '  unexpected: layer4.0.conv1.weight',
-      '  of another shape: bn.weight is [63], not [64], '
-      'conv1.weight is [4, 3, 5, 5], not [4, 3, 3, 3]',
-      '  leaves out channels, so it is of a pruned network: layer1.0.select.indexes']
+    'the weights do not fit the model:',
+    '  missing: fc.bias, layer2.1.bn3.running_var',
+    '  unexpected: layer4.0.conv1.weight',
+    '  of another shape: bn.weight is [63], not [64], '
+    'conv1.weight is [4, 3, 5, 5], not [4, 3, 3, 3]',
+    '  leaves out channels, so it is of a pruned network: layer1.0.select.indexes',
+  ]
 
 
-@pytest.mark.parametrize('model', [
+@pytest.mark.parametrize(
+  'model',
+  [
     models.MLP(num_classes=10),
     models.VGG(num_classes=10, dense_widths=(8,)),
-    models.DenseNet(num_classes=10, bottleneck=True)])
+    models.DenseNet(num_classes=10, bottleneck=True),
+  ],
+)
 def test_models_without_a_counterpart_are_refused(model):
   with pytest.raises(TypeError, match='no network of the PyTorch implementation'):
-    import_torch.from_state_dict(model, {})
+    from_torch.from_state_dict(model, {})

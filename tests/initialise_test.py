@@ -1,25 +1,28 @@
 """New weights: right shapes and deviations, full and thin, the same for the same key."""
 
 from flax import linen as nn
+from helpers.trees import same
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import slim_jax
-from slim_jax import initialise
-from slim_jax import models
-from slim_jax import tree
-from trees import same
+from slim_jax import models, tree
+from slim_jax.models import initialise
 
 IMAGE = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
 
 
-@pytest.mark.parametrize('name, arguments', [
+@pytest.mark.parametrize(
+  'name, arguments',
+  [
     ('vgg_a', {'widths': (8, 'M', 16), 'dense_widths': (20,)}),
     ('densenet', {'depth': 7, 'growth': 2}),
     ('resnet', {'blocks': (1, 1), 'width': 4}),
-    ('mlp', {'widths': (300, 200)})])
+    ('mlp', {'widths': (300, 200)}),
+  ],
+)
 def test_weights_are_those_of_init_but_for_the_numbers(name, arguments):
   module = models.create(name, num_classes=10, **arguments)
   found = initialise.initialise(module, IMAGE, key=jax.random.key(0))
@@ -36,8 +39,9 @@ def test_weights_are_those_of_init_but_for_the_numbers(name, arguments):
 
 def test_key_decides():
   module = models.create('vgg', num_classes=10, widths=(8, 8))
-  one, again, other = (initialise.initialise(module, IMAGE, key=jax.random.key(seed))
-                       for seed in (0, 0, 1))
+  one, again, other = (
+    initialise.initialise(module, IMAGE, key=jax.random.key(seed)) for seed in (0, 0, 1)
+  )
   assert same(one, again) and not same(one['params'], other['params'])
   kernels = [one['params'][name]['kernel'] for name in ('Conv_0', 'Conv_1')]
   assert not np.array_equal(kernels[0], kernels[1][:, :, :3])
@@ -48,7 +52,8 @@ def test_thin_weights_have_the_deviation_of_the_thin_shape():
   module = models.create('vgg', num_classes=10, widths=(16, 64))
   full = initialise.initialise(module, IMAGE, key=jax.random.key(0))
   dead = tree.map_with_path(
-      lambda path, x: np.arange(x.size) % 4 > 0 if path[-1] == 'scale' else None, full)
+    lambda path, x: np.arange(x.size) % 4 > 0 if path[-1] == 'scale' else None, full
+  )
   plan = slim_jax.plan(lambda v, x: module.apply(v, x, train=False), full, IMAGE, dead=dead)
   thin = initialise.initialise(module, IMAGE, key=jax.random.key(1), plan=plan)
   assert jax.tree.map(np.shape, thin) == jax.tree.map(np.shape, plan.slice(full))

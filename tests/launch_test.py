@@ -11,24 +11,27 @@ import sys
 import tarfile
 import time
 
+from helpers import commands
 import pytest
-
-import commands
 
 LAUNCH = commands.ROOT / 'launch'
 SCRIPTS = sorted(LAUNCH.glob('*.sh'))
 
-RUN = ['--config=configs/digits.py', '--workdir=runs/a', '--config.train.epochs=3',
-       '--config.model.widths=(6, "M", 6)']
+RUN = [
+  '--config=configs/digits.py',
+  '--workdir=runs/a',
+  '--config.train.epochs=3',
+  '--config.model.widths=(6, "M", 6)',
+]
 
 # Writes its name, arguments and the variables of the run as a line of JSON.
-STUB = f'''#!{sys.executable}
+STUB = f"""#!{sys.executable}
 import json, os, sys
 with open(os.environ['CALLS'], 'a') as file:
   file.write(json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], {{
       name: value for name, value in os.environ.items() if name.startswith(('JAX_', 'CUDA_', 'GLIBC_'))}}])
       + '\\n')
-'''
+"""
 
 
 class Machine:
@@ -50,10 +53,22 @@ class Machine:
 
   def run(self, *command, code=0, cwd=commands.ROOT, **environ):
     """Runs a script; returns what the stubs were called with."""
-    environ = {**os.environ, 'PATH': f'{self.bin}:{os.environ["PATH"]}', 'VENV': str(self.venv),
-               'CALLS': str(self.calls_path), **environ}
-    done = subprocess.run(['bash', *map(str, command)], cwd=cwd, env=environ, text=True,
-                          check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    environ = {
+      **os.environ,
+      'PATH': f'{self.bin}:{os.environ["PATH"]}',
+      'VENV': str(self.venv),
+      'CALLS': str(self.calls_path),
+      **environ,
+    }
+    done = subprocess.run(
+      ['bash', *map(str, command)],
+      cwd=cwd,
+      env=environ,
+      text=True,
+      check=False,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+    )
     assert done.returncode == code, done.stdout
     self.output = done.stdout
     return self.calls()
@@ -94,8 +109,9 @@ def test_train_installs_for_what_is_there(machine, gpus, extra):
   stamp = machine.venv / (f'setup-{extra}.cfg' if extra else 'setup.cfg')
   stamp.unlink()
   calls = machine.run('launch/train.sh', *RUN)
-  (install, *_), (main, *_) = ([call[1] for call in calls if call[0] == 'python'][i:]
-                               for i in (0, 1))
+  (install, *_), (main, *_) = (
+    [call[1] for call in calls if call[0] == 'python'][i:] for i in (0, 1)
+  )
   assert install[:3] == ['-m', 'pip', 'install']
   assert install[-1] == ('.[cuda]' if extra else '.')
   assert main == ['-m', 'slim_jax.main', *RUN]
@@ -128,8 +144,9 @@ def test_processes_know_each_other_and_their_gpu(machine, gpus):
   calls = machine.run('launch/processes.sh', '2', *RUN)
   pythons = [call for call in calls if call[0] == 'python']
   assert [call[1] for call in pythons] == [['-m', 'slim_jax.main', *RUN]] * 2
-  found = sorted((call[2]['JAX_PROCESS_ID'], call[2].get('CUDA_VISIBLE_DEVICES'))
-                 for call in pythons)
+  found = sorted(
+    (call[2]['JAX_PROCESS_ID'], call[2].get('CUDA_VISIBLE_DEVICES')) for call in pythons
+  )
   assert found == ([('0', '0'), ('1', '1')] if gpus == 2 else [('0', None), ('1', None)])
   for _, _, environ in pythons:
     assert environ['JAX_NUM_PROCESSES'] == '2'
@@ -138,18 +155,24 @@ def test_processes_know_each_other_and_their_gpu(machine, gpus):
 
 
 def test_processes_end_with_the_code_of_the_first_that_fails(machine):
-  machine.stub_python("if os.environ['JAX_PROCESS_ID'] == '1': sys.exit(3)\n"
-                      'import time; time.sleep(60)')
+  machine.stub_python(
+    "if os.environ['JAX_PROCESS_ID'] == '1': sys.exit(3)\nimport time; time.sleep(60)"
+  )
   machine.run('launch/processes.sh', '2', *RUN, code=3)
 
 
 def test_processes_pass_sigterm_on(machine):
-  machine.stub_python('import signal, time\n'
-                      'signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n'
-                      "open(os.environ['CALLS'] + os.environ['JAX_PROCESS_ID'], 'w').close()\n"
-                      'time.sleep(60)')
-  process = commands.start(['bash', 'launch/processes.sh', '2', *RUN], VENV=str(machine.venv),
-                           CALLS=str(machine.calls_path))
+  machine.stub_python(
+    'import signal, time\n'
+    'signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n'
+    "open(os.environ['CALLS'] + os.environ['JAX_PROCESS_ID'], 'w').close()\n"
+    'time.sleep(60)'
+  )
+  process = commands.start(
+    ['bash', 'launch/processes.sh', '2', *RUN],
+    VENV=str(machine.venv),
+    CALLS=str(machine.calls_path),
+  )
   while len(list(machine.calls_path.parent.glob('calls?'))) < 2:
     assert process.poll() is None
     time.sleep(0.01)
@@ -162,10 +185,18 @@ def test_slurm_job_is_one_srun_and_queues_again_when_stopped(machine, code, requ
   machine.stub('srun', f'sys.exit({code})')
   machine.stub('scontrol')
   machine.stub_python()
-  calls = machine.run(LAUNCH / 'slurm.sh', *RUN, code=code, cwd=machine.bin,
-                      SLURM_SUBMIT_DIR=str(commands.ROOT), SLURM_JOB_ID='17')
-  assert calls[0][:2] == ['srun', ['--kill-on-bad-exit=1', f'{machine.venv}/bin/python', '-m',
-                                   'slim_jax.main', *RUN]]
+  calls = machine.run(
+    LAUNCH / 'slurm.sh',
+    *RUN,
+    code=code,
+    cwd=machine.bin,
+    SLURM_SUBMIT_DIR=str(commands.ROOT),
+    SLURM_JOB_ID='17',
+  )
+  assert calls[0][:2] == [
+    'srun',
+    ['--kill-on-bad-exit=1', f'{machine.venv}/bin/python', '-m', 'slim_jax.main', *RUN],
+  ]
   assert [call[:2] for call in calls[1:]] == ([['scontrol', ['requeue', '17']]] if requeued else [])
 
 
@@ -178,17 +209,28 @@ def test_slurm_options_stand_in_the_script():
 
 
 def test_tpu_from_create_to_delete(machine, tmp_path):
-  machine.stub('gcloud', 'if "scp" in sys.argv:\n  import shutil\n'
-               f'  shutil.copy(sys.argv[5], {str(tmp_path / "copied")!r})')
-  machine.run('launch/tpu.sh', 'create', 'mine', ZONE='z', TYPE='v5litepod-16', VERSION='v',
-              PROJECT='p')
+  machine.stub(
+    'gcloud',
+    'if "scp" in sys.argv:\n  import shutil\n'
+    f'  shutil.copy(sys.argv[5], {str(tmp_path / "copied")!r})',
+  )
+  machine.run(
+    'launch/tpu.sh', 'create', 'mine', ZONE='z', TYPE='v5litepod-16', VERSION='v', PROJECT='p'
+  )
   machine.run('launch/tpu.sh', 'install', 'mine')
   machine.run('launch/tpu.sh', 'run', 'mine', *RUN)
   calls = machine.run('launch/tpu.sh', 'delete', 'mine')
   vm, zone = ['compute', 'tpus', 'tpu-vm'], '--zone=us-central2-b'
   create, copy, install, run, delete = [call[1] for call in calls]
-  assert create == [*vm, 'create', 'mine', '--accelerator-type=v5litepod-16', '--version=v',
-                    '--zone=z', '--project=p']
+  assert create == [
+    *vm,
+    'create',
+    'mine',
+    '--accelerator-type=v5litepod-16',
+    '--version=v',
+    '--zone=z',
+    '--project=p',
+  ]
   assert copy[:4] == [*vm, 'scp'] and copy[5:] == ['mine:', '--worker=all', zone]
   with tarfile.open(tmp_path / 'copied') as archive:
     assert {'slim_jax/setup.cfg', 'slim_jax/launch/install.sh'} <= set(archive.getnames())

@@ -2,24 +2,27 @@
 
 import tempfile
 
+from helpers import laws, zoo
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-import laws
 import slim_jax
 from slim_jax import models
 from slim_jax.channels import planning
-import zoo
 
 
 def over(cases, slow=('slow',)):
   """One test for each case, those of a `slow` size on request."""
-  return pytest.mark.parametrize('case', [
+  return pytest.mark.parametrize(
+    'case',
+    [
       pytest.param(case, id=case.name, marks=[pytest.mark.slow] if case.size in slow else [])
-      for case in cases])
+      for case in cases
+    ],
+  )
 
 
 each = over(zoo.CASES)
@@ -86,8 +89,10 @@ def test_dead_channels_leave_their_producers_and_readers(case):
   after = slim_jax.count(thin, thin_variables, model.x)
   assert after.params < 0.9 * before.params
   assert after.macs < 0.8 * before.macs
-  full, cut = jax.eval_shape(model.infer, model.variables, model.x), jax.eval_shape(
-      thin, thin_variables, model.x)
+  full, cut = (
+    jax.eval_shape(model.infer, model.variables, model.x),
+    jax.eval_shape(thin, thin_variables, model.x),
+  )
   assert (cut.shape, cut.dtype) == (full.shape, full.dtype)
 
 
@@ -117,9 +122,15 @@ def test_sliced_optimizer_state_is_that_of_the_sliced_parameters(case):
   model, _, plan = planned(case, jnp.float32)
   params, plan = part(model.variables, model.params), plan[model.params]
   scales = part(model.scales, model.params)
-  for tx in (optax.sgd(0.1, momentum=0.9, nesterov=True), optax.adamw(1e-3),
-             optax.chain(optax.add_decayed_weights(1e-4), slim_jax.add_l1(
-                 lambda step: 1e-4, mask=lambda p: scales), optax.sgd(0.1, momentum=0.9))):
+  for tx in (
+    optax.sgd(0.1, momentum=0.9, nesterov=True),
+    optax.adamw(1e-3),
+    optax.chain(
+      optax.add_decayed_weights(1e-4),
+      slim_jax.add_l1(lambda step: 1e-4, mask=lambda p: scales),
+      optax.sgd(0.1, momentum=0.9),
+    ),
+  ):
     state = jax.eval_shape(tx.init, params)
     got = plan.slice_opt_state(tx, state, params)
     want = jax.eval_shape(tx.init, plan.slice(params))
@@ -159,6 +170,7 @@ def test_a_function_may_contain_its_own_gradient(case, x64):
     def loss(params):
       out, state = model.train({**variables, 'params': params}, x, key)
       return jnp.mean(jnp.square(out - 1)), state
+
     grads, state = jax.grad(loss, has_aux=True)(variables['params'])
     return {'params': jax.tree.map(lambda p, g: p - 0.1 * g, variables['params'], grads), **state}
 
@@ -186,8 +198,9 @@ def test_training_results_demanded_in_full(case, x64):
 def test_planning_with_the_training_function(case):
   """State declared with `outs` follows the scales: the plan is that of inference."""
   model, dead, plan = planned(case, jnp.float32)
-  trained = slim_jax.plan(model.train, model.variables, model.x, jax.random.key(0), dead=dead,
-                          outs=model.outs)
+  trained = slim_jax.plan(
+    model.train, model.variables, model.x, jax.random.key(0), dead=dead, outs=model.outs
+  )
   assert plan.cuts.keys() == trained.cuts.keys()
   for path, cut in plan.cuts.items():
     assert cut.thin_shape == trained.cuts[path].thin_shape, path
@@ -203,7 +216,8 @@ def test_planning_needs_shapes_alone(case):
   same([cut.indices for cut in again.cuts.values()], [cut.indices for cut in plan.cuts.values()])
   sliced, arrays = plan.slice(shapes), plan.slice(model.variables)
   assert list(map(jnp.shape, jax.tree.leaves(sliced))) == list(
-      map(jnp.shape, jax.tree.leaves(arrays)))
+    map(jnp.shape, jax.tree.leaves(arrays))
+  )
 
 
 @library
@@ -211,7 +225,7 @@ def test_another_batch_size_than_the_plan_s(case):
   model, _, plan = planned(case, jnp.float32)
   v, f = plan.slice(model.variables), jax.jit(slim_jax.thin(model.infer, plan))
   batch = jnp.concatenate([model.x, model.x, model.x])
-  assert laws.distance(f(v, batch)[:len(model.x)], f(v, model.x)) < 1e-5
+  assert laws.distance(f(v, batch)[: len(model.x)], f(v, model.x)) < 1e-5
 
 
 @library
@@ -223,12 +237,14 @@ def test_works_under_the_transformations_of_functions(case):
   xs = jnp.stack([x, 2 * x])
   each_alone = jnp.stack([want, jax.jit(f)(v, xs[1])])
   assert laws.distance(jax.jit(jax.vmap(f, (None, 0)))(v, xs), each_alone) < 1e-5
-  pmapped = jax.pmap(lambda floats, x: f(whole(floats), x), in_axes=(None, 0),
-                     devices=jax.devices()[:2])
+  pmapped = jax.pmap(
+    lambda floats, x: f(whole(floats), x), in_axes=(None, 0), devices=jax.devices()[:2]
+  )
   assert laws.distance(pmapped(floats, xs), each_alone) < 1e-5
 
   def loss(f):
     return jax.jit(jax.grad(lambda floats: jnp.sum(jnp.sin(f(whole(floats), x)))))
+
   assert laws.distance(loss(jax.checkpoint(f))(floats), loss(f)(floats)) < 1e-4
 
 
@@ -252,7 +268,8 @@ def test_exports_for_any_batch_what_can_be(case):
   model, _, plan = planned(case, jnp.float32)
   v, thin = plan.slice(model.variables), slim_jax.thin(model.infer, plan)
   any_batch = jax.ShapeDtypeStruct(
-      (*jax.export.symbolic_shape('batch'), *model.x.shape[1:]), model.x.dtype)
+    (*jax.export.symbolic_shape('batch'), *model.x.shape[1:]), model.x.dtype
+  )
 
   def export(f, variables):
     return jax.export.export(jax.jit(lambda x: f(variables, x)))(any_batch)
@@ -328,8 +345,11 @@ def test_a_damaged_plan_file_is_an_error(tmp_path):
 
 @pytest.mark.slow
 def test_the_true_vgg19(x64):
-  case = zoo.Case('vgg19', lambda dtype: models.VGG(
-      widths=models.WIDTHS['vgg19'], num_classes=10, dtype=dtype), (2, 32, 32, 3))
+  case = zoo.Case(
+    'vgg19',
+    lambda dtype: models.VGG(widths=models.WIDTHS['vgg19'], num_classes=10, dtype=dtype),
+    (2, 32, 32, 3),
+  )
   model = zoo.build(case, jnp.float64)
   laws.check(model, laws.random_dead(model.variables, 0.7), 1e-10)
 

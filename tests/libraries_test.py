@@ -1,14 +1,13 @@
 """One path through five libraries: find scales, plan, slice, thin, take one step of training."""
 
+from helpers import laws, zoo
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
 
-import laws
 import slim_jax
 from slim_jax import tree
-import zoo
 
 library = pytest.mark.parametrize('name', zoo.LIBRARIES)
 
@@ -37,8 +36,11 @@ def train_step(model, f, tx, variables, opt_state, key):
 
   (_, results), grads = jax.value_and_grad(loss, has_aux=True)(params)
   updates, opt_state = tx.update(grads, opt_state, params)
-  return (whole(optax.apply_updates(params, updates)), laws.declared(model.outs, results),
-          opt_state)
+  return (
+    whole(optax.apply_updates(params, updates)),
+    laws.declared(model.outs, results),
+    opt_state,
+  )
 
 
 @library
@@ -46,8 +48,11 @@ def test_one_step_of_the_thin_network_is_the_thin_part_of_one_step(name, x64):
   """Slicing commutes with a training step, momentum included, in every library."""
   model = zoo.build(zoo.LIBRARIES[name], jnp.float64)
   variables = model.variables
-  norms = [path for path, is_scale in tree.flatten(
-      slim_jax.batch_norm_scales(variables)).items() if is_scale]
+  norms = [
+    path
+    for path, is_scale in tree.flatten(slim_jax.batch_norm_scales(variables)).items()
+    if is_scale
+  ]
   assert len(norms) >= 5
   dead = slim_jax.select_global(variables, fraction=0.4)
   plan = slim_jax.plan(model.infer, variables, model.x, dead=dead)
@@ -58,7 +63,8 @@ def test_one_step_of_the_thin_network_is_the_thin_part_of_one_step(name, x64):
   in_params = plan[model.params]
   tx = optax.chain(slim_jax.add_l1(1e-3), optax.sgd(0.1, momentum=0.9, nesterov=True))
   opt_state = optax.tree_map_params(  # as if some steps had been taken
-      tx, lambda m: jnp.cos(jnp.arange(m.size, dtype=m.dtype)).reshape(m.shape), tx.init(params))
+    tx, lambda m: jnp.cos(jnp.arange(m.size, dtype=m.dtype)).reshape(m.shape), tx.init(params)
+  )
   thin_opt_state = in_params.slice_opt_state(tx, opt_state, params)
 
   def full_step(v, opt_state):
@@ -72,8 +78,9 @@ def test_one_step_of_the_thin_network_is_the_thin_part_of_one_step(name, x64):
   thin_variables = plan.slice(variables)
   # The old variables and state are given away: their memory becomes the new ones'.
   floats, whole = laws.differentiable(thin_variables)
-  donating = jax.jit(lambda floats, opt_state: thin_step(whole(floats), opt_state),
-                     donate_argnums=1)
+  donating = jax.jit(
+    lambda floats, opt_state: thin_step(whole(floats), opt_state), donate_argnums=1
+  )
   got, got_stats, got_opt_state = donating(floats, thin_opt_state)
 
   of = lambda variables: laws.differentiable(variables)[0]
@@ -81,6 +88,11 @@ def test_one_step_of_the_thin_network_is_the_thin_part_of_one_step(name, x64):
   assert laws.distance(got_stats, laws.sliced(plan, want_stats)) < 1e-10
   assert any(not plan.cuts[path].live.is_whole for path in got_stats)
   params, _ = split(model, want)
-  assert laws.distance(jax.tree.leaves(got_opt_state), jax.tree.leaves(
-      in_params.slice_opt_state(tx, want_opt_state, params))) < 1e-10
+  assert (
+    laws.distance(
+      jax.tree.leaves(got_opt_state),
+      jax.tree.leaves(in_params.slice_opt_state(tx, want_opt_state, params)),
+    )
+    < 1e-10
+  )
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(thin_opt_state) if leaf.ndim)

@@ -4,16 +4,14 @@ import json
 import subprocess
 import sys
 
-import pytest
-
 import config_test
 from pipeline_options_test import make_config
-from slim_jax import check
-from slim_jax import files
+import pytest
+
 from slim_jax import look
-from slim_jax import pipeline
-from slim_jax import stages
-from slim_jax import workdir as workdir_module
+from slim_jax.runs import checks, pipeline, stages
+from slim_jax.runs import workdir as workdir_module
+from slim_jax.runtime import files
 
 PLAIN = {'valid_split': '', 'scratch.e': False, 'scratch.b': False, 'baseline_epochs': 0}
 
@@ -49,8 +47,11 @@ def test_a_row_is_what_the_cut_gives(sparse, tmp_path, bias):
 
 def test_the_largest_cut_within_the_tolerance():
   def rows(*accuracies):
-    return [{'fraction': 0.1 * i, 'accuracy': 0.9 if i == 0 else 0.0, 'recalibrated': accuracy}
-            for i, accuracy in enumerate(accuracies)]
+    return [
+      {'fraction': 0.1 * i, 'accuracy': 0.9 if i == 0 else 0.0, 'recalibrated': accuracy}
+      for i, accuracy in enumerate(accuracies)
+    ]
+
   assert look.suggest(rows(0.9, 0.899, 0.896, 0.7, 0.9), 0.5)['fraction'] == pytest.approx(0.2)
   assert look.suggest(rows(0.9, 0.7), 0.5) is None
   assert look.suggest(rows(0.2, 0.95), 0.0)['fraction'] == pytest.approx(0.1)
@@ -62,20 +63,31 @@ def test_what_cannot_be_looked_at_is_said(sparse, tmp_path):
     look.run(config, tmp_path, [0.1])
   with pytest.raises(workdir_module.WorkdirError, match='train.epochs: 2 there, 3 now'):
     look.run(make_config(data_dir=config.data_dir, **PLAIN, **{'train.epochs': 3}), workdir, [0.1])
-  with pytest.raises(check.ConfigError, match="no stage 'baseline', only for sparse, pruned"):
+  with pytest.raises(checks.ConfigError, match="no stage 'baseline', only for sparse, pruned"):
     stages.named(config, 'baseline')
 
 
 def test_the_command_line(tmp_path):
   root = config_test.ROOT
-  common = ['--config=configs/digits.py', f'--workdir={tmp_path}/run', '--config.baseline_epochs=0',
-            f'--config.data_dir={tmp_path}/data', '--config.train.epochs=1',
-            '--config.train_split=train[:256]', '--config.test_split=test[:100]',
-            "--config.model.widths=(6, 'M', 6)"]
+  common = [
+    '--config=configs/digits.py',
+    f'--workdir={tmp_path}/run',
+    '--config.baseline_epochs=0',
+    f'--config.data_dir={tmp_path}/data',
+    '--config.train.epochs=1',
+    '--config.train_split=train[:256]',
+    '--config.test_split=test[:100]',
+    "--config.model.widths=(6, 'M', 6)",
+  ]
 
   def call(module, *arguments):
-    return subprocess.run([sys.executable, '-m', f'slim_jax.{module}', *common, *arguments],
-                          cwd=root, capture_output=True, text=True, check=False)
+    return subprocess.run(
+      [sys.executable, '-m', f'slim_jax.{module}', *common, *arguments],
+      cwd=root,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
 
   first = call('main', '--until=sparse')
   assert first.returncode == 0 and 'sparse' in first.stdout and 'pruned' not in first.stdout

@@ -6,19 +6,21 @@ import numpy as np
 import pytest
 
 import slim_jax
-from slim_jax import models
-from slim_jax import tree
+from slim_jax import models, tree
 
 
 def _init(model, shape, key=0):
   return jax.jit(lambda key, x: model.init(key, x, train=False))(
-      jax.random.key(key), jnp.zeros(shape))
+    jax.random.key(key), jnp.zeros(shape)
+  )
 
 
 def _shapes(model, shape):
   return jax.eval_shape(
-      lambda key, x: model.init(key, x, train=False),
-      jax.random.key(0), jax.ShapeDtypeStruct(shape, jnp.float32))
+    lambda key, x: model.init(key, x, train=False),
+    jax.random.key(0),
+    jax.ShapeDtypeStruct(shape, jnp.float32),
+  )
 
 
 def _params(model, shape):
@@ -31,15 +33,19 @@ def _train(model):
 
 def _scales(model, shape):
   """Channels of every BatchNorm, by path."""
-  return {path: leaf.size for path, leaf in tree.flatten(_shapes(model, shape)).items()
-          if path[-1] == 'scale'}
+  return {
+    path: leaf.size
+    for path, leaf in tree.flatten(_shapes(model, shape)).items()
+    if path[-1] == 'scale'
+  }
 
 
-_SLIMMED = (22, 62, 'M', 83, 119, 'M', 193, 168, 85, 40, 'M', 32, 32, 32, 32, 'M',
-            32, 32, 32, 38)
+_SLIMMED = (22, 62, 'M', 83, 119, 'M', 193, 168, 85, 40, 'M', 32, 32, 32, 32, 'M', 32, 32, 32, 38)
 
 
-@pytest.mark.parametrize('name, num_classes, arguments, expected', [
+@pytest.mark.parametrize(
+  'name, num_classes, arguments, expected',
+  [
     ('vgg19', 10, {}, 20_035_018),
     ('vgg', 10, {}, 20_035_018),
     ('vgg19', 100, {}, 20_081_188),
@@ -47,7 +53,8 @@ _SLIMMED = (22, 62, 'M', 83, 119, 'M', 193, 168, 85, 40, 'M', 32, 32, 32, 32, 'M
     ('vgg16', 10, {}, 14_724_042),
     ('vgg13', 10, {}, 9_413_066),
     ('vgg11', 10, {}, 9_228_362),
-])
+  ],
+)
 def test_vgg_parameters(name, num_classes, arguments, expected):
   model = models.create(name, num_classes=num_classes, **arguments)
   assert _params(model, (1, 32, 32, 3)) == expected
@@ -55,7 +62,9 @@ def test_vgg_parameters(name, num_classes, arguments, expected):
 
 # As the paper and its code have them, by arithmetic from the shapes of the layers. Those
 # of DenseNet-BC and of the ResNets are those of other implementations.
-@pytest.mark.parametrize('name, classes, arguments, size, params, macs', [
+@pytest.mark.parametrize(
+  'name, classes, arguments, size, params, macs',
+  [
     ('vgg19', 10, {}, 32, 20_035_018, 398_136_320),
     ('vgg19', 100, {}, 32, 20_081_188, 398_182_400),
     ('preresnet164', 10, {}, 32, 1_703_258, 247_646_720),
@@ -71,24 +80,31 @@ def test_vgg_parameters(name, num_classes, arguments, expected):
     ('resnet50', 1000, {}, 224, 25_557_032, 4_089_184_256),
     ('resnet101', 1000, {}, 224, 44_549_160, None),
     ('resnet152', 1000, {}, 224, 60_192_808, None),
-])
+  ],
+)
 def test_parameters_and_macs(name, classes, arguments, size, params, macs):
   model = models.create(name, num_classes=classes, **arguments)
   shape = (1, size, size, 3)
   assert _params(model, shape) == params
   if macs is not None:
-    cost = slim_jax.count(lambda variables, x: model.apply(variables, x, train=False),
-                          _shapes(model, shape), jax.ShapeDtypeStruct(shape, jnp.float32))
+    cost = slim_jax.count(
+      lambda variables, x: model.apply(variables, x, train=False),
+      _shapes(model, shape),
+      jax.ShapeDtypeStruct(shape, jnp.float32),
+    )
     assert (cost.params, cost.macs) == (params, macs)
 
 
-@pytest.mark.parametrize('name, size, layers, channels', [
+@pytest.mark.parametrize(
+  'name, size, layers, channels',
+  [
     ('vgg19', 32, 16, 5504),
     ('preresnet164', 32, 163, 12_112),
     ('densenet40', 32, 39, 9360),
     ('vgg_a', 224, 10, 2752 + 8192),
     ('resnet50', 224, 53, 26_560),
-])
+  ],
+)
 def test_scales(name, size, layers, channels):
   scales = _scales(models.create(name, num_classes=10), (1, size, size, 3))
   assert (len(scales), sum(scales.values())) == (layers, channels)
@@ -115,15 +131,18 @@ def test_mlp_parameters():
 
 
 _SMALL = [
-    ('vgg', {'widths': (8, 'M', 16)}, (4, 12, 9, 3)),
-    ('vgg', {'widths': (4, 'M'), 'dense_widths': (8,), 'conv_bias': True}, (4, 5, 7, 3)),
-    ('mlp', {'widths': (32, 16)}, (4, 6, 6, 1)),
-    ('preresnet', {'depth': 11, 'width': 4}, (4, 8, 8, 3)),
-    ('densenet', {'depth': 7, 'growth': 4, 'stem': 4}, (4, 8, 8, 3)),
-    ('densenet', {'depth': 10, 'growth': 2, 'stem': 4, 'bottleneck': True,
-                  'compression': 0.5}, (4, 8, 8, 3)),
-    ('resnet', {'blocks': (1, 1), 'width': 4}, (4, 16, 16, 3)),
-    ('resnet', {'blocks': (1, 1), 'width': 4, 'bottleneck': False}, (4, 16, 16, 3)),
+  ('vgg', {'widths': (8, 'M', 16)}, (4, 12, 9, 3)),
+  ('vgg', {'widths': (4, 'M'), 'dense_widths': (8,), 'conv_bias': True}, (4, 5, 7, 3)),
+  ('mlp', {'widths': (32, 16)}, (4, 6, 6, 1)),
+  ('preresnet', {'depth': 11, 'width': 4}, (4, 8, 8, 3)),
+  ('densenet', {'depth': 7, 'growth': 4, 'stem': 4}, (4, 8, 8, 3)),
+  (
+    'densenet',
+    {'depth': 10, 'growth': 2, 'stem': 4, 'bottleneck': True, 'compression': 0.5},
+    (4, 8, 8, 3),
+  ),
+  ('resnet', {'blocks': (1, 1), 'width': 4}, (4, 16, 16, 3)),
+  ('resnet', {'blocks': (1, 1), 'width': 4, 'bottleneck': False}, (4, 16, 16, 3)),
 ]
 small = pytest.mark.parametrize('name, arguments, shape', _SMALL)
 
@@ -159,9 +178,12 @@ def test_dtype_is_of_the_computation(name, arguments, shape, dtype):
   logits, state = jax.eval_shape(_train(model), variables, x)
   assert (logits.shape, logits.dtype) == ((shape[0], 5), jnp.float32)
   assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype('float32')}
-  used = {var.aval.dtype for eqn in jax.make_jaxpr(_train(model))(variables, x).eqns
-          for var in eqn.outvars if eqn.primitive.name in
-          ('conv_general_dilated', 'dot_general')}
+  used = {
+    var.aval.dtype
+    for eqn in jax.make_jaxpr(_train(model))(variables, x).eqns
+    for var in eqn.outvars
+    if eqn.primitive.name in ('conv_general_dilated', 'dot_general')
+  }
   assert used == {jnp.dtype(dtype)}
 
 
@@ -185,8 +207,7 @@ def test_axis_name_joins_the_statistics(name, arguments, shape):
   x = jax.random.normal(jax.random.key(1), (2,) + shape)
   joined = models.create(name, num_classes=5, **arguments, axis_name='batch')
   plain = models.create(name, num_classes=5, **arguments)
-  over, _ = jax.jit(jax.vmap(_train(joined), in_axes=(None, 0), axis_name='batch'))(
-      variables, x)
+  over, _ = jax.jit(jax.vmap(_train(joined), in_axes=(None, 0), axis_name='batch'))(variables, x)
   whole, _ = jax.jit(_train(plain))(variables, x.reshape(-1, *shape[1:]))
   np.testing.assert_allclose(over.reshape(whole.shape), whole, rtol=1e-4, atol=1e-5)
 
@@ -214,16 +235,20 @@ def test_a_flattening_network_wants_the_size_it_was_made_for():
     model.apply(variables, jnp.ones((1, 10, 8, 3)), train=False)
 
 
-@pytest.mark.parametrize('name, size', [('preresnet', (1, 3)), ('densenet', (4, 7)),
-                                        ('resnet', (1, 3))])
+@pytest.mark.parametrize(
+  'name, size', [('preresnet', (1, 3)), ('densenet', (4, 7)), ('resnet', (1, 3))]
+)
 def test_residual_and_dense_networks_take_any_size(name, size):
   arguments = next(arguments for other, arguments, _ in _SMALL if other == name)
   model = models.create(name, num_classes=3, **arguments)
-  assert jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False),
-                        jnp.ones((2, *size, 1)))[0].shape == (2, 3)
+  assert jax.eval_shape(
+    lambda x: model.init_with_output(jax.random.key(0), x, train=False), jnp.ones((2, *size, 1))
+  )[0].shape == (2, 3)
 
 
-@pytest.mark.parametrize('name, arguments, message', [
+@pytest.mark.parametrize(
+  'name, arguments, message',
+  [
     ('preresnet', {'depth': 18}, r'PreResNet: depth must be 9n \+ 2.*got 18'),
     ('preresnet', {'depth': 2}, r'PreResNet: depth must be 9n \+ 2.*got 2'),
     ('preresnet', {'depth': 20.0}, 'depth must be a positive integer, got 20.0'),
@@ -237,7 +262,8 @@ def test_residual_and_dense_networks_take_any_size(name, size):
     ('resnet', {'width': 0}, 'ResNet: width must be a positive integer, got 0'),
     ('resnet', {'blocks': (1, 0)}, 'ResNet: blocks must be a positive integer, got 0'),
     ('vgg', {'dense_widths': (4, 'M')}, "dense_widths must be a positive integer, got 'M'"),
-])
+  ],
+)
 def test_wrong_arguments_are_refused(name, arguments, message):
   model = models.create(name, num_classes=10, **arguments)
   with pytest.raises(ValueError, match=message):
@@ -261,8 +287,9 @@ def test_drop_rate_drops_in_training_alone():
 
   @jax.jit
   def train(key):
-    return model.apply(variables, x, train=True, mutable=['batch_stats'],
-                       rngs={'dropout': jax.random.key(key)})[0]
+    return model.apply(
+      variables, x, train=True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(key)}
+    )[0]
 
   np.testing.assert_array_equal(train(0), train(0))
   assert not np.allclose(train(0), train(1))
@@ -280,6 +307,9 @@ def test_wrong_widths_are_refused(name, width):
 def test_unknown_name_and_argument():
   with pytest.raises(ValueError, match="no model named 'lenet'.*vgg19.*mlp"):
     models.create('lenet', num_classes=10)
-  with pytest.raises(TypeError, match='no argument depth; it takes axis_name, conv_bias, '
-                     'dense_norm, dense_widths, drop_rate, widths'):
+  with pytest.raises(
+    TypeError,
+    match='no argument depth; it takes axis_name, conv_bias, '
+    'dense_norm, dense_widths, drop_rate, widths',
+  ):
     models.create('vgg', num_classes=10, depth=19)

@@ -2,25 +2,34 @@
 
 import json
 
+from helpers import laws, zoo
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import laws
 import slim_jax
 from slim_jax import models
-from slim_jax import narrow
-import zoo
+from slim_jax.models import narrow
 
 CHAINS = {
-    'vgg': (models.VGG(num_classes=5, widths=(8, 'M', 12, 10)), (4, 8, 8, 3)),
-    # Flattened 3x2 places, dense layers with BatchNorm, biases of convolutions.
-    'vgg_a': (models.VGG(num_classes=5, widths=(8, 'M', 12, 'M'), dense_widths=(16, 12),
-                         conv_bias=True), (4, 12, 8, 3)),
-    'vgg_bn': (models.VGG(num_classes=5, widths=(8, 'M', 12, 'M'), dense_widths=(16, 12),
-                          conv_bias=True, dense_norm=False), (4, 12, 8, 3)),
-    'mlp': (models.MLP(num_classes=5, widths=(16, 12)), (4, 5, 4, 2)),
+  'vgg': (models.VGG(num_classes=5, widths=(8, 'M', 12, 10)), (4, 8, 8, 3)),
+  # Flattened 3x2 places, dense layers with BatchNorm, biases of convolutions.
+  'vgg_a': (
+    models.VGG(num_classes=5, widths=(8, 'M', 12, 'M'), dense_widths=(16, 12), conv_bias=True),
+    (4, 12, 8, 3),
+  ),
+  'vgg_bn': (
+    models.VGG(
+      num_classes=5,
+      widths=(8, 'M', 12, 'M'),
+      dense_widths=(16, 12),
+      conv_bias=True,
+      dense_norm=False,
+    ),
+    (4, 12, 8, 3),
+  ),
+  'mlp': (models.MLP(num_classes=5, widths=(16, 12)), (4, 5, 4, 2)),
 }
 chains = pytest.mark.parametrize('name', CHAINS)
 
@@ -63,8 +72,10 @@ def test_outputs_statistics_and_gradients_are_those_of_thin(name, x64):
     def loss(params, batch_stats):
       logits, state = f({'params': params, 'batch_stats': batch_stats}, x)
       return jnp.sum(logits**2), (logits, state)
+
     return jax.jit(jax.grad(loss, has_aux=True))(
-        thin_variables['params'], thin_variables['batch_stats'])
+      thin_variables['params'], thin_variables['batch_stats']
+    )
 
   thin = slim_jax.thin(train(model), plan, outs=(None, {'batch_stats': 'batch_stats'}))
   assert laws.distance(gradients(train(small)), gradients(thin)) < 1e-12
@@ -92,12 +103,21 @@ def test_nothing_removed_is_the_same_module(x64):
 def test_a_module_is_told_in_a_json():
   about = json.loads(json.dumps(narrow.describe(CHAINS['vgg_a'][0])))
   assert about == {
-      'class': 'VGG', 'num_classes': 5, 'widths': [8, 'M', 12, 'M'], 'dense_widths': [16, 12],
-      'conv_bias': True, 'dense_norm': True, 'drop_rate': 0.0}
+    'class': 'VGG',
+    'num_classes': 5,
+    'widths': [8, 'M', 12, 'M'],
+    'dense_widths': [16, 12],
+    'conv_bias': True,
+    'dense_norm': True,
+    'drop_rate': 0.0,
+  }
   again = models.VGG(**{name: value for name, value in about.items() if name != 'class'})
-  shapes = (jax.eval_shape(lambda model=model: model.init(
-      jax.random.key(0), jnp.ones((1, 12, 8, 3)), train=False))
-            for model in (again, CHAINS['vgg_a'][0]))
+  shapes = (
+    jax.eval_shape(
+      lambda model=model: model.init(jax.random.key(0), jnp.ones((1, 12, 8, 3)), train=False)
+    )
+    for model in (again, CHAINS['vgg_a'][0])
+  )
   assert next(shapes) == next(shapes)
 
 
@@ -117,9 +137,14 @@ def test_biases_that_the_activation_stops_need_none(x64):
   assert laws.distance(got, slim_jax.thin(infer(model), plan)(plan.slice(variables), x)) < 1e-12
 
 
-@pytest.mark.parametrize('model', [
-    models.PreResNet(num_classes=5, depth=11, width=4), models.ResNet(num_classes=5, blocks=(1,)),
-    models.DenseNet(num_classes=5, depth=7, growth=2, stem=4)])
+@pytest.mark.parametrize(
+  'model',
+  [
+    models.PreResNet(num_classes=5, depth=11, width=4),
+    models.ResNet(num_classes=5, blocks=(1,)),
+    models.DenseNet(num_classes=5, depth=7, growth=2, stem=4),
+  ],
+)
 def test_networks_with_streams_are_refused(model):
   with pytest.raises(narrow.NarrowError, match=f'{type(model).__name__} is no chain .* slim_jax'):
     narrow.module(model, slim_jax.Plan({}))

@@ -6,24 +6,22 @@ import json
 import subprocess
 import sys
 
+import config_test
+from helpers import commands, zoo
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import commands
-import config_test
-from slim_jax import finished
-from slim_jax import latency
-from slim_jax import onnx_file
-from slim_jax import onnx_spelling
-from slim_jax import pipeline
-from slim_jax import tables
 import slim_jax
-import zoo
+from slim_jax import latency
+from slim_jax.display import tables
+from slim_jax.export import onnx_file, onnx_spelling
+from slim_jax.runs import finished, pipeline
 
-needs_onnx = pytest.mark.skipif(bool(onnx_file.missing()),
-                                reason=f'not installed: {onnx_file.missing()}')
+needs_onnx = pytest.mark.skipif(
+  bool(onnx_file.missing()), reason=f'not installed: {onnx_file.missing()}'
+)
 # What the converter and its own libraries warn of while they are imported and used.
 theirs = pytest.mark.filterwarnings('ignore')
 
@@ -43,10 +41,18 @@ np.savez('logits.npz', seven=logits, one=one, **session.get_modelmeta().custom_m
 def run(tmp_path_factory):
   """A thin pre-activation ResNet, which picks channels from streams."""
   config = config_test.load('digits').get_config()
-  config.update_from_flattened_dict({
-      **commands.TINY, 'data_dir': str(tmp_path_factory.mktemp('tfds')), 'baseline_epochs': 0,
-      'train.epochs': 1, 'finetune.epochs': 0, 'passes': 1, 'prune.fraction': 0.5,
-      'dtype': 'bfloat16'})
+  config.update_from_flattened_dict(
+    {
+      **commands.TINY,
+      'data_dir': str(tmp_path_factory.mktemp('tfds')),
+      'baseline_epochs': 0,
+      'train.epochs': 1,
+      'finetune.epochs': 0,
+      'passes': 1,
+      'prune.fraction': 0.5,
+      'dtype': 'bfloat16',
+    }
+  )
   with config.unlocked():
     del config.model['widths']
     config.model.update(name='preresnet', depth=11, width=4)
@@ -72,12 +78,12 @@ def logits_of(content, image):
 @needs_onnx
 def test_a_run_is_exported(run, tmp_path):
   """In float32, whatever the run computed in."""
-  commands.run([sys.executable, '-m', 'slim_jax.export', f'--workdir={run}', '--format=onnx',
-                '--opset=18'])
+  commands.run(
+    [sys.executable, '-m', 'slim_jax.export', f'--workdir={run}', '--format=onnx', '--opset=18']
+  )
   images = np.random.RandomState(0).randint(0, 256, (7, 8, 8, 1)).astype(np.uint8)
   np.save(tmp_path / 'images.npy', images)
-  subprocess.run([sys.executable, '-c', ALONE, str(run / 'network.onnx')], cwd=tmp_path,
-                 check=True)
+  subprocess.run([sys.executable, '-c', ALONE, str(run / 'network.onnx')], cwd=tmp_path, check=True)
   found = dict(np.load(tmp_path / 'logits.npz'))
   apply, variables = finished.load(run, dtype='float32')
   want = apply(variables, images)
@@ -95,12 +101,14 @@ def test_a_run_is_exported(run, tmp_path):
 @pytest.mark.parametrize('name', ['densenet', 'inverted_residual', 'inception'])
 def test_thin_networks_become_plain_graphs(name):
   import onnx  # pylint: disable=g-import-not-at-top
+
   f, shape = thin_of(name)
   content = onnx_file.convert(f, shape)
   image = np.random.default_rng(0).integers(0, 256, (5, *shape), np.uint8)
   want = np.asarray(f(image))
-  np.testing.assert_allclose(logits_of(content, image), want, rtol=1e-5,
-                             atol=1e-5 * np.abs(want).max())
+  np.testing.assert_allclose(
+    logits_of(content, image), want, rtol=1e-5, atol=1e-5 * np.abs(want).max()
+  )
   model = onnx.load_from_string(content)
   (opset,) = model.opset_import
   assert (opset.domain, opset.version) == ('', onnx_file.OPSET)
@@ -110,28 +118,42 @@ def test_thin_networks_become_plain_graphs(name):
   assert not {'Shape', 'Sub', 'Sqrt', 'BatchNormalization', 'Where', 'Expand'} & set(nodes), nodes
 
 
-@pytest.mark.parametrize('pad', [[(0, 0, 0), (1, 2, 0)], [(0, 0, 0), (2, 1, 2)],
-                                 [(0, 0, 0), (0, -1, 0)]])
+@pytest.mark.parametrize(
+  'pad', [[(0, 0, 0), (1, 2, 0)], [(0, 0, 0), (2, 1, 2)], [(0, 0, 0), (0, -1, 0)]]
+)
 def test_padding_is_spelled(pad):
   check_spelling(lambda x: jax.lax.pad(x, np.float32(3), pad), (4,))
 
 
-@pytest.mark.parametrize('f', [
-    lambda x: x[:, 1:3], lambda x: x[:, ::2], lambda x: x[:, np.array([3, 0, 3])],
+@pytest.mark.parametrize(
+  'f',
+  [
+    lambda x: x[:, 1:3],
+    lambda x: x[:, ::2],
+    lambda x: x[:, np.array([3, 0, 3])],
     lambda x: x.at[:, np.array([0, 9, 2])].get(mode='fill', fill_value=7),
     lambda x: x.reshape(-1, 2, 2).swapaxes(1, 2).reshape(x.shape),
-    lambda x: x - np.arange(4, dtype=np.float32)[None], lambda x: jnp.maximum(x, 0),
-    lambda x: jnp.maximum(x, -x), lambda x: np.float32(1) - x, lambda x: x[:, None, None] * 2])
+    lambda x: x - np.arange(4, dtype=np.float32)[None],
+    lambda x: jnp.maximum(x, 0),
+    lambda x: jnp.maximum(x, -x),
+    lambda x: np.float32(1) - x,
+    lambda x: x[:, None, None] * 2,
+  ],
+)
 def test_operations_are_spelled(f):
   check_spelling(f, (4,))
 
 
-@pytest.mark.parametrize('strides,padding', [((2, 2), 'VALID'), ((1, 2), 'SAME'),
-                                             ((2, 1), [(0, 0), (2, 0), (0, 1), (0, 0)])])
+@pytest.mark.parametrize(
+  'strides,padding',
+  [((2, 2), 'VALID'), ((1, 2), 'SAME'), ((2, 1), [(0, 0), (2, 0), (0, 1), (0, 0)])],
+)
 @pytest.mark.parametrize('operation,start', [(jax.lax.max, -np.inf), (jax.lax.add, 0.0)])
 def test_pooling_is_spelled(operation, start, strides, padding):
-  check_spelling(lambda x: jax.lax.reduce_window(
-      x, start, operation, (1, 3, 2, 1), (1, *strides, 1), padding), (6, 7, 2))
+  check_spelling(
+    lambda x: jax.lax.reduce_window(x, start, operation, (1, 3, 2, 1), (1, *strides, 1), padding),
+    (6, 7, 2),
+  )
 
 
 def check_spelling(f, shape):
@@ -144,8 +166,10 @@ def check_spelling(f, shape):
 
 def test_bfloat16_is_refused():
   with pytest.raises(ValueError, match='bfloat16'):
-    onnx_spelling.spell(lambda x: (x.astype(jnp.bfloat16) * 2).astype(jnp.float32),
-                        jax.ShapeDtypeStruct((1, 4), jnp.float32))
+    onnx_spelling.spell(
+      lambda x: (x.astype(jnp.bfloat16) * 2).astype(jnp.float32),
+      jax.ShapeDtypeStruct((1, 4), jnp.float32),
+    )
 
 
 @needs_onnx
@@ -160,8 +184,12 @@ def test_a_file_that_differs_is_not_written(monkeypatch):
 @theirs
 def test_what_cannot_be_written_is_said():
   with pytest.raises(onnx_file.OnnxError, match='jax2onnx .* cannot write .*stablehlo'):
-    onnx_file.convert(lambda image: jax.pure_callback(
-        np.sin, jax.ShapeDtypeStruct(image.shape, jnp.float32), image), (2, 2, 3))
+    onnx_file.convert(
+      lambda image: jax.pure_callback(
+        np.sin, jax.ShapeDtypeStruct(image.shape, jnp.float32), image
+      ),
+      (2, 2, 3),
+    )
 
 
 def test_missing_packages_are_said(monkeypatch):

@@ -21,17 +21,16 @@ import pytest
 import tensorflow_datasets as tfds
 
 from slim_jax import data
-from slim_jax.data import colors
-from slim_jax.data import imagenet
-from slim_jax.data import photos
+from slim_jax.data import colors, imagenet, photos
 
 
 def photo(width, height, seed=0):
   """A smooth random image, uint8 [height, width, 3]."""
   random = np.random.default_rng(seed)
   coarse = random.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), np.uint8)
-  return np.asarray(PIL.Image.fromarray(coarse).resize(
-      (width, height), PIL.Image.Resampling.BICUBIC))
+  return np.asarray(
+    PIL.Image.fromarray(coarse).resize((width, height), PIL.Image.Resampling.BICUBIC)
+  )
 
 
 def encode(image, kind='jpeg', **options):
@@ -52,8 +51,10 @@ def make_folder(root, splits=('train', 'val'), n=(13, 7)):
     for index in range(count):
       name = ('cat', 'dog')[index % 3 == 0]
       image = photo(40 + 3 * index % 17, 60 - 2 * index % 13, next(seed)) // 2
-      write(root / split / name / f'{index}.jpg',
-            encode(image + (100 if name == 'dog' else 0), quality=95))
+      write(
+        root / split / name / f'{index}.jpg',
+        encode(image + (100 if name == 'dog' else 0), quality=95),
+      )
   return f'folder:{root}'
 
 
@@ -96,8 +97,10 @@ def test_random_boxes_are_inside_and_as_asked():
   assert np.mean(edges, axis=0).max() < 0.1
 
 
-@pytest.mark.parametrize('size, box', [
-    ((1000, 10), (493, 0, 506, 10)), ((10, 1000), (0, 493, 10, 506)), ((1, 1), (0, 0, 1, 1))])
+@pytest.mark.parametrize(
+  'size, box',
+  [((1000, 10), (493, 0, 506, 10)), ((10, 1000), (0, 493, 10, 506)), ((1, 1), (0, 0, 1, 1))],
+)
 def test_images_that_no_box_fits_get_a_central_one(size, box):
   assert photos.random_box(np.random.default_rng(0), *size, area=(0.9, 1.0)) == box
 
@@ -106,19 +109,22 @@ def scale_and_cut(image, shorter, size):
   """Resize and CenterCrop of torchvision, in two steps."""
   height, width = image.shape[:2]
   scaled = PIL.Image.fromarray(image).resize(
-      [int(shorter * side / min(width, height)) for side in (width, height)],
-      PIL.Image.Resampling.BILINEAR)
+    [int(shorter * side / min(width, height)) for side in (width, height)],
+    PIL.Image.Resampling.BILINEAR,
+  )
   left, top = round((scaled.width - size) / 2), round((scaled.height - size) / 2)
   return np.asarray(scaled.crop((left, top, left + size, top + size)))
 
 
 def evaluated(encoded, size, **options):
-  return photos.decode(encoded, functools.partial(photos.central_box, size=size), size,
-                       where='it', **options)
+  return photos.decode(
+    encoded, functools.partial(photos.central_box, size=size), size, where='it', **options
+  )
 
 
-@pytest.mark.parametrize('shape', [(512, 512), (768, 512), (512, 1024), (500, 375), (333, 251),
-                                   (225, 999), (60, 40)])
+@pytest.mark.parametrize(
+  'shape', [(512, 512), (768, 512), (512, 1024), (500, 375), (333, 251), (225, 999), (60, 40)]
+)
 @pytest.mark.parametrize('shorter, size', [(256, 224), (128, 112), (37, 32)])
 def test_central_crop_is_that_of_scaling_and_cutting(shape, shorter, size):
   image = photo(*shape)
@@ -127,12 +133,15 @@ def test_central_crop_is_that_of_scaling_and_cutting(shape, shorter, size):
 
 
 @pytest.mark.parametrize('options', [{}, {'progressive': True}, {'subsampling': 0}])
-@pytest.mark.parametrize('box', [(0, 0, 400, 300), (37, 21, 37 + 170, 21 + 161),
-                                 (161, 101, 401, 301), (10, 10, 60, 60)])
+@pytest.mark.parametrize(
+  'box', [(0, 0, 400, 300), (37, 21, 37 + 170, 21 + 161), (161, 101, 401, 301), (10, 10, 60, 60)]
+)
 def test_reduced_decoding_shows_the_same(box, options):
   encoded = encode(photo(401, 301), quality=95, **options)
-  got, full = (photos.decode(encoded, lambda *_: box, 40, where='it', reduce=reduce)
-               .astype(int) for reduce in (True, False))
+  got, full = (
+    photos.decode(encoded, lambda *_: box, 40, where='it', reduce=reduce).astype(int)
+    for reduce in (True, False)
+  )
   assert got.shape == (40, 40, 3)
   assert abs(got - full).mean() < 6
   for shift in (1, -1):  # were it off by a pixel of the result, it would be worse
@@ -140,9 +149,17 @@ def test_reduced_decoding_shows_the_same(box, options):
       assert abs(got - full).mean() < abs(got - np.roll(full, shift, axis)).mean()
 
 
-@pytest.mark.parametrize('box, scale', [
-    ((0, 0, 800, 600), 8), ((0, 0, 800, 320), 8), ((0, 0, 800, 319), 4),
-    ((0, 0, 90, 80), 2), ((0, 0, 79, 600), 1), ((0, 0, 10, 10), 1)])
+@pytest.mark.parametrize(
+  'box, scale',
+  [
+    ((0, 0, 800, 600), 8),
+    ((0, 0, 800, 320), 8),
+    ((0, 0, 800, 319), 4),
+    ((0, 0, 90, 80), 2),
+    ((0, 0, 79, 600), 1),
+    ((0, 0, 10, 10), 1),
+  ],
+)
 def test_decoded_no_larger_than_needed(box, scale, monkeypatch):
   sizes = []
   resize = PIL.Image.Image.resize
@@ -157,21 +174,24 @@ def test_decoded_no_larger_than_needed(box, scale, monkeypatch):
   assert sizes == [(-(-803 // scale), -(-601 // scale))]
 
 
-@pytest.mark.parametrize('mode, kind', [
-    ('L', 'jpeg'), ('CMYK', 'jpeg'), ('RGBA', 'png'), ('L', 'png'), ('P', 'png'), ('1', 'png')])
+@pytest.mark.parametrize(
+  'mode, kind',
+  [('L', 'jpeg'), ('CMYK', 'jpeg'), ('RGBA', 'png'), ('L', 'png'), ('P', 'png'), ('1', 'png')],
+)
 def test_any_colours_become_rgb(mode, kind):
   buffer = io.BytesIO()
   picture = PIL.Image.fromarray(photo(90, 80)).convert(mode)
   picture.save(buffer, kind)
   got = photos.decode(buffer.getvalue(), whole, 30, where='it')
   assert (got.shape, got.dtype) == ((30, 30, 3), np.uint8)
-  expected = np.asarray(picture.convert('RGB').resize(
-      (30, 30), PIL.Image.Resampling.BILINEAR), int)
+  expected = np.asarray(picture.convert('RGB').resize((30, 30), PIL.Image.Resampling.BILINEAR), int)
   assert abs(got - expected).mean() < 4
 
 
-@pytest.mark.parametrize('content', [
-    b'', b'not an image', encode(photo(60, 50))[:-300], encode(photo(60, 50), 'png')[:-60]])
+@pytest.mark.parametrize(
+  'content',
+  [b'', b'not an image', encode(photo(60, 50))[:-300], encode(photo(60, 50), 'png')[:-60]],
+)
 def test_damaged_images_are_named(content):
   with pytest.raises(data.DataError, match='cat/7.jpg is not an image that can be decoded'):
     photos.decode(content, whole, 30, where='cat/7.jpg')
@@ -197,12 +217,10 @@ def change(image, kind, weight):
 def test_color_jitter_is_three_changes_in_some_order():
   key, n = jax.random.key(5), 24
   image = np.random.default_rng(0).uniform(0, 255, (n, 6, 5, 3)).astype(np.float32)
-  got = np.asarray(jax.jit(lambda key, x: colors.color_jitter(key, x, strength=0.4))(
-      key, image))
+  got = np.asarray(jax.jit(lambda key, x: colors.color_jitter(key, x, strength=0.4))(key, image))
   weight_key, order_key = jax.random.split(key)
   weights = np.asarray(jax.random.uniform(weight_key, (3, n, 1, 1, 1), jnp.float32, 0.6, 1.4))
-  orders = [np.asarray(jax.random.permutation(one, 3)) for one in
-            jax.random.split(order_key, n)]
+  orders = [np.asarray(jax.random.permutation(one, 3)) for one in jax.random.split(order_key, n)]
   assert weights.min() < 0.65 and weights.max() > 1.35
   assert {tuple(order) for order in orders} == set(itertools.permutations(range(3)))
   for index in range(n):
@@ -224,7 +242,7 @@ def test_lighting_adds_colours_of_the_right_covariance():
   np.testing.assert_array_equal(got[:, 0], got[:, 1])
   vectors, values = np.array(colors.VECTORS), np.array(colors.VALUES)
   np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=1e-3)
-  expected = vectors @ np.diag((0.1 * 255 * values)**2) @ vectors.T
+  expected = vectors @ np.diag((0.1 * 255 * values) ** 2) @ vectors.T
   np.testing.assert_allclose(np.cov(got[:, 0, 0].T), expected, atol=0.03 * expected.max())
 
 
@@ -238,8 +256,9 @@ def test_augment_for_imagenet():
   # A change of colours is affine in the pixels: mirrored or not, they stay in place.
   flipped = []
   for before, after in zip(grey_of(image), grey_of(np.asarray(got))):
-    fit = [abs(np.corrcoef(side.ravel(), after.ravel())[0, 1])
-           for side in (before, before[:, ::-1])]
+    fit = [
+      abs(np.corrcoef(side.ravel(), after.ravel())[0, 1]) for side in (before, before[:, ::-1])
+    ]
     assert max(fit) > 0.98
     flipped.append(fit[1] > fit[0])
   assert {*flipped} == {False, True}
@@ -275,8 +294,9 @@ def test_folder_split_by_fractions(tmp_path):
   train = data.load(name, split='train[:80%]', image_size=16).records
   test = data.load(name, split='train[80%:]', image_size=16).records
   everything = data.load(name, split='train', image_size=16).records
-  names = [[part[i].where.split('(')[1] for i in range(len(part))]
-           for part in (train, test, everything)]
+  names = [
+    [part[i].where.split('(')[1] for i in range(len(part))] for part in (train, test, everything)
+  ]
   assert (len(train), len(test)) == (80, 20)
   assert names[0] + names[1] == names[2] and len({*names[2]}) == 100
   assert {test[i].label for i in range(20)} == {0, 1}
@@ -310,16 +330,25 @@ def test_photographs_of_many_sizes_need_an_image_size(tmp_path):
     data.load(make_folder(tmp_path), split='train')
 
 
-@pytest.mark.parametrize('spoil, split, message', [
+@pytest.mark.parametrize(
+  'spoil, split, message',
+  [
     (lambda root: None, 'test', "no split 'test'. It has train, val.*'train\\[:90%\\]'"),
     (lambda root: None, 'train[', "no split 'train\\['"),
     (lambda root: None, 'train[99:]', "no split 'train\\[99"),
     (lambda root: None, 'train[:0]', 'no split|is empty'),
-    (lambda root: (root / 'train' / 'bird').mkdir(), 'train',
-     'train and val differ. Only train has bird; only val has nothing else'),
-    (lambda root: [(root / split / 'bird').mkdir() for split in ('train', 'val')], 'val',
-     'val/bird is the directory of a class and holds no images .*fill it or remove it'),
-])
+    (
+      lambda root: (root / 'train' / 'bird').mkdir(),
+      'train',
+      'train and val differ. Only train has bird; only val has nothing else',
+    ),
+    (
+      lambda root: [(root / split / 'bird').mkdir() for split in ('train', 'val')],
+      'val',
+      'val/bird is the directory of a class and holds no images .*fill it or remove it',
+    ),
+  ],
+)
 def test_wrong_folders(spoil, split, message, tmp_path):
   name = make_folder(tmp_path)
   spoil(tmp_path)
@@ -353,25 +382,33 @@ def prepare_photos(root, n=9):
     VERSION = tfds.core.Version('1.0.0')
 
     def _info(self):
-      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
-          'image': tfds.features.Image(encoding_format='jpeg'),
-          'label': tfds.features.ClassLabel(num_classes=3),
-          'file_name': tfds.features.Text()}))
+      return tfds.core.DatasetInfo(
+        builder=self,
+        features=tfds.features.FeaturesDict(
+          {
+            'image': tfds.features.Image(encoding_format='jpeg'),
+            'label': tfds.features.ClassLabel(num_classes=3),
+            'file_name': tfds.features.Text(),
+          }
+        ),
+      )
 
     def _split_generators(self, dl_manager):
       return {'train': self._examples(n), 'test': self._examples(4)}
 
     def _examples(self, count):
       for index in range(count):
-        yield index, {'image': encode(photo(40 + index, 60)), 'label': index % 3,
-                      'file_name': f'{index}.jpg'}
+        yield (
+          index,
+          {'image': encode(photo(40 + index, 60)), 'label': index % 3, 'file_name': f'{index}.jpg'},
+        )
 
     def _generate_examples(self):
       raise NotImplementedError
 
   Photos(data_dir=root).download_and_prepare(
-      file_format='array_record',
-      download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    file_format='array_record', download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+  )
   return root / 'photos' / '1.0.0'
 
 
@@ -405,8 +442,10 @@ def test_tfrecord_is_array_record_in_other_files(tmp_path):
 
   def read(split):
     records = data.load('photos', data_dir=str(tmp_path), split=split, image_size=8).records
-    return [(one.image, one.label, one.where.split(' of ')[1]) for one in
-            records.read(range(len(records)))]
+    return [
+      (one.image, one.label, one.where.split(' of ')[1])
+      for one in records.read(range(len(records)))
+    ]
 
   before = [read(split) for split in splits]
   to_tfrecord(path)
@@ -447,21 +486,23 @@ def test_imagenet_is_prepared_from_its_archives(where, tmp_path, monkeypatch):
   folder = tmp_path / where
   write(folder / imagenet.TRAIN, tar({'n02123045.tar': tar(cats), 'n02105855.tar': tar(dogs)}))
   write(folder / imagenet.VALIDATION, tar(val))
-  monkeypatch.setattr(imagenet.Imagenet2012, 'COUNTS',
-                      {imagenet.TRAIN: 4, imagenet.VALIDATION: 2})
-  train, test = (data.load('imagenet2012', data_dir=str(tmp_path), split=split, image_size=8)
-                 for split in ('train', 'validation'))
+  monkeypatch.setattr(imagenet.Imagenet2012, 'COUNTS', {imagenet.TRAIN: 4, imagenet.VALIDATION: 2})
+  train, test = (
+    data.load('imagenet2012', data_dir=str(tmp_path), split=split, image_size=8)
+    for split in ('train', 'validation')
+  )
   assert train.num_classes == 1000 and train.class_names[281] == 'n02123045'
   found = {one.where.split('(')[1][:-1]: one for one in train.records.read(range(4))}
   assert {name: one.label for name, one in found.items()} == {
-      **dict.fromkeys(cats, 281), **dict.fromkeys(dogs, 230)}
+    **dict.fromkeys(cats, 281),
+    **dict.fromkeys(dogs, 230),
+  }
   for name, image in (cats | dogs).items():
     assert (found[name].image == image) == (name != 'n02105855_2933.JPEG')
   assert PIL.Image.open(io.BytesIO(found['n02105855_2933.JPEG'].image)).format == 'JPEG'
   # The first two labels of the real list.
   found = {one.where.split('(')[1][:-1]: one for one in test.records.read(range(2))}
-  assert [test.class_names[found[name].label] for name in sorted(val)] == [
-      'n01751748', 'n09193705']
+  assert [test.class_names[found[name].label] for name in sorted(val)] == ['n01751748', 'n09193705']
   assert all(found[name].image == val[name] for name in val)
 
 
@@ -473,13 +514,18 @@ def test_imagenet_is_like_stock(tmp_path):
 
 
 def test_imagenet_says_what_to_fetch(tmp_path):
-  with pytest.raises(data.DataError, match='Register at .*img_train.tar and ILSVRC2012_img_val'
-                     f'.tar .*{tmp_path}/downloads/manual/imagenet2012'):
+  with pytest.raises(
+    data.DataError,
+    match='Register at .*img_train.tar and ILSVRC2012_img_val'
+    f'.tar .*{tmp_path}/downloads/manual/imagenet2012',
+  ):
     data.load('imagenet2012', data_dir=str(tmp_path), split='train', image_size=224)
 
 
-@pytest.mark.parametrize('content, message', [
-    (tar({}), 'holds 0 images, not 1281167; fetch it again'), (b'a page of HTML', 'is damaged')])
+@pytest.mark.parametrize(
+  'content, message',
+  [(tar({}), 'holds 0 images, not 1281167; fetch it again'), (b'a page of HTML', 'is damaged')],
+)
 def test_imagenet_archives_that_are_not_whole(content, message, tmp_path):
   for file in imagenet.ARCHIVES:
     write(tmp_path / 'downloads' / 'manual' / file, content)
@@ -501,14 +547,15 @@ def without_garbage():
 
 @pytest.fixture(name='stream', scope='module')
 def _stream(tmp_path_factory):
-  return data.load(make_folder(tmp_path_factory.mktemp('stream')), split='train',
-                   image_size=12)
+  return data.load(make_folder(tmp_path_factory.mktemp('stream')), split='train', image_size=12)
 
 
 def test_batches_are_what_they_say(stream):
   (batch,) = take(stream.train_batches(4, seed=0), 1)
   assert {name: (value.shape, value.dtype) for name, value in batch.items()} == {
-      'image': ((4, 12, 12, 3), np.uint8), 'label': ((4,), np.int32)}
+    'image': ((4, 12, 12, 3), np.uint8),
+    'label': ((4,), np.int32),
+  }
   bright = batch['image'].mean((1, 2, 3)) > 110
   np.testing.assert_array_equal(bright, batch['label'] == 1)
 
@@ -521,8 +568,10 @@ def test_batches_follow_from_the_seed(stream):
 
 @pytest.mark.parametrize('start', [1, 3, 5])
 def test_batches_continue_from_any_step(stream, start):
-  assert_same(take(stream.train_batches(4, seed=3), 7)[start:],
-              take(stream.train_batches(4, seed=3, start=start), 7 - start))
+  assert_same(
+    take(stream.train_batches(4, seed=3), 7)[start:],
+    take(stream.train_batches(4, seed=3, start=start), 7 - start),
+  )
 
 
 def seen(monkeypatch, stream, **options):
@@ -543,7 +592,7 @@ def seen(monkeypatch, stream, **options):
 
 def test_every_epoch_takes_each_image_at_most_once_in_a_new_order(stream, monkeypatch):
   steps = seen(monkeypatch, stream, seed=0)
-  epochs = [sum(steps[i:i + 3], []) for i in (0, 3, 6)]  # 13 images: 3 steps of 4
+  epochs = [sum(steps[i : i + 3], []) for i in (0, 3, 6)]  # 13 images: 3 steps of 4
   assert all(len({*epoch}) == 12 for epoch in epochs)
   assert len({tuple(epoch) for epoch in epochs}) == 3
   assert len({*sum(epochs, [])}) == 13
@@ -552,24 +601,34 @@ def test_every_epoch_takes_each_image_at_most_once_in_a_new_order(stream, monkey
 @pytest.mark.parametrize('start', [0, 2])
 def test_parts_of_processes_make_the_batch(stream, start):
   one = take(stream.train_batches(4, seed=5, start=start), 5)
-  parts = [take(stream.train_batches(4, seed=5, start=start, process_index=index,
-                                     process_count=2), 5) for index in range(2)]
+  parts = [
+    take(stream.train_batches(4, seed=5, start=start, process_index=index, process_count=2), 5)
+    for index in range(2)
+  ]
   assert parts[0][0]['label'].shape == (2,)
-  assert_same(one, [{name: np.concatenate([a[name], b[name]]) for name in a}
-                    for a, b in zip(*parts)])
+  assert_same(
+    one, [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*parts)]
+  )
 
 
 @pytest.mark.parametrize('batch_size, count', [(4, 1), (4, 2), (13, 1), (20, 2), (26, 1), (30, 3)])
 def test_evaluation_counts_everything_once(stream, batch_size, count):
-  parts = [list(data.eval_batches(stream, batch_size, process_index=index,
-                                  process_count=count)) for index in range(count)]
+  parts = [
+    list(data.eval_batches(stream, batch_size, process_index=index, process_count=count))
+    for index in range(count)
+  ]
   assert {len(part) for part in parts} == {-(-13 // batch_size)}
-  batches = [{name: np.concatenate([part[name] for part in step]) for name in step[0]}
-             for step in zip(*parts)]
+  batches = [
+    {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+    for step in zip(*parts)
+  ]
   assert all(len(batch['label']) == batch_size for batch in batches)
   whole_ = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
   assert {name: value.dtype for name, value in whole_.items()} == {
-      'image': np.uint8, 'label': np.int32, 'mask': np.float32}
+    'image': np.uint8,
+    'label': np.int32,
+    'mask': np.float32,
+  }
   np.testing.assert_array_equal(whole_['mask'], np.arange(len(whole_['mask'])) < 13)
   for index, record in enumerate(stream.records.read(range(13))):
     assert whole_['label'][index] == record.label
@@ -580,22 +639,35 @@ def test_evaluation_counts_everything_once(stream, batch_size, count):
 def test_evaluation_of_arrays_splits_over_processes():
   n = 11
   arrays = data.ArrayData(
-      image=np.arange(n * 12, dtype=np.uint8).reshape(n, 2, 2, 3),
-      label=np.arange(n, dtype=np.int32), num_classes=n, class_names=(),
-      mean=np.zeros(3, np.float32), std=np.ones(3, np.float32))
+    image=np.arange(n * 12, dtype=np.uint8).reshape(n, 2, 2, 3),
+    label=np.arange(n, dtype=np.int32),
+    num_classes=n,
+    class_names=(),
+    mean=np.zeros(3, np.float32),
+    std=np.ones(3, np.float32),
+  )
   one = list(data.eval_batches(arrays, 6))
-  parts = [list(data.eval_batches(arrays, 6, process_index=index, process_count=3))
-           for index in range(3)]
-  assert_same(one, [{name: np.concatenate([part[name] for part in step]) for name in step[0]}
-                    for step in zip(*parts)])
+  parts = [
+    list(data.eval_batches(arrays, 6, process_index=index, process_count=3)) for index in range(3)
+  ]
+  assert_same(
+    one,
+    [
+      {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+      for step in zip(*parts)
+    ],
+  )
 
 
-@pytest.mark.parametrize('call, message', [
+@pytest.mark.parametrize(
+  'call, message',
+  [
     (lambda stream: stream.train_batches(14, seed=0), 'batch of 14 is larger than .* 13'),
     (lambda stream: stream.train_batches(0, seed=0), 'batch of 0'),
     (lambda stream: stream.train_batches(9, seed=0, process_count=2), 'divided among 2'),
     (lambda stream: stream.eval_batches(9, process_count=2), 'divided among 2 processes'),
-])
+  ],
+)
 def test_batches_that_cannot_be(stream, call, message):
   with pytest.raises(ValueError, match=message):
     call(stream)
@@ -645,10 +717,11 @@ def test_prefetch_keeps_order_and_looks_ahead():
   ahead = data.prefetch(batches(), put, depth=2)
   for value in ahead:
     events.append(f'use {value}')
-  assert events == ['put 0', 'put 1', 'use 0', 'put 2', 'use 10', 'put 3', 'use 20', 'closed',
-                    'use 30'] or events[-1] == 'closed'
-  assert [event for event in events if 'use' in event] == [
-      'use 0', 'use 10', 'use 20', 'use 30']
+  assert (
+    events == ['put 0', 'put 1', 'use 0', 'put 2', 'use 10', 'put 3', 'use 20', 'closed', 'use 30']
+    or events[-1] == 'closed'
+  )
+  assert [event for event in events if 'use' in event] == ['use 0', 'use 10', 'use 20', 'use 30']
   assert events.index('put 2') < events.index('use 10')
   events.clear()
   ahead = data.prefetch(batches(), put)

@@ -2,34 +2,38 @@
 
 import json
 
+import config_test
 import jax
 import numpy as np
 import PIL.Image
 import pytest
 
-import config_test
 import slim_jax
-from slim_jax import check
-from slim_jax import checkpoint
-from slim_jax import data
-from slim_jax import feed
-from slim_jax import files
-from slim_jax import network
-from slim_jax import pipeline
-from slim_jax import pruning
-from slim_jax import stages
-from slim_jax import tables
-from slim_jax import train
-from slim_jax import tree
-from slim_jax import workdir as workdir_module
+from slim_jax import data, tree
+from slim_jax.display import tables
+from slim_jax.runs import checks, network, pipeline, pruning, stages
+from slim_jax.training import checkpoint, feed, steps
 
 TINY = {
-    'train_split': 'train[:256]', 'test_split': 'test[:100]', 'eval_batch_size': 100,
-    'model.widths': (6, 'M', 6), 'baseline_epochs': 3, 'train.epochs': 2, 'train.pull': 1.5,
-    'prune.fraction': 0.4, 'prune.min_channels': 1, 'finetune.epochs': 2,
-    'checkpoint_every_epochs': 1, 'keep_checkpoints': 1, 'devices': 1,
-    'batch_size': 64, 'base_batch_size': 32, 'valid_split': 'train[256:320]+test[100:120]',
-    'scratch.e': True, 'scratch.b': True}
+  'train_split': 'train[:256]',
+  'test_split': 'test[:100]',
+  'eval_batch_size': 100,
+  'model.widths': (6, 'M', 6),
+  'baseline_epochs': 3,
+  'train.epochs': 2,
+  'train.pull': 1.5,
+  'prune.fraction': 0.4,
+  'prune.min_channels': 1,
+  'finetune.epochs': 2,
+  'checkpoint_every_epochs': 1,
+  'keep_checkpoints': 1,
+  'devices': 1,
+  'batch_size': 64,
+  'base_batch_size': 32,
+  'valid_split': 'train[256:320]+test[100:120]',
+  'scratch.e': True,
+  'scratch.b': True,
+}
 
 
 def make_config(**changes):
@@ -48,14 +52,14 @@ def evaluated():
 def finished(tmp_path_factory, evaluated):
   config = make_config(data_dir=str(tmp_path_factory.mktemp('tfds')))
   workdir = tmp_path_factory.mktemp('run')
-  eval_step = train.eval_step
+  eval_step = steps.eval_step
 
   def traced(predict, variables, batch):
     evaluated.append(sum(leaf.size for leaf in jax.tree.leaves(variables['params'])))
     return eval_step(predict, variables, batch)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train, 'eval_step', traced)
+    patch.setattr(steps, 'eval_step', traced)
     return config, workdir, {row['stage']: row for row in pipeline.run(config, workdir)}
 
 
@@ -87,7 +91,8 @@ def test_evaluation_is_traced_once_for_each_network(finished, evaluated):
 def test_learning_rate_follows_the_batch_size(finished):
   _, workdir, _ = finished
   assert [line['learning_rate'] for line in lines_of(workdir, 'baseline')] == (
-      pytest.approx([0.2, 0.02, 0.002]))
+    pytest.approx([0.2, 0.02, 0.002])
+  )
 
 
 def test_model_is_the_best_on_the_validation_split(finished):
@@ -100,20 +105,23 @@ def test_model_is_the_best_on_the_validation_split(finished):
   assert 'valid_accuracy' not in lines_of(workdir, 'sparse')[0]
 
   # What is reported is that model, and the next stage would start from it.
-  train_data, test = (data.load('digits', data_dir=config.data_dir, split=split)
-                      for split in (config.train_split, config.test_split))
+  train_data, test = (
+    data.load('digits', data_dir=config.data_dir, split=split)
+    for split in (config.train_split, config.test_split)
+  )
   net = network.create(config, 10)
   image = data.normalize(test.image, train_data.mean, train_data.std)
   logits = net.predict(variables_of(workdir, '0-baseline'), image)
   assert np.mean(np.argmax(logits, -1) == test.label) == (
-      pytest.approx(rows['baseline']['accuracy']))
+    pytest.approx(rows['baseline']['accuracy'])
+  )
 
 
 def test_table_names_the_best(finished):
   _, _, rows = finished
   table = tables.table(list(rows.values()))
   stages = list(table.columns[1].cells)
-  assert stages[0] == f"baseline (best, epoch {rows['baseline']['best_epoch']})"
+  assert stages[0] == f'baseline (best, epoch {rows["baseline"]["best_epoch"]})'
   assert stages[1] == 'sparse'
 
 
@@ -122,10 +130,14 @@ def test_scratch_trains_the_thin_network_from_new_weights(finished):
   assert list(rows) == ['baseline', 'sparse', 'pruned', 'finetuned', 'scratch-e', 'scratch-b']
   for name in ('scratch-e', 'scratch-b'):
     assert [rows[name][k] for k in ('params', 'macs', 'widths')] == [
-        rows['pruned'][k] for k in ('params', 'macs', 'widths')]
+      rows['pruned'][k] for k in ('params', 'macs', 'widths')
+    ]
   assert len(lines_of(workdir, 'scratch-e')) == 2
-  assert len(lines_of(workdir, 'scratch-b')) == round(
-      2 * rows['baseline']['macs'] / rows['pruned']['macs']) > 2
+  assert (
+    len(lines_of(workdir, 'scratch-b'))
+    == round(2 * rows['baseline']['macs'] / rows['pruned']['macs'])
+    > 2
+  )
   a, b = (variables_of(workdir, f'1-scratch-{letter}') for letter in 'eb')
   assert jax.tree.map(np.shape, a) == jax.tree.map(np.shape, b)
   assert not np.array_equal(a['params']['Conv_0']['kernel'], b['params']['Conv_0']['kernel'])
@@ -151,21 +163,28 @@ def test_tied_channels_go_together_in_every_pass(tied):
 
   def shuffled(variables):
     return tree.map_with_path(
-        lambda path, x: random.rand(*x.shape).astype(np.float32) + 0.01, variables)
+      lambda path, x: random.rand(*x.shape).astype(np.float32) + 0.01, variables
+    )
 
   before = shuffled(net.shapes(image))
   widths = []
   for _ in range(2):
     dead = pruning.select_dead(net, before, image, config.prune)
-    plan = slim_jax.plan(original.predict, original.shapes(image), image,
-                         dead=net.plan.lift(dead) if net.plan else dead)
+    plan = slim_jax.plan(
+      original.predict,
+      original.shapes(image),
+      image,
+      dead=net.plan.lift(dead) if net.plan else dead,
+    )
     net = network.create(config, 10, plan)
     before = shuffled(net.shapes(image))
     thin = tree.flatten(before)
     # The stream itself gets thin: all that is added to it has as many channels.
-    out = [thin['params', f'Block_{block}', name, 'kernel'].shape[-1]
-           for stage in ((0, 1), (2, 3)) for block, name in zip((stage[0], *stage), (
-               'projection', 'Conv_2', 'Conv_2'))]
+    out = [
+      thin['params', f'Block_{block}', name, 'kernel'].shape[-1]
+      for stage in ((0, 1), (2, 3))
+      for block, name in zip((stage[0], *stage), ('projection', 'Conv_2', 'Conv_2'))
+    ]
     assert out == [out[0]] * 3 + [out[3]] * 3
     widths.append((out[0], out[3]))
   assert np.all(np.diff([(16, 32), *widths], axis=0) < 0), widths
@@ -173,9 +192,19 @@ def test_tied_channels_go_together_in_every_pass(tied):
 
 def test_biases_stay_in_every_pass(finished, tmp_path):
   config, _, _ = finished
-  config = make_config(data_dir=config.data_dir, **{
-      'prune.bias': 'keep', 'passes': 2, 'baseline_epochs': 0, 'finetune.epochs': 1,
-      'recalibrate_batches': 2, 'valid_split': '', 'scratch.e': False, 'scratch.b': False})
+  config = make_config(
+    data_dir=config.data_dir,
+    **{
+      'prune.bias': 'keep',
+      'passes': 2,
+      'baseline_epochs': 0,
+      'finetune.epochs': 1,
+      'recalibrate_batches': 2,
+      'valid_split': '',
+      'scratch.e': False,
+      'scratch.b': False,
+    },
+  )
   records = pipeline.run(config, tmp_path)
   assert [row['stage'] for row in records] == ['sparse', 'pruned', 'recalibrated', 'finetuned'] * 2
   full = network.create(config, 10)
@@ -191,27 +220,47 @@ def test_biases_stay_in_every_pass(finished, tmp_path):
     want = full.predict(slim_jax.mask(variables, dead, bias='keep'), image)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
     before = plan
-    pruned, after = (variables_of(tmp_path, f'{number}-{name}')
-                     for name in ('pruned', 'recalibrated'))
+    pruned, after = (
+      variables_of(tmp_path, f'{number}-{name}') for name in ('pruned', 'recalibrated')
+    )
     jax.tree.map(np.testing.assert_array_equal, pruned['params'], after['params'])
-    assert all(not np.array_equal(*pair) for pair in zip(
-        *map(jax.tree.leaves, (pruned['batch_stats'], after['batch_stats']))))
+    assert all(
+      not np.array_equal(*pair)
+      for pair in zip(*map(jax.tree.leaves, (pruned['batch_stats'], after['batch_stats'])))
+    )
   assert slim_jax.load(tmp_path)[0] is not None
 
 
-@pytest.mark.parametrize('changes', [
+@pytest.mark.parametrize(
+  'changes',
+  [
     {'train.term': 'proximal', 'train.strength_warmup_epochs': 0.5, 'train.pull': 0.6},
     {'train.term': 'polarization', 'train.weigh_macs': True},
-    {'train.term': 'proximal', 'cross_replica_batch_norm': True, 'devices': 2,
-     'accumulate_steps': 2, 'steps_per_call': 3, 'recalibrate_batches': 2}])
+    {
+      'train.term': 'proximal',
+      'cross_replica_batch_norm': True,
+      'devices': 2,
+      'accumulate_steps': 2,
+      'steps_per_call': 3,
+      'recalibrate_batches': 2,
+    },
+  ],
+)
 def test_sparsity_terms_and_ways_to_train(finished, tmp_path, changes):
   config, _, _ = finished
-  config = make_config(data_dir=config.data_dir, **{
-      'baseline_epochs': 1, 'valid_split': '', 'scratch.e': False, 'scratch.b': False, **changes})
+  config = make_config(
+    data_dir=config.data_dir,
+    **{'baseline_epochs': 1, 'valid_split': '', 'scratch.e': False, 'scratch.b': False, **changes},
+  )
   rows = {row['stage']: row for row in pipeline.run(config, tmp_path)}
   assert rows['sparse']['pull'] == pytest.approx(changes.get('train.pull', 1.5))
-  scale = np.concatenate([np.ravel(leaf['scale']) for name, leaf in variables_of(
-      tmp_path, '1-sparse')['params'].items() if 'BatchNorm' in name])
+  scale = np.concatenate(
+    [
+      np.ravel(leaf['scale'])
+      for name, leaf in variables_of(tmp_path, '1-sparse')['params'].items()
+      if 'BatchNorm' in name
+    ]
+  )
   assert np.any(scale == 0) and np.all(scale <= 1)
   below = [line['scales_below'] for line in lines_of(tmp_path, 'sparse')]
   assert len(below) == 2 and below[-1]['0.0001'] >= np.mean(scale == 0) > 0
@@ -219,30 +268,36 @@ def test_sparsity_terms_and_ways_to_train(finished, tmp_path, changes):
   assert rows['finetuned']['accuracy'] > 0
 
 
-def test_recalibration_may_still_change_before_it_is_done(finished, tmp_path):
+def test_recalibration_may_still_change_before_it_is_done(finished):
   config, _, _ = finished
-  records = [{'pass': 0, 'stage': 'baseline'}, {'pass': 1, 'stage': 'sparse'}]
-  free = [stages.unused_fields(config, workdir_module.Workdir(files.path_of(tmp_path)), done)
-          for done in (records[:1], records, [*records, {'pass': 1, 'stage': 'finetuned'}])]
+  free = [
+    stages.unused_fields(config, lambda stage, begun=begun: stage.name in begun)
+    for begun in ({'baseline'}, {'baseline', 'sparse'}, {'baseline', 'sparse', 'finetuned'})
+  ]
   assert ['recalibrate_batches' in names for names in free] == [True, True, False]
   assert ['prune' in names for names in free] == [True, True, False]
   assert ['train.pull' in names for names in free] == [True, False, False]
 
 
-@pytest.mark.parametrize('changes, check_widths', [
+@pytest.mark.parametrize(
+  'changes, check_widths',
+  [
     ({'prune.target': 'params:0.4'}, lambda widths: widths != [6, 6]),
     ({'prune.target': 'latency:1'}, lambda widths: widths == [6, 6]),
     ({'prune.target': 'threshold:0.5'}, lambda widths: widths != [6, 6]),
     ({'prune.target': 'gap'}, lambda widths: widths != [6, 6]),
     ({'prune.keep': ('*BatchNorm_0*',)}, lambda widths: widths[0] == 6 > widths[1]),
-    ({'prune.multiple_of': 3}, lambda widths: all(n % 3 == 0 for n in widths))])
+    ({'prune.multiple_of': 3}, lambda widths: all(n % 3 == 0 for n in widths)),
+  ],
+)
 def test_what_goes_is_said_in_the_config(changes, check_widths):
   config = make_config(**changes)
   net = network.create(config, 10)
   image = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
   random = np.random.RandomState(0)
-  variables = jax.tree.map(lambda x: random.rand(*x.shape).astype(np.float32) + 0.01,
-                           net.shapes(image))
+  variables = jax.tree.map(
+    lambda x: random.rand(*x.shape).astype(np.float32) + 0.01, net.shapes(image)
+  )
   dead = pruning.select_dead(net, variables, image, config.prune)
   widths = [int((~mark).sum()) for mark in jax.tree.leaves(dead)]
   assert check_widths(widths), widths
@@ -266,11 +321,24 @@ def folder(tmp_path_factory):
 
 
 def make_stream_config(folder):
-  return make_config(**{
-      'dataset': f'folder:{folder}', 'image_size': 16, 'train_split': 'train',
-      'test_split': 'val', 'valid_split': '', 'batch_size': 8, 'base_batch_size': 0,
-      'augment.kind': 'imagenet', 'augment.pad': 0, 'augment.flip': True,
-      'baseline_epochs': 0, 'finetune.epochs': 0, 'scratch.e': False, 'scratch.b': False})
+  return make_config(
+    **{
+      'dataset': f'folder:{folder}',
+      'image_size': 16,
+      'train_split': 'train',
+      'test_split': 'val',
+      'valid_split': '',
+      'batch_size': 8,
+      'base_batch_size': 0,
+      'augment.kind': 'imagenet',
+      'augment.pad': 0,
+      'augment.flip': True,
+      'baseline_epochs': 0,
+      'finetune.epochs': 0,
+      'scratch.e': False,
+      'scratch.b': False,
+    }
+  )
 
 
 def test_photographs_are_streamed(folder, tmp_path):
@@ -296,8 +364,8 @@ def test_splits_must_belong_together(folder):
   config = make_stream_config(folder)
   one = data.load(config.dataset, split='train', image_size=16)
   other = data.load(config.dataset, split='val', image_size=24)
-  with pytest.raises(check.ConfigError, match=r"test_split='val' \(24, 24, 3\)"):
-    check.check_data(config, one, other, 'test_split')
+  with pytest.raises(checks.ConfigError, match=r"test_split='val' \(24, 24, 3\)"):
+    checks.check_data(config, one, other, 'test_split')
 
 
 def test_batches_are_the_same_on_any_number_of_devices(finished):
@@ -308,5 +376,5 @@ def test_batches_are_the_same_on_any_number_of_devices(finished):
     config = make_config(devices=count)
     part = next(feed.create(train_data, config, key=jax.random.key(0)).steps(5))
     assert part.sharding.num_devices == count and part.shape == (count, 256 // count)
-    seen.append(sorted(np.asarray(part)[:, 64 // count:128 // count].ravel()))
+    seen.append(sorted(np.asarray(part)[:, 64 // count : 128 // count].ravel()))
   assert seen[0] == seen[1]

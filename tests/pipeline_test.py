@@ -1,26 +1,22 @@
 """The method from end to end on a tiny network, and what a killed run leaves."""
 
 import json
-import os
 import shutil
 
+from helpers.trees import same
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import slim_jax
-from slim_jax import check
-from slim_jax import checkpoint
-from slim_jax import context
-from slim_jax import data
-from slim_jax import files
-from slim_jax import pipeline
-from slim_jax import tables
-from slim_jax import stages as stages_module
-from slim_jax import tree
-from slim_jax import workdir as workdir_module
-from trees import same
+from slim_jax import data, tree
+from slim_jax.display import tables
+from slim_jax.runs import checks, context, pipeline
+from slim_jax.runs import stages as stages_module
+from slim_jax.runs import workdir as workdir_module
+from slim_jax.runtime import files
+from slim_jax.training import checkpoint
 
 
 @pytest.fixture
@@ -47,8 +43,15 @@ def changed(config, **changes):
 
 def test_stages_follow_the_config(config):
   names = [str(stage) for stage in stages_module.of(config)]
-  assert names == ['baseline', 'sparse, pass 1', 'pruned, pass 1', 'finetuned, pass 1',
-                   'sparse, pass 2', 'pruned, pass 2', 'finetuned, pass 2']
+  assert names == [
+    'baseline',
+    'sparse, pass 1',
+    'pruned, pass 1',
+    'finetuned, pass 1',
+    'sparse, pass 2',
+    'pruned, pass 2',
+    'finetuned, pass 2',
+  ]
   short = changed(config, **{'baseline_epochs': 0, 'finetune.epochs': 0, 'passes': 1})
   assert [stage.name for stage in stages_module.of(short)] == ['sparse', 'pruned']
 
@@ -71,22 +74,32 @@ def test_summary_warns_of_a_pull_that_is_too_small(finished):
   sparse = records[1]
   assert sparse['pull'] < sparse['start'] == 0.5
   warnings = json.loads((workdir / 'summary.json').read_text())['warnings']
-  assert warnings[0] == f"sparse, pass 1: {sparse['warning']}"
-  assert f"pulls a scale by {sparse['pull']:.3g} in all" in warnings[0]
+  assert warnings[0] == f'sparse, pass 1: {sparse["warning"]}'
+  assert f'pulls a scale by {sparse["pull"]:.3g} in all' in warnings[0]
   assert len(warnings) == 2
 
 
 def test_network_gets_thinner_in_each_pass(finished):
   _, records = finished
   by_stage = {(r['pass'], r['stage']): r for r in records}
-  widths = [sum(by_stage[key]['widths'].values())
-            for key in ((1, 'sparse'), (1, 'pruned'), (2, 'pruned'))]
+  widths = [
+    sum(by_stage[key]['widths'].values()) for key in ((1, 'sparse'), (1, 'pruned'), (2, 'pruned'))
+  ]
   # sorted[int(12 * 0.3)] and below go: 4 of 12, then 3 of 8.
   assert widths == [12, 8, 5]
   for figure in ('params', 'macs'):
-    figures = [by_stage[key][figure] for key in (
-        (0, 'baseline'), (1, 'sparse'), (1, 'pruned'), (1, 'finetuned'), (2, 'sparse'),
-        (2, 'pruned'), (2, 'finetuned'))]
+    figures = [
+      by_stage[key][figure]
+      for key in (
+        (0, 'baseline'),
+        (1, 'sparse'),
+        (1, 'pruned'),
+        (1, 'finetuned'),
+        (2, 'sparse'),
+        (2, 'pruned'),
+        (2, 'finetuned'),
+      )
+    ]
     a, b, c, d, e, f, g = figures
     assert a == b > c == d == e > f == g
 
@@ -106,8 +119,11 @@ def test_pruned_network_is_the_masked_one(config, finished):
     return model.apply(variables, image, train=False)
 
   np.testing.assert_allclose(
-      slim_jax.thin(predict, plan)(variables_of(workdir, '1-pruned'), image),
-      predict(slim_jax.mask(variables, dead), image), rtol=1e-4, atol=1e-5)
+    slim_jax.thin(predict, plan)(variables_of(workdir, '1-pruned'), image),
+    predict(slim_jax.mask(variables, dead), image),
+    rtol=1e-4,
+    atol=1e-5,
+  )
   trace = plan['params'].slice(sparse['opt_state']['2']['0']['trace'])
   assert same(trace, pruned['opt_state']['2']['0']['trace'])
   assert any(np.any(leaf) for leaf in jax.tree.leaves(trace))
@@ -119,9 +135,11 @@ def test_plan_speaks_of_the_original_network(finished):
   original = tree.flatten(variables_of(workdir, '0-baseline'))
   thin = tree.flatten(variables_of(workdir, '2-finetuned'))
   assert {path: cut.shape for path, cut in plan.cuts.items()} == (
-      {path: leaf.shape for path, leaf in original.items()})
+    {path: leaf.shape for path, leaf in original.items()}
+  )
   assert {path: cut.thin_shape for path, cut in plan.cuts.items()} == (
-      {path: leaf.shape for path, leaf in thin.items()})
+    {path: leaf.shape for path, leaf in thin.items()}
+  )
 
 
 def test_load_gives_the_last_network_wherever_it_lies(config, finished, tmp_path):
@@ -131,8 +149,7 @@ def test_load_gives_the_last_network_wherever_it_lies(config, finished, tmp_path
   test = data.load('digits', data_dir=config.data_dir, split=config.test_split)
   logits = jax.jit(apply)(variables, test.image)
   assert logits.shape == (100, 10) and logits.dtype == jnp.float32
-  assert np.mean(np.argmax(logits, -1) == test.label) == pytest.approx(
-      records[-1]['accuracy'])
+  assert np.mean(np.argmax(logits, -1) == test.label) == pytest.approx(records[-1]['accuracy'])
 
 
 def test_load_needs_a_complete_stage(tmp_path):
@@ -144,9 +161,16 @@ def test_metrics_have_a_line_for_each_epoch(finished):
   workdir, _ = finished
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
   assert [(line['pass'], line['stage'], line['epoch']) for line in lines] == [
-      (0, 'baseline', 1), (1, 'sparse', 1), (1, 'sparse', 2), (1, 'finetuned', 1),
-      (1, 'finetuned', 2), (2, 'sparse', 1), (2, 'sparse', 2), (2, 'finetuned', 1),
-      (2, 'finetuned', 2)]
+    (0, 'baseline', 1),
+    (1, 'sparse', 1),
+    (1, 'sparse', 2),
+    (1, 'finetuned', 1),
+    (1, 'finetuned', 2),
+    (2, 'sparse', 1),
+    (2, 'sparse', 2),
+    (2, 'finetuned', 1),
+    (2, 'finetuned', 2),
+  ]
   assert all(('test_accuracy' in line) == (line['epoch'] == 2) for line in lines)
 
 
@@ -163,11 +187,14 @@ def test_another_config_is_refused_field_by_field(config, finished):
   with pytest.raises(workdir_module.WorkdirError) as error:
     pipeline.run(other, workdir)
   assert str(error.value).splitlines()[1:] == [
-      '  prune.fraction: 0.3 there, 0.5 now', '  seed: 0 there, 7 now']
+    '  prune.fraction: 0.3 there, 0.5 now',
+    '  seed: 0 there, 7 now',
+  ]
 
 
 def test_run_continues_after_any_stage(config, finished, tmp_path, monkeypatch):
   """Fails at the first pruning, goes on, and ends as if nothing had been."""
+
   def fail(*_):
     raise OSError('disk on fire')
 
@@ -193,7 +220,7 @@ def test_what_is_not_used_yet_may_change(config, finished, tmp_path):
     shutil.copytree(workdir / 'checkpoints' / stage, tmp_path / 'checkpoints' / stage)
   (tmp_path / 'stages.json').write_text(json.dumps(records[:2]))
   bad = changed(config, **{'prune.fraction': 0.99, 'prune.min_channels': 0})
-  with pytest.raises(check.ConfigError, match='config.prune: the network is cut through'):
+  with pytest.raises(checks.ConfigError, match='config.prune: the network is cut through'):
     pipeline.run(bad, tmp_path)
   good = changed(config, **{'prune.fraction': 0.5, 'finetune.epochs': 1})
   assert pipeline.run(good, tmp_path)[2]['widths'] != records[2]['widths']
@@ -208,14 +235,20 @@ def test_table_shows_the_reduction(finished):
   assert tables.change(25, 100) == '-75.0 %' and tables.change(100, 100) == ''
 
 
-@pytest.mark.parametrize('changes, error, message', [
-    ({'model.name': 'mlp', 'model.widths': ()}, check.ConfigError,
-     'config.model: no BatchNorm scale'),
-    ({'model.widths': (4, 'M', 'M', 'M', 'M', 4)}, check.ConfigError, 'too small'),
-    ({'batch_size': 512}, check.ConfigError, 'batch_size=512 is larger than the 256'),
+@pytest.mark.parametrize(
+  'changes, error, message',
+  [
+    (
+      {'model.name': 'mlp', 'model.widths': ()},
+      checks.ConfigError,
+      'config.model: no BatchNorm scale',
+    ),
+    ({'model.widths': (4, 'M', 'M', 'M', 'M', 4)}, checks.ConfigError, 'too small'),
+    ({'batch_size': 512}, checks.ConfigError, 'batch_size=512 is larger than the 256'),
     ({'train_split': 'nowhere'}, data.DataError, 'nowhere'),
     ({'dataset': 'nothing'}, data.DataError, 'nothing'),
-])
+  ],
+)
 def test_errors_come_before_any_training(config, tmp_path, changes, error, message):
   with pytest.raises(error, match=message):
     pipeline.run(changed(config, **changes), tmp_path)

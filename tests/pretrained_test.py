@@ -2,6 +2,10 @@
 
 import json
 
+import config_test
+from helpers.commands import TINY
+from helpers.trees import same
+import import_torch_test
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,23 +13,12 @@ import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 
-from commands import TINY
-import config_test
-import import_torch_test
 import slim_jax
-from slim_jax import check
-from slim_jax import checkpoint
-from slim_jax import data
-from slim_jax import export
-from slim_jax import finished
-from slim_jax import import_torch
-from slim_jax import models
-from slim_jax import narrow
-from slim_jax import pipeline
-from slim_jax import pretrained
-from slim_jax import tree
-from slim_jax import workdir as workdir_module
-from trees import same
+from slim_jax import data, models, tree
+from slim_jax.export import safetensors_file
+from slim_jax.models import from_torch, narrow
+from slim_jax.runs import checks, finished, pipeline, pretrained, stages
+from slim_jax.training import checkpoint
 
 IMAGE = (8, 8, 3)
 WIDTHS = import_torch_test.NETWORKS['vgg'][1].widths
@@ -39,14 +32,15 @@ def model_of(classes=5):
 def variables_of(model, seed=0):
   """Random variables, no value twice."""
   shapes = jax.eval_shape(
-      lambda: model.init(jax.random.key(0), jnp.zeros((1, *IMAGE)), train=False))
+    lambda: model.init(jax.random.key(0), jnp.zeros((1, *IMAGE)), train=False)
+  )
   random = np.random.RandomState(seed)
   return jax.tree.map(lambda leaf: random.rand(*leaf.shape).astype(leaf.dtype), shapes)
 
 
 def write_safetensors(path, variables):
   path = path / 'weights.safetensors'
-  path.write_bytes(export.weights(variables))
+  path.write_bytes(safetensors_file.convert(variables))
   return path
 
 
@@ -54,11 +48,15 @@ def write_torch(path, variables):
   """By the names of the authors' code, from arrays that give these variables."""
   network, _ = import_torch_test.NETWORKS['vgg']
   arrays = import_torch_test.random_weights(network)
-  jax.tree.map(lambda to, of: to.__setitem__(..., of), variables, jax.tree.map(
-      np.array, import_torch.from_state_dict(model_of(), arrays)))
+  jax.tree.map(
+    lambda to, of: to.__setitem__(..., of),
+    variables,
+    jax.tree.map(np.array, from_torch.from_state_dict(model_of(), arrays)),
+  )
   path = path / 'vgg.safetensors'
-  safetensors.numpy.save_file({f'module.{name}': np.asarray(value)
-                               for name, value in arrays.items()}, path)
+  safetensors.numpy.save_file(
+    {f'module.{name}': np.asarray(value) for name, value in arrays.items()}, path
+  )
   return path
 
 
@@ -79,8 +77,9 @@ def write_numbered(path, variables):
   return path
 
 
-formats = pytest.mark.parametrize('write', [
-    write_safetensors, write_torch, write_orbax, write_numbered])
+formats = pytest.mark.parametrize(
+  'write', [write_safetensors, write_torch, write_orbax, write_numbered]
+)
 
 
 @formats
@@ -108,18 +107,20 @@ def test_a_head_for_other_classes_is_new(write, tmp_path):
 def test_weights_of_another_network_are_refused(write, tmp_path):
   path = write(tmp_path, variables_of(model_of()))
   wider = models.VGG(num_classes=7, widths=(*WIDTHS[:-1], 18))
-  with pytest.raises(check.ConfigError, match=f'config.init_from={path}') as error:
+  with pytest.raises(checks.ConfigError, match=f'config.init_from={path}') as error:
     pretrained.load(str(path), wider, variables_of(wider), IMAGE)
   (line,) = [line for line in str(error.value).splitlines() if 'of another shape: ' in line]
   # Several layers differ, so it is not for other classes alone.
-  assert ('feature.14.weight is [16, 10, 3, 3], not [18, 10, 3, 3]' in line
-          or 'Conv_4/kernel is [3, 3, 10, 16], not [3, 3, 10, 18]' in line)
+  assert (
+    'feature.14.weight is [16, 10, 3, 3], not [18, 10, 3, 3]' in line
+    or 'Conv_4/kernel is [3, 3, 10, 16], not [3, 3, 10, 18]' in line
+  )
 
 
 def test_other_names_are_listed(tmp_path):
   path = write_orbax(tmp_path, variables_of(model_of()))
   other = models.PreResNet(num_classes=5, depth=11, width=4)
-  with pytest.raises(check.ConfigError) as error:
+  with pytest.raises(checks.ConfigError) as error:
     pretrained.load(str(path), other, variables_of(other), IMAGE)
   first, missing, unexpected, *_ = str(error.value).splitlines()
   assert first == f'config.init_from={path} does not fit config.model:'
@@ -130,24 +131,28 @@ def test_other_names_are_listed(tmp_path):
 def test_networks_without_counterpart_take_no_names_of_pytorch(tmp_path):
   path = write_torch(tmp_path, variables_of(model_of()))
   other = models.MLP(num_classes=5)
-  with pytest.raises(check.ConfigError, match='no network of the PyTorch implementations'):
+  with pytest.raises(checks.ConfigError, match='no network of the PyTorch implementations'):
     pretrained.load(str(path), other, variables_of(other), IMAGE)
 
 
 def test_what_cannot_be_read_is_told(tmp_path):
   variables = variables_of(model_of())
-  with pytest.raises(check.ConfigError, match='nowhere: there is no such file or directory'):
+  with pytest.raises(checks.ConfigError, match='nowhere: there is no such file or directory'):
     pretrained.read(str(tmp_path / 'nowhere'))
   path = write_safetensors(tmp_path, variables)
   path.write_bytes(path.read_bytes()[:-100])
-  with pytest.raises(check.ConfigError, match='is no safetensors file, or is damaged: .*save_file'):
+  with pytest.raises(
+    checks.ConfigError, match='is no safetensors file, or is damaged: .*save_file'
+  ):
     pretrained.read(str(path))
   head = b'{"params/x": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}'
   path.write_bytes(len(head).to_bytes(8, 'little') + head + bytes(2))
-  with pytest.raises(check.ConfigError, match='has arrays of type BF16: save them as float32'):
+  with pytest.raises(checks.ConfigError, match='has arrays of type BF16: save them as float32'):
     pretrained.read(str(path))
   (tmp_path / 'empty').mkdir()
-  with pytest.raises(check.ConfigError, match='empty is neither an Orbax checkpoint nor a workdir'):
+  with pytest.raises(
+    checks.ConfigError, match='empty is neither an Orbax checkpoint nor a workdir'
+  ):
     pretrained.read(str(tmp_path / 'empty'))
   path = write_orbax(tmp_path, variables)
   (path / '_METADATA').write_bytes((path / '_METADATA').read_bytes()[:50])
@@ -155,16 +160,25 @@ def test_what_cannot_be_read_is_told(tmp_path):
     pretrained.read(str(path))
   with ocp.StandardCheckpointer() as writer:
     writer.save(tmp_path / 'state', {'weights': jnp.ones(2), 'step': jnp.int32(3)})
-  with pytest.raises(check.ConfigError, match="state holds no tree with 'params', only step, weig"):
+  with pytest.raises(
+    checks.ConfigError, match="state holds no tree with 'params', only step, weig"
+  ):
     pretrained.read(str(tmp_path / 'state'))
 
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
   config = config_test.load('digits').get_config()
-  config.update_from_flattened_dict({
-      **TINY, 'data_dir': str(tmp_path_factory.mktemp('tfds')), 'passes': 1, 'train.epochs': 1,
-      'finetune.epochs': 0, 'prune.bias': 'zero'})
+  config.update_from_flattened_dict(
+    {
+      **TINY,
+      'data_dir': str(tmp_path_factory.mktemp('tfds')),
+      'passes': 1,
+      'train.epochs': 1,
+      'finetune.epochs': 0,
+      'prune.bias': 'zero',
+    }
+  )
   return config
 
 
@@ -190,19 +204,30 @@ def test_a_run_starts_from_a_stage_of_another(config, run, tmp_path):
   """Baseline and sparse stage do, networks from scratch do not; nothing moves but by training."""
   workdir, records = run
   source = workdir / 'checkpoints' / '0-baseline'
-  config = changed(config, **{'init_from': str(source), 'train.learning_rate': 1e-9,
-                              'train.strength': 0.0, 'scratch.e': True})
+  config = changed(
+    config,
+    **{
+      'init_from': str(source),
+      'train.learning_rate': 1e-9,
+      'train.strength': 0.0,
+      'scratch.e': True,
+    },
+  )
   found = {row['stage']: row for row in pipeline.run(config, tmp_path)}
   want = stage(workdir, '0-baseline')['params']
   for name in ('0-baseline', '1-sparse'):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-                 stage(tmp_path, name)['params'], want)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+      stage(tmp_path, name)['params'],
+      want,
+    )
   for name in ('baseline', 'sparse'):
     assert found[name]['new_head'] == []
     assert found[name]['start_accuracy'] == records[0]['accuracy']
   assert 'new_head' not in found['pruned'] and 'new_head' not in found['scratch-e']
-  kernels = [stage(tmp_path, name)['params']['Dense_0']['kernel']
-             for name in ('1-pruned', '1-scratch-e')]
+  kernels = [
+    stage(tmp_path, name)['params']['Dense_0']['kernel'] for name in ('1-pruned', '1-scratch-e')
+  ]
   assert np.abs(kernels[0] - kernels[1]).max() > 1e-2
   rows = json.loads((tmp_path / 'summary.json').read_text())['stages']
   assert rows[0]['start_accuracy'] == records[0]['accuracy']
@@ -211,11 +236,13 @@ def test_a_run_starts_from_a_stage_of_another(config, run, tmp_path):
 def test_a_new_head_is_said_and_what_is_complete_needs_no_weights(config, run, tmp_path, caplog):
   workdir, _ = run
   variables = stage(workdir, '0-baseline')
-  variables['params']['Dense_0'] = {'kernel': np.ones((6, 4), np.float32),
-                                    'bias': np.ones(4, np.float32)}
+  variables['params']['Dense_0'] = {
+    'kernel': np.ones((6, 4), np.float32),
+    'bias': np.ones(4, np.float32),
+  }
   path = write_safetensors(tmp_path, variables)
-  config = changed(config, **{'init_from': str(path), 'baseline_epochs': 0})
-  sparse = workdir_module.Stage(1, 'sparse')
+  config = changed(config, init_from=str(path), baseline_epochs=0)
+  sparse = stages.Stage(1, 'sparse')
   with caplog.at_level('INFO', logger='absl'):
     (row,) = pipeline.run(config, tmp_path / 'run', last=sparse)
   assert row['new_head'] == list(NEW) and 'start_accuracy' not in row
@@ -226,8 +253,8 @@ def test_a_new_head_is_said_and_what_is_complete_needs_no_weights(config, run, t
 
 
 def test_errors_come_before_data_are_looked_for(config, tmp_path):
-  config = changed(config, **{'init_from': str(tmp_path / 'no'), 'dataset': 'folder:/nowhere'})
-  with pytest.raises(check.ConfigError, match='no: there is no such file or directory'):
+  config = changed(config, init_from=str(tmp_path / 'no'), dataset='folder:/nowhere')
+  with pytest.raises(checks.ConfigError, match='no: there is no such file or directory'):
     pipeline.run(config, tmp_path / 'run')
 
 
@@ -235,15 +262,16 @@ def test_weights_that_do_not_fit_leave_nothing_behind(config, run, tmp_path):
   workdir, _ = run
   source = str(workdir / 'checkpoints' / '0-baseline')
   other = changed(config, **{'init_from': source, 'model.widths': (6, 'M', 7)})
-  with pytest.raises(check.ConfigError, match='BatchNorm_1/scale is .6., not .7.'):
+  with pytest.raises(checks.ConfigError, match='BatchNorm_1/scale is .6., not .7.'):
     pipeline.run(other, tmp_path)
   assert not (tmp_path / 'config.json').exists() and not (tmp_path / 'checkpoints').exists()
 
 
 def test_a_pruned_run_is_no_start(run):
   workdir, _ = run
-  with pytest.raises(check.ConfigError,
-                     match='pruned already; give a stage of it: .*/0-baseline or .*/1-sparse'):
+  with pytest.raises(
+    checks.ConfigError, match='pruned already; give a stage of it: .*/0-baseline or .*/1-sparse'
+  ):
     pretrained.read(str(workdir))
 
 
@@ -264,7 +292,8 @@ def test_the_module_of_a_finished_run(config, run):
   apply, variables = slim_jax.load(workdir)
   images = np.random.RandomState(0).randint(0, 256, (3, 8, 8, 1)).astype(np.uint8)
   x = data.normalize(images, *(np.float32(about[name]) for name in ('mean', 'std')))
-  np.testing.assert_allclose(module.apply(variables, x, train=False), apply(variables, images),
-                             rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(
+    module.apply(variables, x, train=False), apply(variables, images), rtol=1e-5, atol=1e-6
+  )
   assert about['module'] == narrow.describe(module)
   assert json.loads(json.dumps(about))['module']['widths'] == list(module.widths)

@@ -5,23 +5,33 @@ import re
 import signal
 import time
 
+from helpers import commands
 import numpy as np
 import pytest
-
-import commands
 from report_test import check_page
-from slim_jax import checkpoint
-from slim_jax import processes
+
+from slim_jax.runtime import processes
+from slim_jax.training import checkpoint
 
 TWO_DEVICES = '--xla_force_host_platform_device_count=2'
 FOUR_DEVICES = '--xla_force_host_platform_device_count=4'
 
 # Each step is an epoch, so that metrics.jsonl has the loss of every step. With larger learning
 # rates rounding grows tenfold within a few steps.
-STEPS = {**commands.TINY, 'train_split': 'train[:64]', 'passes': 1, 'baseline_epochs': 0,
-         'train.epochs': 50, 'train.learning_rate': 0.01, 'finetune.epochs': 1,
-         'checkpoint_every_epochs': 50, 'eval_every_epochs': 0, 'recalibrate_batches': 1,
-         'prune.target': 'macs:0.8', 'cross_replica_batch_norm': True}
+STEPS = {
+  **commands.TINY,
+  'train_split': 'train[:64]',
+  'passes': 1,
+  'baseline_epochs': 0,
+  'train.epochs': 50,
+  'train.learning_rate': 0.01,
+  'finetune.epochs': 1,
+  'checkpoint_every_epochs': 50,
+  'eval_every_epochs': 0,
+  'recalibrate_batches': 1,
+  'prune.target': 'macs:0.8',
+  'cross_replica_batch_norm': True,
+}
 
 
 @pytest.fixture(scope='module')
@@ -31,8 +41,9 @@ def venv(tmp_path_factory):
 
 def together(venv, count, *flags, xla=TWO_DEVICES):
   """A run of several processes."""
-  return commands.start(['bash', 'launch/processes.sh', str(count), *flags], VENV=str(venv),
-                        XLA_FLAGS=xla)
+  return commands.start(
+    ['bash', 'launch/processes.sh', str(count), *flags], VENV=str(venv), XLA_FLAGS=xla
+  )
 
 
 def losses(workdir):
@@ -50,8 +61,9 @@ def test_two_processes_of_two_devices_are_as_one_device(venv, tmp_path):
   a, b = losses(tmp_path / 'one'), losses(tmp_path / 'two')
   assert len(a) == 50 and a[-1] < a[0]
   np.testing.assert_allclose(b, a, rtol=1e-5)
-  one, two = (json.loads((tmp_path / name / 'summary.json').read_text())['stages']
-              for name in ('one', 'two'))
+  one, two = (
+    json.loads((tmp_path / name / 'summary.json').read_text())['stages'] for name in ('one', 'two')
+  )
   for here, there in zip(one, two, strict=True):
     assert here['macs'] == there['macs']
     assert here['loss'] == pytest.approx(there['loss'], rel=1e-4)
@@ -59,8 +71,13 @@ def test_two_processes_of_two_devices_are_as_one_device(venv, tmp_path):
 
 def test_terminated_processes_save_the_same_step_and_continue(venv, tmp_path):
   """SIGTERM; it goes on as one process with other devices."""
-  fields = {**commands.LONG, 'data_dir': str(tmp_path / 'tfds'), 'train.epochs': 10**6,
-            'checkpoint_every_epochs': 10**6, 'log_every_steps': 1}
+  fields = {
+    **commands.LONG,
+    'data_dir': str(tmp_path / 'tfds'),
+    'train.epochs': 10**6,
+    'checkpoint_every_epochs': 10**6,
+    'log_every_steps': 1,
+  }
   workdir = tmp_path / 'run'
   process = together(venv, 2, *commands.flags_of(workdir, **fields))
   while not (workdir / 'metrics.jsonl').exists():
@@ -86,9 +103,11 @@ def test_one_that_fails_ends_all(venv, tmp_path):
   python = venv / 'bin' / 'python'
   other = tmp_path / 'venv' / 'bin' / 'python'
   commands.make_venv(tmp_path / 'venv')
-  other.write_text(f'#!/bin/sh\nif [ "$JAX_PROCESS_ID" = 1 ]\n'
-                   f'then exec {python} "$@" --config.passes=0\n'
-                   f'else exec {python} "$@"\nfi\n')
+  other.write_text(
+    f'#!/bin/sh\nif [ "$JAX_PROCESS_ID" = 1 ]\n'
+    f'then exec {python} "$@" --config.passes=0\n'
+    f'else exec {python} "$@"\nfi\n'
+  )
   fields = {**STEPS, 'data_dir': str(tmp_path / 'tfds')}
   process = together(tmp_path / 'venv', 2, *commands.flags_of(tmp_path / 'run', **fields))
   output, _ = process.communicate(timeout=60)
@@ -99,32 +118,49 @@ def test_one_that_fails_ends_all(venv, tmp_path):
 def test_processes_need_the_same_directory(venv, tmp_path):
   commands.make_venv(tmp_path / 'venv')
   (tmp_path / 'venv' / 'bin' / 'python').write_text(
-      f'#!/bin/sh\nexec {venv}/bin/python "$@" --workdir={tmp_path}/run$JAX_PROCESS_ID\n')
+    f'#!/bin/sh\nexec {venv}/bin/python "$@" --workdir={tmp_path}/run$JAX_PROCESS_ID\n'
+  )
   process = together(tmp_path / 'venv', 2, *commands.flags_of('', **STEPS))
   output, _ = process.communicate(timeout=60)
   assert process.returncode == 1
   assert re.search(r'process 1 of 2: WorkdirError: .*run1 is not the directory that', output)
 
 
-@pytest.mark.parametrize('environ, message', [
-    ({'JAX_NUM_PROCESSES': '2'}, 'JAX_NUM_PROCESSES is set and JAX_COORDINATOR_ADDRESS, '
-     'JAX_PROCESS_ID is not'),
-    ({'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '2'},
-     'JAX_PROCESS_ID=2'),
-    ({'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': 'two', 'JAX_PROCESS_ID': '0'},
-     'JAX_NUM_PROCESSES=two')])
+@pytest.mark.parametrize(
+  'environ, message',
+  [
+    (
+      {'JAX_NUM_PROCESSES': '2'},
+      'JAX_NUM_PROCESSES is set and JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID is not',
+    ),
+    (
+      {'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': '2'},
+      'JAX_PROCESS_ID=2',
+    ),
+    (
+      {'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': 'two', 'JAX_PROCESS_ID': '0'},
+      'JAX_NUM_PROCESSES=two',
+    ),
+  ],
+)
 def test_incomplete_environment_is_refused(environ, message):
   with pytest.raises(processes.ProcessError, match=message):
     processes.join(environ=environ)
 
 
-@pytest.mark.parametrize('environ, joins', [
+@pytest.mark.parametrize(
+  'environ, joins',
+  [
     ({}, None),
     ({'SLURM_PROCID': '0', 'SLURM_NTASKS': '4'}, None),  # a shell in an allocation
     ({'SLURM_PROCID': '0', 'SLURM_STEP_NUM_TASKS': '1'}, None),
     ({'SLURM_PROCID': '0', 'SLURM_STEP_NUM_TASKS': '4'}, {}),
-    ({'JAX_COORDINATOR_ADDRESS': 'host:1', 'JAX_NUM_PROCESSES': '4', 'JAX_PROCESS_ID': '3'},
-     {'coordinator_address': 'host:1', 'num_processes': 4, 'process_id': 3})])
+    (
+      {'JAX_COORDINATOR_ADDRESS': 'host:1', 'JAX_NUM_PROCESSES': '4', 'JAX_PROCESS_ID': '3'},
+      {'coordinator_address': 'host:1', 'num_processes': 4, 'process_id': 3},
+    ),
+  ],
+)
 def test_environment_tells_whether_to_join(environ, joins, monkeypatch):
   calls = []
   monkeypatch.setattr(processes.jax.distributed, 'initialize', lambda **given: calls.append(given))

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from slim_jax import progress
+from slim_jax.display import progress
 
 
 class Terminal(io.StringIO):

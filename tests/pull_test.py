@@ -8,20 +8,23 @@ import optax
 import pytest
 
 import slim_jax
-from slim_jax import pull
-from slim_jax import train
+from slim_jax.sparsity import pull
+from slim_jax.training import optimiser
 
-SECTION = ml_collections.ConfigDict(dict(
-    learning_rate=0.1, schedule='piecewise', drops=(0.5, 0.75), drop_factor=0.1,
-    warmup_epochs=1.0))
+SECTION = ml_collections.ConfigDict(
+  dict(
+    learning_rate=0.1, schedule='piecewise', drops=(0.5, 0.75), drop_factor=0.1, warmup_epochs=1.0
+  )
+)
 
 
 @pytest.mark.parametrize('momentum, nesterov', [(0.0, False), (0.9, False), (0.9, True)])
 def test_pull_is_what_sgd_does(momentum, nesterov):
-  schedule = train.make_schedule(SECTION, epochs=8, steps_per_epoch=25)
+  schedule = optimiser.make_schedule(SECTION, epochs=8, steps_per_epoch=25)
   tx = optax.chain(
-      slim_jax.add_l1(1e-3, mask={'scale': True}),
-      optax.sgd(schedule, momentum=momentum or None, nesterov=nesterov))
+    slim_jax.add_l1(1e-3, mask={'scale': True}),
+    optax.sgd(schedule, momentum=momentum or None, nesterov=nesterov),
+  )
   start = {'scale': jnp.array([0.5, -0.5])}
 
   def step(carry, _):
@@ -31,8 +34,9 @@ def test_pull_is_what_sgd_does(momentum, nesterov):
 
   (end, _), _ = jax.lax.scan(step, (start, tx.init(start)), length=200)
   moved = np.abs(start['scale']) - np.abs(end['scale'])
-  want = pull.l1_pull(pull.by_step(schedule, 200), strength=1e-3, momentum=momentum,
-                      nesterov=nesterov)
+  want = pull.l1_pull(
+    pull.by_step(schedule, 200), strength=1e-3, momentum=momentum, nesterov=nesterov
+  )
   assert 0 < want < 0.5
   np.testing.assert_allclose(moved, want, rtol=1e-4)
 
@@ -41,8 +45,7 @@ def test_pull_of_the_paper():
   """160 epochs of 781 steps, 6.6 at 1e-4; the start from rest is nothing in so many."""
   section = SECTION.copy_and_resolve_references()
   section.warmup_epochs = 0.0
-  rates = pull.by_step(
-      train.make_schedule(section, epochs=160, steps_per_epoch=781), 160 * 781)
+  rates = pull.by_step(optimiser.make_schedule(section, epochs=160, steps_per_epoch=781), 160 * 781)
   found = pull.l1_pull(rates, strength=1e-4, momentum=0.9, nesterov=True)
   assert found == pytest.approx(1e-4 / (1 - 0.9) * rates.sum(), rel=1e-3)
   assert found == pytest.approx(6.6, abs=0.1)

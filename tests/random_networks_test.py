@@ -3,17 +3,16 @@
 from typing import Any
 
 import flax.linen as nn
+from helpers import laws, zoo
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import laws
-import zoo
-
 
 class Random(zoo.Net):
   """A network whose every choice comes from `seed`."""
+
   seed: int
 
   @nn.compact
@@ -35,8 +34,18 @@ class Random(zoo.Net):
 
   def _step(self, x, rng: np.random.Generator, train: bool) -> Any:
     conv, bn, dense = self.layers(train)
-    act = [nn.relu, nn.relu6, nn.silu, nn.gelu, nn.tanh, nn.elu, nn.hard_swish, nn.leaky_relu,
-           nn.sigmoid, nn.softplus][rng.integers(10)]
+    act = [
+      nn.relu,
+      nn.relu6,
+      nn.silu,
+      nn.gelu,
+      nn.tanh,
+      nn.elu,
+      nn.hard_swish,
+      nn.leaky_relu,
+      nn.sigmoid,
+      nn.softplus,
+    ][rng.integers(10)]
     n, h, w, c = x.shape
     width = int(rng.integers(2, 12))
     size = [(1, 1), (3, 3)][rng.integers(2)]
@@ -67,8 +76,11 @@ class Random(zoo.Net):
       return jnp.concatenate([right, bn()(conv(width, size)(left)), right[..., :1] * left], -1)
     if kind == 9:  # dilated, strided or transposed
       x = act(bn()(x))
-      return [conv(width, (3, 3), kernel_dilation=2), conv(width, (3, 3), 2),
-              nn.ConvTranspose(width, (2, 2), (2, 2), dtype=self.dtype)][rng.integers(3)](x)
+      return [
+        conv(width, (3, 3), kernel_dilation=2),
+        conv(width, (3, 3), 2),
+        nn.ConvTranspose(width, (2, 2), (2, 2), dtype=self.dtype),
+      ][rng.integers(3)](x)
     if kind == 10:  # chosen, reversed and dropped channels
       x = act(bn()(x))
       x = x[..., rng.integers(0, c, size=width)][..., ::-1]

@@ -8,6 +8,7 @@ steps and shrinks a program that fails to a short one.
 import itertools
 import math
 
+from helpers.programs import Case, Check, Operand
 import hypothesis
 from hypothesis import strategies as st
 import jax
@@ -16,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from programs import Case, Check, Operand
-from slim_jax.channels import blocks
+from slim_jax.channels import regions
 
 pytestmark = pytest.mark.usefixtures('x64')
 
@@ -73,49 +73,91 @@ def normalising(x):
   return x * 1
 
 
-normalising.defvjp(lambda x: (x * 1, None),
-                   lambda _, ct: (ct / jnp.sqrt(1 + jnp.sum(ct * ct)),))
+normalising.defvjp(lambda x: (x * 1, None), lambda _, ct: (ct / jnp.sqrt(1 + jnp.sum(ct * ct)),))
 
 
 # Most are bounded, so that deep programs keep small values.
 UNARY = {
-    'tanh': jnp.tanh, 'sin': jnp.sin, 'cos': jnp.cos, 'neg': lax.neg, 'half': lambda x: x * 0.5,
-    'plus one': lambda x: x + 1.0, 'one minus': lambda x: 1.0 - x, 'logistic': jax.nn.sigmoid,
-    'relu': jax.nn.relu, 'relu6': jax.nn.relu6, 'silu': jax.nn.silu, 'abs': jnp.abs,
-    'square': lambda x: jnp.square(jnp.tanh(x)), 'cube': lambda x: jnp.tanh(x) ** 3,
-    'clip': lambda x: jnp.clip(x, -0.5, 2.0), 'skewed': lambda x: skewed(jnp.tanh(x)),
-    'reversing': reversing, 'normalising': normalising, 'stop': lax.stop_gradient,
-    'remat': jax.checkpoint(lambda x: jnp.sin(jnp.tanh(x) * 2)),
-    'log1p': lambda x: jnp.log1p(x * x),
-    'loop': lambda x: lax.fori_loop(0, 2, lambda _, y: jnp.tanh(x - y), x * 0.5),
-    'while': lambda x: x + lax.while_loop(
-        lambda y: jnp.abs(jnp.max(jnp.abs(y), initial=0) - 1e3) < 999, lambda y: y * 0.5,
-        lax.stop_gradient(x)),
-    'branch': lambda x: lax.cond(jnp.sum(x) > 0, jnp.tanh, lambda x: jax.nn.relu(-x), x),
-    'barrier': lax.optimization_barrier, 'above': lambda x: jnp.where(x > 0.25, x, 0.0),
-    'below': lambda x: jnp.minimum(x, -0.1), 'by int': lambda x: lax.round(
-        jnp.tanh(x) * 8).astype(np.int32).astype(x.dtype),
+  'tanh': jnp.tanh,
+  'sin': jnp.sin,
+  'cos': jnp.cos,
+  'neg': lax.neg,
+  'half': lambda x: x * 0.5,
+  'plus one': lambda x: x + 1.0,
+  'one minus': lambda x: 1.0 - x,
+  'logistic': jax.nn.sigmoid,
+  'relu': jax.nn.relu,
+  'relu6': jax.nn.relu6,
+  'silu': jax.nn.silu,
+  'abs': jnp.abs,
+  'square': lambda x: jnp.square(jnp.tanh(x)),
+  'cube': lambda x: jnp.tanh(x) ** 3,
+  'clip': lambda x: jnp.clip(x, -0.5, 2.0),
+  'skewed': lambda x: skewed(jnp.tanh(x)),
+  'reversing': reversing,
+  'normalising': normalising,
+  'stop': lax.stop_gradient,
+  'remat': jax.checkpoint(lambda x: jnp.sin(jnp.tanh(x) * 2)),
+  'log1p': lambda x: jnp.log1p(x * x),
+  'loop': lambda x: lax.fori_loop(0, 2, lambda _, y: jnp.tanh(x - y), x * 0.5),
+  'while': lambda x: (
+    x
+    + lax.while_loop(
+      lambda y: jnp.abs(jnp.max(jnp.abs(y), initial=0) - 1e3) < 999,
+      lambda y: y * 0.5,
+      lax.stop_gradient(x),
+    )
+  ),
+  'branch': lambda x: lax.cond(jnp.sum(x) > 0, jnp.tanh, lambda x: jax.nn.relu(-x), x),
+  'barrier': lax.optimization_barrier,
+  'above': lambda x: jnp.where(x > 0.25, x, 0.0),
+  'below': lambda x: jnp.minimum(x, -0.1),
+  'by int': lambda x: lax.round(jnp.tanh(x) * 8).astype(np.int32).astype(x.dtype),
 }
 BINARY = {
-    'add': jnp.add, 'sub': jnp.subtract, 'mul': jnp.multiply, 'max': jnp.maximum,
-    'min': jnp.minimum, 'select': lambda x, y: jnp.where(x > y, x, y * 2),
-    'over': lambda x, y: x / (1 + y * y), 'atan2': lambda x, y: jnp.arctan2(x, y * y + 1),
-    'unequal': lambda x, y: (x != y) * x,
+  'add': jnp.add,
+  'sub': jnp.subtract,
+  'mul': jnp.multiply,
+  'max': jnp.maximum,
+  'min': jnp.minimum,
+  'select': lambda x, y: jnp.where(x > y, x, y * 2),
+  'over': lambda x, y: x / (1 + y * y),
+  'atan2': lambda x, y: jnp.arctan2(x, y * y + 1),
+  'unequal': lambda x, y: (x != y) * x,
 }
-REDUCE = {'sum': jnp.sum, 'mean': jnp.mean, 'max': jnp.max, 'min': jnp.min, 'prod': jnp.prod,
-          'argmax': lambda x, axis: jnp.argmax(x, axis).astype(x.dtype)}
+REDUCE = {
+  'sum': jnp.sum,
+  'mean': jnp.mean,
+  'max': jnp.max,
+  'min': jnp.min,
+  'prod': jnp.prod,
+  'argmax': lambda x, axis: jnp.argmax(x, axis).astype(x.dtype),
+}
+
+
 def fenced(f):
   """Windows that slide over a padded axis of size 1 XLA computes wrong, see `bind_fenced`."""
   return lambda x, *axis: lax.optimization_barrier(f(lax.optimization_barrier(x), *axis))
 
 
-ALONG = {'cumsum': fenced(lax.cumsum), 'cummax': fenced(lax.cummax), 'cumprod': fenced(lax.cumprod),
-         'sort': lambda x, axis: jnp.sort(x, axis), 'flip': lambda x, axis: jnp.flip(x, axis),
-         'softmax': lambda x, axis: jax.nn.softmax(x, axis),
-         'scan': lambda x, axis: jnp.moveaxis(lax.scan(
-             lambda carry, row: (jnp.tanh(carry - row), carry * row),
-             jnp.moveaxis(x, axis, 0).sum(0), jnp.moveaxis(x, axis, 0))[1], 0, axis),
-         'fft': lambda x, axis: jnp.fft.fft(x, axis=axis).real}
+ALONG = {
+  'cumsum': fenced(lax.cumsum),
+  'cummax': fenced(lax.cummax),
+  'cumprod': fenced(lax.cumprod),
+  'sort': lambda x, axis: jnp.sort(x, axis),
+  'flip': lambda x, axis: jnp.flip(x, axis),
+  'softmax': lambda x, axis: jax.nn.softmax(x, axis),
+  'scan': lambda x, axis: jnp.moveaxis(
+    lax.scan(
+      lambda carry, row: (jnp.tanh(carry - row), carry * row),
+      jnp.moveaxis(x, axis, 0).sum(0),
+      jnp.moveaxis(x, axis, 0),
+    )[1],
+    0,
+    axis,
+  ),
+  'fft': lambda x, axis: jnp.fft.fft(x, axis=axis).real,
+}
 
 
 def name(text, *choices):
@@ -130,8 +172,20 @@ def steps(draw, shapes):
   rank = len(shape)
   kinds = ['unary', 'binary', 'constant', 'outer', 'reshape', 'broadcast']
   if rank:
-    kinds += ['reduce', 'along', 'transpose', 'concatenate', 'slice', 'pad', 'gather', 'take',
-              'split', 'dot', 'update', 'matrix']
+    kinds += [
+      'reduce',
+      'along',
+      'transpose',
+      'concatenate',
+      'slice',
+      'pad',
+      'gather',
+      'take',
+      'split',
+      'dot',
+      'update',
+      'matrix',
+    ]
   if 0 in shape:
     kinds = ['unary', 'binary', 'transpose', 'concatenate', 'pad', 'broadcast']
   elif rank >= 3:
@@ -145,8 +199,13 @@ def steps(draw, shapes):
     return Step(key, UNARY[key], i)
   if kind == 'binary':
     key = draw(st.sampled_from(sorted(BINARY)))
-    fitting = [j for j, other in enumerate(shapes) if other == shape or not other or (
-        len(other) == rank and all(m in (1, k) for m, k in zip(other, shape)))]
+    fitting = [
+      j
+      for j, other in enumerate(shapes)
+      if other == shape
+      or not other
+      or (len(other) == rank and all(m in (1, k) for m, k in zip(other, shape)))
+    ]
     return Step(key, BINARY[key], i, draw(st.sampled_from(fitting)))
   if kind == 'constant':
     seed = draw(st.integers(0, 99))
@@ -160,7 +219,8 @@ def steps(draw, shapes):
     return Step('outer', lambda x, y: jnp.tensordot(x, y, 0), i, j)
   if kind == 'reshape':
     factors = [p for n in shape for p in ([2, 2] if n == 4 else [n])] + draw(
-        st.lists(st.just(1), max_size=1))
+      st.lists(st.just(1), max_size=1)
+    )
     order = draw(st.permutations(factors))
     cuts = sorted(draw(st.lists(st.integers(0, len(order)), max_size=3)))
     out = tuple(math.prod(order[a:b]) for a, b in itertools.pairwise([0, *cuts, len(order)]))
@@ -171,8 +231,9 @@ def steps(draw, shapes):
     at = draw(st.integers(0, rank))
     size = draw(st.integers(1, 3))
     out = shape[:at] + (size,) + shape[at:]
-    return Step(name('broadcast', at, size),
-                lambda x: jnp.broadcast_to(jnp.expand_dims(x, at), out), i)
+    return Step(
+      name('broadcast', at, size), lambda x: jnp.broadcast_to(jnp.expand_dims(x, at), out), i
+    )
   if kind == 'reduce':
     key = draw(st.sampled_from(sorted(REDUCE)))
     return Step(name(key, axis), lambda x: REDUCE[key](x, axis), i)
@@ -183,8 +244,12 @@ def steps(draw, shapes):
     order = draw(st.permutations(range(rank)))
     return Step(name('transpose', *order), lambda x: jnp.transpose(x, order), i)
   if kind == 'concatenate':
-    fitting = [j for j, other in enumerate(shapes) if len(other) == rank and all(
-        m == k for d, (m, k) in enumerate(zip(other, shape)) if d != axis)]
+    fitting = [
+      j
+      for j, other in enumerate(shapes)
+      if len(other) == rank
+      and all(m == k for d, (m, k) in enumerate(zip(other, shape)) if d != axis)
+    ]
     j = draw(st.sampled_from(fitting))
     if math.prod(shape) + math.prod(shapes[j]) > 96:
       return Step('neg', lax.neg, i)
@@ -192,38 +257,58 @@ def steps(draw, shapes):
   if kind == 'slice':
     start = draw(st.integers(0, n - 1))
     stop, stride = draw(st.integers(start, n)), draw(st.integers(1, 2))
-    return Step(name('slice', axis, start, stop, stride),
-                lambda x: lax.slice_in_dim(x, start, stop, stride, axis), i)
+    return Step(
+      name('slice', axis, start, stop, stride),
+      lambda x: lax.slice_in_dim(x, start, stop, stride, axis),
+      i,
+    )
   if kind == 'pad':
-    low, high, interior = (draw(st.integers(-1 if n else 0, 1)), draw(st.integers(0, 1)),
-                           draw(st.integers(0, 1)))
+    low, high, interior = (
+      draw(st.integers(-1 if n else 0, 1)),
+      draw(st.integers(0, 1)),
+      draw(st.integers(0, 1)),
+    )
     value = draw(st.sampled_from([0.0, 1.0]))
     config = [(low, high, interior) if d == axis else (0, 0, 0) for d in range(rank)]
-    return Step(name('pad', axis, low, high, interior, value),
-                lambda x: lax.pad(x, np.float64(value), config), i)
+    return Step(
+      name('pad', axis, low, high, interior, value),
+      lambda x: lax.pad(x, np.float64(value), config),
+      i,
+    )
   if kind == 'gather':
     index = np.array(draw(st.lists(st.integers(-n, n - 1), min_size=1, max_size=4)))
     mode = draw(st.sampled_from(['wrap', 'clip', 'fill']))
-    return Step(name('constant take', axis, mode, *index),
-                lambda x: jnp.take(x, index, axis, mode=mode), i)
+    return Step(
+      name('constant take', axis, mode, *index), lambda x: jnp.take(x, index, axis, mode=mode), i
+    )
   if kind == 'take':
     j = draw(st.integers(0, len(shapes) - 1))
     if len(shapes[j]) + rank > 5 or math.prod(shape) * math.prod(shapes[j]) > 200:
       return Step('neg', lax.neg, i)
-    return Step(name('take', axis), lambda x, y: jnp.take(
-        x, jnp.abs(lax.round(y * 2)).astype(np.int32) % n, axis, mode='clip'), i, j)
+    return Step(
+      name('take', axis),
+      lambda x, y: jnp.take(x, jnp.abs(lax.round(y * 2)).astype(np.int32) % n, axis, mode='clip'),
+      i,
+      j,
+    )
   if kind == 'split':
     at = draw(st.integers(0, n))
     return Step(name('split', axis, at), lambda x: jnp.split(x, [at], axis)[1], i)
   if kind == 'dot':
-    fitting = [(j, d) for j, other in enumerate(shapes) for d, m in enumerate(other)
-               if m == n and rank + len(other) - 2 <= 4
-               and math.prod(shape) * math.prod(other) // (n * n) <= 96]
+    fitting = [
+      (j, d)
+      for j, other in enumerate(shapes)
+      for d, m in enumerate(other)
+      if m == n
+      and rank + len(other) - 2 <= 4
+      and math.prod(shape) * math.prod(other) // (n * n) <= 96
+    ]
     if not fitting:
       return Step('neg', lax.neg, i)
     j, d = draw(st.sampled_from(fitting))
-    return Step(name('dot', axis, d),
-                lambda x, y: lax.dot_general(x, y, (((axis,), (d,)), ((), ()))), i, j)
+    return Step(
+      name('dot', axis, d), lambda x, y: lax.dot_general(x, y, (((axis,), (d,)), ((), ()))), i, j
+    )
   if kind == 'matrix':
     width = draw(st.integers(1, 4))
     kernel = np.random.default_rng(draw(st.integers(0, 99))).normal(size=(n, width)) / n
@@ -231,33 +316,57 @@ def steps(draw, shapes):
     return Step(name('matrix', axis, width), lambda x: jnp.tensordot(x, kernel, (axis, 0)), i)
   if kind == 'update':  # not by a slice of x itself: XLA on CPU overwrites what it still reads
     start, size = draw(st.integers(0, n)), draw(st.integers(0, n))
-    return Step(name('update', axis, start, size), lambda x: lax.dynamic_update_slice_in_dim(
-        x, jnp.broadcast_to(jnp.sum(x, axis, keepdims=True), shape[:axis] + (size,)
-                            + shape[axis + 1:]), start, axis), i)
+    return Step(
+      name('update', axis, start, size),
+      lambda x: lax.dynamic_update_slice_in_dim(
+        x,
+        jnp.broadcast_to(
+          jnp.sum(x, axis, keepdims=True), shape[:axis] + (size,) + shape[axis + 1 :]
+        ),
+        start,
+        axis,
+      ),
+      i,
+    )
   if kind == 'conv':
     channels = shape[-1]
     groups = draw(st.sampled_from([g for g in (1, 2, 3, 4) if channels % g == 0]))
     out = groups * draw(st.integers(1, 2))
     seed = draw(st.integers(0, 99))
     kernel = np.random.default_rng(seed).normal(size=(2,) * (rank - 2) + (channels // groups, out))
-    spatial = 'HWD'[:rank - 2]
+    spatial = 'HWD'[: rank - 2]
     dims = (f'N{spatial}C', f'{spatial}IO', f'N{spatial}C')
-    return Step(name('conv', groups, out), lambda x: jnp.tanh(lax.conv_general_dilated(
-        x, kernel, (1,) * (rank - 2), 'SAME', dimension_numbers=dims,
-        feature_group_count=groups)), i)
+    return Step(
+      name('conv', groups, out),
+      lambda x: jnp.tanh(
+        lax.conv_general_dilated(
+          x, kernel, (1,) * (rank - 2), 'SAME', dimension_numbers=dims, feature_group_count=groups
+        )
+      ),
+      i,
+    )
   assert kind == 'pool'
   window = (1,) + (2,) * (rank - 2) + (1,)
   key = draw(st.sampled_from(['max', 'sum']))
   start, f = {'max': (-np.inf, lax.max), 'sum': (0.0, lax.add)}[key]
-  return Step(name('pool', key), fenced(lambda x: lax.reduce_window(
-      x, start, f, window, (1,) * rank, 'SAME')), i)
+  return Step(
+    name('pool', key),
+    fenced(lambda x: lax.reduce_window(x, start, f, window, (1,) * rank, 'SAME')),
+    i,
+  )
 
 
 def drawn_blocks(shape):
-  """A block of a value: whole axes, random axes, or nothing."""
-  axes = st.tuples(*[st.one_of(st.none(), st.lists(
-      st.booleans(), min_size=n, max_size=n).map(lambda v: np.array(v, bool))) for n in shape])
-  return axes.map(blocks.block)
+  """A region of a value: whole axes, random axes, or nothing."""
+  axes = st.tuples(
+    *[
+      st.one_of(
+        st.none(), st.lists(st.booleans(), min_size=n, max_size=n).map(lambda v: np.array(v, bool))
+      )
+      for n in shape
+    ]
+  )
+  return axes.map(regions.normal)
 
 
 class Graph:
@@ -274,18 +383,21 @@ class Graph:
     return [values[i] for i in self.outputs]
 
   def __repr__(self):
-    lines = [f'v{i}: input {shape}, held {_show(block)}'
-             for i, (shape, block) in enumerate(zip(self.shapes, self.supports))]
+    lines = [
+      f'v{i}: input {shape}, held {_show(region)}'
+      for i, (shape, region) in enumerate(zip(self.shapes, self.supports))
+    ]
     lines += [f'v{i} = {step!r}' for i, step in enumerate(self.steps, len(self.shapes))]
-    lines += [f'return v{i}, wanted {_show(block)}'
-              for i, block in zip(self.outputs, self.demands)]
+    lines += [
+      f'return v{i}, wanted {_show(region)}' for i, region in zip(self.outputs, self.demands)
+    ]
     return '\n'.join(['', *lines, f'seed {self.seed}'])
 
 
-def _show(block):
-  if block.empty:
+def _show(region):
+  if region.empty:
     return 'nothing'
-  return [None if axis is None else np.flatnonzero(axis).tolist() for axis in block.axes]
+  return [None if axis is None else np.flatnonzero(axis).tolist() for axis in region.axes]
 
 
 @st.composite
@@ -294,8 +406,9 @@ def graphs(draw):
   inputs, drawn = list(shapes), []
   for _ in range(draw(st.integers(1, 12))):
     step = draw(steps(shapes))
-    out = jax.eval_shape(step.f, *[jax.ShapeDtypeStruct(shapes[i], np.float64)
-                                   for i in step.sources]).shape
+    out = jax.eval_shape(
+      step.f, *[jax.ShapeDtypeStruct(shapes[i], np.float64) for i in step.sources]
+    ).shape
     if math.prod(out) <= 200 and len(out) <= 4 and max(out, default=0) <= 16:
       drawn.append(step)
       shapes.append(out)
@@ -313,8 +426,13 @@ def law(graph):
 
 def settings(count):
   return hypothesis.settings(
-      max_examples=count, derandomize=True, database=None, deadline=None,
-      suppress_health_check=list(hypothesis.HealthCheck), print_blob=False)
+    max_examples=count,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+    print_blob=False,
+  )
 
 
 @settings(20)

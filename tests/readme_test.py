@@ -4,16 +4,16 @@ import os
 
 os.environ.setdefault('KERAS_BACKEND', 'jax')
 
-import pathlib  # noqa: E402  (Keras reads its backend when it is imported)
-import re  # noqa: E402
+import pathlib
+import re
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import config_test
+from helpers.commands import TINY
+import jax
+import pytest
 
-from commands import TINY  # noqa: E402
-import config_test  # noqa: E402
-import slim_jax  # noqa: E402
-from slim_jax import pipeline  # noqa: E402
+import slim_jax
+from slim_jax.runs import pipeline
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
@@ -60,24 +60,32 @@ def test_budgets_guards_and_scores():
   assert jax.numpy.allclose(logits, made['apply'](kept, made['x']), atol=1e-5)
 
 
-LIBRARIES = ['from flax import nnx', 'import haiku as hk', 'import equinox as eqx',
-             'KERAS_BACKEND']
+LIBRARIES = ['from flax import nnx', 'import haiku as hk', 'import equinox as eqx', 'KERAS_BACKEND']
 
 
 @pytest.mark.parametrize('library', LIBRARIES)
 def test_the_example_of_every_library_runs(library):
   made = run(one(library))
-  before, after = (slim_jax.count(made['apply'], made['variables'], made['x']), slim_jax.count(
-      slim_jax.thin(made['apply'], made['plan']), made['thin_variables'], made['x']))
+  before, after = (
+    slim_jax.count(made['apply'], made['variables'], made['x']),
+    slim_jax.count(slim_jax.thin(made['apply'], made['plan']), made['thin_variables'], made['x']),
+  )
   assert after.macs < 0.6 * before.macs
   assert made['logits'].shape == (len(made['x']), 10)
 
 
 def test_a_finished_run_is_loaded(tmp_path, monkeypatch):
   config = config_test.load('digits').get_config()
-  config.update_from_flattened_dict({
-      **TINY, 'data_dir': str(tmp_path / 'data'), 'passes': 1, 'train.epochs': 1,
-      'finetune.epochs': 0, 'baseline_epochs': 0})
+  config.update_from_flattened_dict(
+    {
+      **TINY,
+      'data_dir': str(tmp_path / 'data'),
+      'passes': 1,
+      'train.epochs': 1,
+      'finetune.epochs': 0,
+      'baseline_epochs': 0,
+    }
+  )
   pipeline.run(config, tmp_path / 'runs/digits')
   monkeypatch.chdir(tmp_path)
   run(one('slim_jax.load('))
@@ -86,7 +94,9 @@ def test_a_finished_run_is_loaded(tmp_path, monkeypatch):
 def test_the_narrow_module_runs():
   made = run(one('narrow.module('))
   assert 47 <= sum(width for width in made['thin_net'].widths if width != 'M') <= 48
-  thin = slim_jax.thin(made['apply'], made['plan'])(made['plan'].slice(made['variables']), made['x'])
+  thin = slim_jax.thin(made['apply'], made['plan'])(
+    made['plan'].slice(made['variables']), made['x']
+  )
   assert jax.numpy.allclose(made['logits'], thin, atol=1e-5)
 
 
@@ -100,8 +110,12 @@ def test_the_first_two_commands_exist():
   assert commands[1] in (ROOT / '.ci/run').read_text()
 
 
-@pytest.mark.parametrize('path', sorted(set(
-    re.findall(r'(?:configs|launch|slim_jax|tests)/[a-z]\w*(?:/[a-z]\w*)*\.(?:py|sh)', README))))
+@pytest.mark.parametrize(
+  'path',
+  sorted(
+    set(re.findall(r'(?:configs|launch|slim_jax|tests)/[a-z]\w*(?:/[a-z]\w*)*\.(?:py|sh)', README))
+  ),
+)
 def test_files_named_exist(path):
   assert (ROOT / path).exists()
 

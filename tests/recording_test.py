@@ -10,28 +10,35 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.compat.proto import event_pb2
 
-from slim_jax import events
-from slim_jax import files
-from slim_jax import recording
-from slim_jax import scale_history
-from slim_jax import tables
-from slim_jax import workdir as workdir_module
-from slim_jax.workdir import Stage
+from slim_jax.display import tables
+from slim_jax.runs import events, recording, scale_history
+from slim_jax.runs import workdir as workdir_module
+from slim_jax.runs.stages import Stage
+from slim_jax.runtime import files
 
 SPARSE = Stage(1, 'sparse')
 
 
 def curves(directory):
   """(step, value) of each curve, steps of each histogram and texts, as TensorBoard reads them."""
-  found = event_accumulator.EventAccumulator(str(directory), size_guidance={
-      event_accumulator.SCALARS: 0, event_accumulator.HISTOGRAMS: 0, event_accumulator.TENSORS: 0})
+  found = event_accumulator.EventAccumulator(
+    str(directory),
+    size_guidance={
+      event_accumulator.SCALARS: 0,
+      event_accumulator.HISTOGRAMS: 0,
+      event_accumulator.TENSORS: 0,
+    },
+  )
   found.Reload()
   tags = found.Tags()
-  return ({tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in tags['scalars']},
-          {tag: [(e.step, e.histogram_value.num) for e in found.Histograms(tag)]
-           for tag in tags['histograms']},
-          [e.tensor_proto.string_val[0].decode() for tag in tags['tensors']
-           for e in found.Tensors(tag)])
+  return (
+    {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in tags['scalars']},
+    {
+      tag: [(e.step, e.histogram_value.num) for e in found.Histograms(tag)]
+      for tag in tags['histograms']
+    },
+    [e.tensor_proto.string_val[0].decode() for tag in tags['tensors'] for e in found.Tensors(tag)],
+  )
 
 
 def steps(directory):
@@ -40,8 +47,8 @@ def steps(directory):
   for path in directory.iterdir():
     content, at = path.read_bytes(), 0
     while at < len(content):
-      (length,) = struct.unpack('<Q', content[at:at + 8])
-      event = event_pb2.Event.FromString(content[at + 12:at + 12 + length])
+      (length,) = struct.unpack('<Q', content[at : at + 8])
+      event = event_pb2.Event.FromString(content[at + 12 : at + 12 + length])
       found += [(event.step, value.tag) for value in event.summary.value]
       at += 16 + length
   return found
@@ -51,9 +58,14 @@ def record(workdir, numbers, *, step=0, factor=1.0):
   """Records epochs of ten steps, as a stage does that continues from a step."""
   with recording.recorder(workdir, SPARSE, step=step) as write:
     for number in numbers:
-      write(epoch=number, step=10 * number, loss=factor * number, learning_rate=0.1,
-            scales_below={'0.01': 0.5}, scales={'params/A/scale': np.full(3, factor * number),
-                                                'params/B/scale': np.full(5, 1e9)})
+      write(
+        epoch=number,
+        step=10 * number,
+        loss=factor * number,
+        learning_rate=0.1,
+        scales_below={'0.01': 0.5},
+        scales={'params/A/scale': np.full(3, factor * number), 'params/B/scale': np.full(5, 1e9)},
+      )
 
 
 @pytest.fixture
@@ -61,8 +73,9 @@ def workdir(tmp_path):
   return workdir_module.Workdir(files.path_of(tmp_path))
 
 
-@pytest.mark.parametrize('step, expected', [
-    (10, [1.0, 20.0, 30.0]), (0, [10.0, 20.0, 30.0]), (20, [1.0, 2.0, 30.0])])
+@pytest.mark.parametrize(
+  'step, expected', [(10, [1.0, 20.0, 30.0]), (0, [10.0, 20.0, 30.0]), (20, [1.0, 2.0, 30.0])]
+)
 def test_a_stage_that_continues_has_each_epoch_once(workdir, step, expected):
   record(workdir, [1, 2])
   first = range(step // 10 + 1, 4)
@@ -76,9 +89,11 @@ def test_a_stage_that_continues_has_each_epoch_once(workdir, step, expected):
   scalars, histograms, _ = curves(workdir.events(SPARSE))
   assert scalars['loss'] == [(10, expected[0]), (20, expected[1]), (30, expected[2])]
   assert set(scalars) == {'epoch', 'loss', 'learning_rate', 'scales_below/0.01'}
-  assert histograms == {'scales': [(10, 8), (20, 8), (30, 8)],
-                        'scales/params/A/scale': [(10, 3), (20, 3), (30, 3)],
-                        'scales/params/B/scale': [(10, 5), (20, 5), (30, 5)]}
+  assert histograms == {
+    'scales': [(10, 8), (20, 8), (30, 8)],
+    'scales/params/A/scale': [(10, 3), (20, 3), (30, 3)],
+    'scales/params/B/scale': [(10, 5), (20, 5), (30, 5)],
+  }
   found = steps(workdir.events(SPARSE))
   assert len(found) == len(set(found)) == 3 * 7
 
@@ -120,8 +135,14 @@ def test_what_the_disk_does_not_take_is_said_once(workdir, caplog, monkeypatch):
 def test_events_of_a_bucket_are_copied_there(tmp_path, monkeypatch):
   monkeypatch.setattr(files, 'is_remote', lambda path: 'far-away' in str(path))
   target = files.path_of(tmp_path) / 'far-away' / 'tensorboard'
-  monkeypatch.setattr(files, 'write', lambda path, content: (
-      path.parent.mkdir(parents=True, exist_ok=True), path.write_bytes(content)))
+  monkeypatch.setattr(
+    files,
+    'write',
+    lambda path, content: (
+      path.parent.mkdir(parents=True, exist_ok=True),
+      path.write_bytes(content),
+    ),
+  )
   for value in (1.0, 2.0):
     with events.replace(target) as board:
       board.metrics({'step': 5, 'loss': value, 'time': 100.0})
@@ -136,7 +157,8 @@ def test_a_run_has_curves_histograms_and_its_table(two_passes):
   workdir = workdir_module.Workdir(files.path_of(path))
   trained = [Stage.of(row) for row in records if row['stage'] != 'pruned']
   assert sorted(each.name for each in (path / 'tensorboard').iterdir()) == sorted(
-      ['stages', *(f'{stage.number}-{stage.name}' for stage in trained)])
+    ['stages', *(f'{stage.number}-{stage.name}' for stage in trained)]
+  )
   for stage in trained:
     lines = workdir.lines(stage)
     scalars, histograms, _ = curves(workdir.events(stage))
@@ -157,7 +179,8 @@ def test_the_last_scales_are_those_of_the_checkpoint(two_passes):
     found = scale_history.read(workdir.scales(Stage(number, 'sparse')))
     (record_,) = [row for row in records if Stage.of(row) == Stage(number, 'sparse')]
     assert {name: values.shape for name, values in found.values.items()} == {
-        name: (2, width) for name, width in record_['widths'].items()}
+      name: (2, width) for name, width in record_['widths'].items()
+    }
     last = np.concatenate([values[-1] for values in found.values.values()])
     assert np.mean(last < 0.01) == pytest.approx(record_['small_scales'], abs=0.01)
 

@@ -8,17 +8,15 @@ import shutil
 import sys
 from xml.etree import ElementTree
 
+from helpers import commands
 import jax
 import pytest
 
-import commands
 import slim_jax
-from slim_jax import page
-from slim_jax import plot
-from slim_jax import tables
-from slim_jax import workdir as workdir_module
-from slim_jax.page import measure
-from slim_jax.page import run as run_page
+from slim_jax.display import plot, tables
+from slim_jax.report import measure, page
+from slim_jax.report import run as run_page
+from slim_jax.runs import stages
 
 FIGURES = ['curves', 'heat-1', 'heat-2', 'scales', 'shares-1', 'shares-2', 'widths']
 
@@ -106,10 +104,11 @@ def test_every_stage_has_its_row(written, two_passes):
   header, *rows = found.rows['stages']
   assert header == ['stage', 'accuracy', 'loss', 'params', 'MACs', 'FLOPs', 'activations', 'time']
   for row, record in zip(rows, records, strict=True):
-    assert row[0] == str(workdir_module.Stage.of(record))
-    assert row[1:3] == [f"{record['accuracy']:.2%}", f"{record['loss']:.4f}"]
-    assert row[3] == (tables.short(record['params'])
-                      + tables.change(record['params'], records[0]['params']))
+    assert row[0] == str(stages.Stage.of(record))
+    assert row[1:3] == [f'{record["accuracy"]:.2%}', f'{record["loss"]:.4f}']
+    assert row[3] == (
+      tables.short(record['params']) + tables.change(record['params'], records[0]['params'])
+    )
     assert row[5] == tables.short(2 * record['macs'])
   full, *_, thin = (row[6] for row in rows)
   assert full.endswith('B') and thin.endswith('%')
@@ -119,8 +118,11 @@ def test_every_stage_has_its_row(written, two_passes):
 
 def test_widths_are_those_of_the_plan(written):
   plan = slim_jax.Plan.load(written / 'plan-2.npz')
-  expected = [[path[1], f'{cut.shape[0]} → {cut.thin_shape[0]}']
-              for path, cut in sorted(plan.cuts.items()) if path[-1] == 'scale']
+  expected = [
+    [path[1], f'{cut.shape[0]} → {cut.thin_shape[0]}']
+    for path, cut in sorted(plan.cuts.items())
+    if path[-1] == 'scale'
+  ]
   assert check_page(written).rows['widths'] == expected and len(expected) == 2
 
 
@@ -147,7 +149,7 @@ def test_full_and_thin_network_are_timed(run, monkeypatch):
   assert [row[:2] for row in rows] == [['full', '1'], ['thin', '1'], ['full', '64'], ['thin', '64']]
   saved = json.loads((run / 'report' / 'latency.json').read_text())
   assert all(0 < row['seconds'] < 10 for row in saved['rows'])
-  assert rows[3][4] == f"{saved['rows'][2]['seconds'] / saved['rows'][3]['seconds']:.2f} times"
+  assert rows[3][4] == f'{saved["rows"][2]["seconds"] / saved["rows"][3]["seconds"]:.2f} times'
   monkeypatch.setattr(measure, '_HUGE', {'cpu': 1.0})
   page.write(run)  # does not measure again
   assert check_page(run).rows['latency'][1:] == rows
@@ -158,8 +160,18 @@ def test_full_and_thin_network_are_timed(run, monkeypatch):
 
 
 def test_what_a_look_found_is_drawn(run):
-  rows = [{'fraction': 0.1 * i, 'accuracy': 0.9 - 0.1 * i, 'recalibrated': 0.9, 'params': 100 - i,
-           'macs': 100 - i, 'full_params': 100, 'full_macs': 100} for i in range(3)]
+  rows = [
+    {
+      'fraction': 0.1 * i,
+      'accuracy': 0.9 - 0.1 * i,
+      'recalibrated': 0.9,
+      'params': 100 - i,
+      'macs': 100 - i,
+      'full_params': 100,
+      'full_macs': 100,
+    }
+    for i in range(3)
+  ]
   (run / 'look.json').write_text(json.dumps(rows))
   page.write(run)
   check_page(run)
@@ -167,24 +179,36 @@ def test_what_a_look_found_is_drawn(run):
 
 
 DAMAGES = {
-    'what is for people': {
-        'look.json': (lambda path: path.write_text('[{}]'), 'look.json is damaged'),
-        'scales-1.npz': (lambda path: path.write_bytes(path.read_bytes()[:-200]),
-                         'scales-1.npz cannot be read'),
-        'latency.json': (lambda path: (path.parent / 'report').mkdir() or (
-            path.parent / 'report' / path.name).write_text('[]'), 'latency.json is damaged'),
-        'dataset.json': (lambda path: path.unlink(), 'dataset.json cannot be read')},
-    'what a run continues from': {
-        'plan-1.npz': (lambda path: path.unlink(), 'plan-1.npz cannot be read'),
-        'config.json': (lambda path: path.write_text('['), 'config.json cannot be read')},
-    'checkpoints and metrics': {
-        'checkpoints/1-sparse': (shutil.rmtree, 'there is no directory of checkpoints .*1-sparse'),
-        'metrics.jsonl': (lambda path: path.write_text('{"pass": 1}\n'),
-                          'metrics.jsonl, line 1, is'),
-        'config.json': (lambda path: path.write_text('{"seed": 0}'), 'do not say all of what')},
-    'the list of stages': {
-        'stages.json': (lambda path: path.write_text('[{"pass": 1, "stage": "sparse"}]'),
-                        'stages.json is damaged')}}
+  'what is for people': {
+    'look.json': (lambda path: path.write_text('[{}]'), 'look.json is damaged'),
+    'scales-1.npz': (
+      lambda path: path.write_bytes(path.read_bytes()[:-200]),
+      'scales-1.npz cannot be read',
+    ),
+    'latency.json': (
+      lambda path: (
+        (path.parent / 'report').mkdir() or (path.parent / 'report' / path.name).write_text('[]')
+      ),
+      'latency.json is damaged',
+    ),
+    'dataset.json': (lambda path: path.unlink(), 'dataset.json cannot be read'),
+  },
+  'what a run continues from': {
+    'plan-1.npz': (lambda path: path.unlink(), 'plan-1.npz cannot be read'),
+    'config.json': (lambda path: path.write_text('['), 'config.json cannot be read'),
+  },
+  'checkpoints and metrics': {
+    'checkpoints/1-sparse': (shutil.rmtree, 'there is no directory of checkpoints .*1-sparse'),
+    'metrics.jsonl': (lambda path: path.write_text('{"pass": 1}\n'), 'metrics.jsonl, line 1, is'),
+    'config.json': (lambda path: path.write_text('{"seed": 0}'), 'do not say all of what'),
+  },
+  'the list of stages': {
+    'stages.json': (
+      lambda path: path.write_text('[{"pass": 1, "stage": "sparse"}]'),
+      'stages.json is damaged',
+    )
+  },
+}
 
 
 @pytest.mark.parametrize('what', DAMAGES)
@@ -199,7 +223,8 @@ def test_what_is_damaged_is_said_in_a_line_and_all_else_is_shown(run, two_passes
   assert not any('\n' in text for text in told)
   if 'stages.json' not in DAMAGES[what]:
     assert [row[0] for row in found.rows['stages'][1:]] == [
-        str(workdir_module.Stage.of(record)) for record in two_passes[2]]
+      str(stages.Stage.of(record)) for record in two_passes[2]
+    ]
 
 
 def test_a_run_without_recordings_has_its_page(run):
@@ -208,8 +233,11 @@ def test_a_run_without_recordings_has_its_page(run):
     path.unlink()
   page.write(run)
   notes = check_page(run).texts['note']
-  for text in ('The scales of the epochs were not recorded.', 'No epoch is recorded yet.',
-               'Command and versions were not recorded.'):
+  for text in (
+    'The scales of the epochs were not recorded.',
+    'No epoch is recorded yet.',
+    'Command and versions were not recorded.',
+  ):
     assert text in notes
   (run / 'stages.json').write_text('[]')
   shutil.rmtree(run / 'report')
@@ -223,13 +251,28 @@ def test_layers_can_be_chosen_and_stand_in_their_order(run):
   text = (run / 'report' / 'heat-1.svg').read_text()
   assert 'BatchNorm_1, layer 2' in text and 'BatchNorm_0, layer' not in text
   page.write(run, layers='*Dense*')
-  assert any(note.startswith('No scale has a path like *Dense*; there are params/BatchNorm_0/scale')
-             for note in check_page(run).texts['note'])
-  paths = [f'params/{name}/scale' for name in ('BatchNorm_0', 'Block_10/BatchNorm_0',
-                                               'Block_2/BatchNorm_0', 'Extra_10', 'Extra_9')]
+  assert any(
+    note.startswith('No scale has a path like *Dense*; there are params/BatchNorm_0/scale')
+    for note in check_page(run).texts['note']
+  )
+  paths = [
+    f'params/{name}/scale'
+    for name in (
+      'BatchNorm_0',
+      'Block_10/BatchNorm_0',
+      'Block_2/BatchNorm_0',
+      'Extra_10',
+      'Extra_9',
+    )
+  ]
   modules = ['Block_2', 'Block_2/BatchNorm_0', 'Block_10/BatchNorm_0', 'BatchNorm_0']
   assert [measure.short(path) for path in measure.in_order(paths, modules)] == [
-      'Block_2/BatchNorm_0', 'Block_10/BatchNorm_0', 'BatchNorm_0', 'Extra_9', 'Extra_10']
+    'Block_2/BatchNorm_0',
+    'Block_10/BatchNorm_0',
+    'BatchNorm_0',
+    'Extra_9',
+    'Extra_10',
+  ]
 
 
 def test_an_end_without_a_page_is_no_failure(run, tmp_path, caplog, monkeypatch):
@@ -244,8 +287,15 @@ def test_an_end_without_a_page_is_no_failure(run, tmp_path, caplog, monkeypatch)
 
 
 def test_every_stage_has_a_colour():
-  assert set(plot.STAGES) == {'baseline', 'sparse', 'pruned', 'recalibrated', 'finetuned',
-                              'scratch-e', 'scratch-b'}
+  assert set(plot.STAGES) == {
+    'baseline',
+    'sparse',
+    'pruned',
+    'recalibrated',
+    'finetuned',
+    'scratch-e',
+    'scratch-b',
+  }
   assert len(set(plot.STAGES.values())) == 7
 
 

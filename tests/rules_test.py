@@ -6,6 +6,8 @@ operands and results and compares thin with full evaluation. A primitive without
 
 import zlib
 
+from helpers import programs
+from helpers.programs import Case, Operand, check, program_of, thin
 import jax
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
@@ -13,10 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from programs import Case, check, Operand, program_of, thin
-import programs
 from slim_jax import jaxprs
-from slim_jax.channels import analysis, blocks, rule
+from slim_jax.channels import analysis, regions, rule
 from slim_jax.channels.rule import RULES, Fact
 from slim_jax.jaxprs import primitives as p
 
@@ -59,152 +59,171 @@ Y = of(3, 4)
 
 # Element by element.
 
-UNARY = [
-    case(name, f, of(3, 4, fill=fill, dtype=dtype)) for name, f, fill, dtype in [
-        ('abs', lax.abs, 'nonzero', 'float64'),
-        ('acos', lax.acos, 'unit', 'float64'),
-        ('acosh', lax.acosh, 'above one', 'float64'),
-        ('asin', lax.asin, 'unit', 'float64'),
-        ('asinh', lax.asinh, 'any', 'float64'),
-        ('atan', lax.atan, 'any', 'float64'),
-        ('atanh', lax.atanh, 'unit', 'float64'),
-        ('bessel_i0e', lax.bessel_i0e, 'any', 'float64'),
-        ('bessel_i1e', lax.bessel_i1e, 'any', 'float64'),
-        ('cbrt', lax.cbrt, 'nonzero', 'float64'),
-        ('ceil', lax.ceil, 'any', 'float64'),
-        ('clz', lax.clz, 'any', 'int32'),
-        ('conj', lambda x: p.conj_p.bind(x, input_dtype=x.dtype), 'any', 'complex128'),
-        ('convert_element_type', lambda x: lax.convert_element_type(x, np.float32), 'any',
-         'float64'),
-        ('convert to int', lambda x: lax.convert_element_type(x, np.int32), 'any', 'float64'),
-        ('convert to bool', lambda x: lax.convert_element_type(x, bool), 'any', 'float64'),
-        ('convert from bool', lambda x: lax.convert_element_type(x, np.float64), 'any', 'bool'),
-        ('copy', p.copy_p.bind, 'any', 'float64'),
-        ('cos', lax.cos, 'any', 'float64'),
-        ('cosh', lax.cosh, 'any', 'float64'),
-        ('digamma', lax.digamma, 'positive', 'float64'),
-        ('erf', lax.erf, 'any', 'float64'),
-        ('erf_inv', lax.erf_inv, 'unit', 'float64'),
-        ('erfc', lax.erfc, 'any', 'float64'),
-        ('exp', lax.exp, 'any', 'float64'),
-        ('exp2', lax.exp2, 'any', 'float64'),
-        ('expm1', lax.expm1, 'any', 'float64'),
-        ('floor', lax.floor, 'any', 'float64'),
-        ('imag', lax.imag, 'any', 'complex128'),
-        ('integer_pow 0', lambda x: p.integer_pow_p.bind(x, y=0), 'any', 'float64'),
-        ('integer_pow 2', lambda x: p.integer_pow_p.bind(x, y=2), 'any', 'float64'),
-        ('integer_pow 3', lambda x: lax.integer_pow(x, 3), 'any', 'float64'),
-        ('integer_pow -1', lambda x: lax.integer_pow(x, -1), 'nonzero', 'float64'),
-        ('is_finite', lax.is_finite, 'any', 'float64'),
-        ('lgamma', lax.lgamma, 'positive', 'float64'),
-        ('log', lax.log, 'positive', 'float64'),
-        ('log1p', lax.log1p, 'positive', 'float64'),
-        ('logistic', lax.logistic, 'any', 'float64'),
-        ('name', lambda x: checkpoint_name(x, 'here'), 'any', 'float64'),
-        ('neg', lax.neg, 'any', 'float64'),
-        ('not', lax.bitwise_not, 'any', 'bool'),
-        ('not of ints', lax.bitwise_not, 'any', 'int32'),
-        ('population_count', lax.population_count, 'any', 'uint32'),
-        ('real', lax.real, 'any', 'complex128'),
-        ('reduce_precision', lambda x: lax.reduce_precision(x, 5, 10), 'any', 'float64'),
-        ('round', lax.round, 'any', 'float64'),
-        ('rsqrt', lax.rsqrt, 'positive', 'float64'),
-        ('sign', lax.sign, 'any', 'float64'),
-        ('sin', lax.sin, 'any', 'float64'),
-        ('sinh', lax.sinh, 'any', 'float64'),
-        ('sqrt', lax.sqrt, 'positive', 'float64'),
-        ('square', lax.square, 'any', 'float64'),
-        ('stop_gradient', p.stop_gradient_p.bind, 'any', 'float64'),
-        ('tan', lax.tan, 'any', 'float64'),
-        ('tanh', lax.tanh, 'any', 'float64'),
+UNARY = (
+  [
+    case(name, f, of(3, 4, fill=fill, dtype=dtype))
+    for name, f, fill, dtype in [
+      ('abs', lax.abs, 'nonzero', 'float64'),
+      ('acos', lax.acos, 'unit', 'float64'),
+      ('acosh', lax.acosh, 'above one', 'float64'),
+      ('asin', lax.asin, 'unit', 'float64'),
+      ('asinh', lax.asinh, 'any', 'float64'),
+      ('atan', lax.atan, 'any', 'float64'),
+      ('atanh', lax.atanh, 'unit', 'float64'),
+      ('bessel_i0e', lax.bessel_i0e, 'any', 'float64'),
+      ('bessel_i1e', lax.bessel_i1e, 'any', 'float64'),
+      ('cbrt', lax.cbrt, 'nonzero', 'float64'),
+      ('ceil', lax.ceil, 'any', 'float64'),
+      ('clz', lax.clz, 'any', 'int32'),
+      ('conj', lambda x: p.conj_p.bind(x, input_dtype=x.dtype), 'any', 'complex128'),
+      ('convert_element_type', lambda x: lax.convert_element_type(x, np.float32), 'any', 'float64'),
+      ('convert to int', lambda x: lax.convert_element_type(x, np.int32), 'any', 'float64'),
+      ('convert to bool', lambda x: lax.convert_element_type(x, bool), 'any', 'float64'),
+      ('convert from bool', lambda x: lax.convert_element_type(x, np.float64), 'any', 'bool'),
+      ('copy', p.copy_p.bind, 'any', 'float64'),
+      ('cos', lax.cos, 'any', 'float64'),
+      ('cosh', lax.cosh, 'any', 'float64'),
+      ('digamma', lax.digamma, 'positive', 'float64'),
+      ('erf', lax.erf, 'any', 'float64'),
+      ('erf_inv', lax.erf_inv, 'unit', 'float64'),
+      ('erfc', lax.erfc, 'any', 'float64'),
+      ('exp', lax.exp, 'any', 'float64'),
+      ('exp2', lax.exp2, 'any', 'float64'),
+      ('expm1', lax.expm1, 'any', 'float64'),
+      ('floor', lax.floor, 'any', 'float64'),
+      ('imag', lax.imag, 'any', 'complex128'),
+      ('integer_pow 0', lambda x: p.integer_pow_p.bind(x, y=0), 'any', 'float64'),
+      ('integer_pow 2', lambda x: p.integer_pow_p.bind(x, y=2), 'any', 'float64'),
+      ('integer_pow 3', lambda x: lax.integer_pow(x, 3), 'any', 'float64'),
+      ('integer_pow -1', lambda x: lax.integer_pow(x, -1), 'nonzero', 'float64'),
+      ('is_finite', lax.is_finite, 'any', 'float64'),
+      ('lgamma', lax.lgamma, 'positive', 'float64'),
+      ('log', lax.log, 'positive', 'float64'),
+      ('log1p', lax.log1p, 'positive', 'float64'),
+      ('logistic', lax.logistic, 'any', 'float64'),
+      ('name', lambda x: checkpoint_name(x, 'here'), 'any', 'float64'),
+      ('neg', lax.neg, 'any', 'float64'),
+      ('not', lax.bitwise_not, 'any', 'bool'),
+      ('not of ints', lax.bitwise_not, 'any', 'int32'),
+      ('population_count', lax.population_count, 'any', 'uint32'),
+      ('real', lax.real, 'any', 'complex128'),
+      ('reduce_precision', lambda x: lax.reduce_precision(x, 5, 10), 'any', 'float64'),
+      ('round', lax.round, 'any', 'float64'),
+      ('rsqrt', lax.rsqrt, 'positive', 'float64'),
+      ('sign', lax.sign, 'any', 'float64'),
+      ('sin', lax.sin, 'any', 'float64'),
+      ('sinh', lax.sinh, 'any', 'float64'),
+      ('sqrt', lax.sqrt, 'positive', 'float64'),
+      ('square', lax.square, 'any', 'float64'),
+      ('stop_gradient', p.stop_gradient_p.bind, 'any', 'float64'),
+      ('tan', lax.tan, 'any', 'float64'),
+      ('tanh', lax.tanh, 'any', 'float64'),
     ]
-] + [
+  ]
+  + [
     case(str(primitive), primitive.bind, of(3, 4, fill='positive'))
     for primitive in jaxprs.newer('one_minus_square_p')
-] + [
-    case(str(primitive), lambda x, primitive=primitive: primitive.bind(x, accuracy=None),
-         of(3, 4, fill='positive'))
+  ]
+  + [
+    case(
+      str(primitive),
+      lambda x, primitive=primitive: primitive.bind(x, accuracy=None),
+      of(3, 4, fill='positive'),
+    )
     for primitive in jaxprs.newer('log2_p')
-]
+  ]
+)
 UNARY = [c._replace(grad=c.name not in ('stop_gradient', 'integer_pow 0')) for c in UNARY]
 
 POSITIVE = of(3, 4, fill='positive')
-_ROWS = np.array([[0., 0, 0, 0], [1, 0, 2, 0], [3, 0, 0, 0]])
+_ROWS = np.array([[0.0, 0, 0, 0], [1, 0, 2, 0], [3, 0, 0, 0]])
 BINARY = [
-    case('add', lax.add, X, Y),
-    case('add with itself', lambda x: lax.add(x, x), X),
-    case('add of a literal', lambda x: lax.add(x, np.float64(2)), X),
-    case('add of ints', lax.add, ints(3, 4), ints(3, 4)),
-    case('add of rows', lambda x, y: x + y, X, of(1, 4)),
-    case('add of a constant with zeros', lambda x: lax.add(x, _ROWS), X),
-    case('add_any', p.add_jaxvals_p.bind, X, Y),
-    case('and', lax.bitwise_and, of(3, 4, dtype='bool'), of(3, 4, dtype='bool')),
-    case('atan2', lax.atan2, of(3, 4, fill='nonzero'), of(3, 4, fill='nonzero', whole=True)),
-    case('complex', lax.complex, X, Y),
-    case('div', lax.div, X, of(3, 4, fill='positive', whole=True)),
-    case('div by zeros', lax.div, X, POSITIVE, grad=False),
-    case('div of a literal', lambda x: lax.div(np.float64(2), x), of(3, 4, fill='positive')),
-    case('div by a constant with zeros', lambda x: lax.div(x, _ROWS), X, grad=False),
-    case('div by rows', lambda x, y: x / y, X, of(3, 1, fill='positive', whole=True)),
-    case('igamma', lax.igamma, POSITIVE, POSITIVE, grad=False),
-    case('igammac', lax.igammac, POSITIVE, POSITIVE, grad=False),
-    case('mul', lax.mul, X, Y),
-    case('mul with itself', lambda x: lax.mul(x, x), X),
-    case('mul by a literal', lambda x: lax.mul(x, np.float64(2)), X),
-    case('mul by zero', lambda x: lax.mul(x, np.float64(0)), X),
-    case('mul by columns', lambda x, y: x * y, X, of(3, 1)),
-    case('mul of scalars', lax.mul, of(), of()),
-    case('mul by a constant with zeros', lambda x: lax.mul(x, _ROWS), X),
-    case('mul in bfloat16', lambda x: x * 3, of(3, 4, dtype='bfloat16'), rtol=1e-2),
-    case('nextafter', lax.nextafter, X, Y, grad=False),
-    case('or', lax.bitwise_or, ints(3, 4), ints(3, 4)),
-    case('polygamma', lax.polygamma, of(3, 4, fill='positive'), of(3, 4, fill='positive'),
-         grad=False),
-    case('pow', lambda x, y: lax.pow(x, y), POSITIVE, POSITIVE, grad=False),
-    case('pow with a positive literal', lambda x: lax.pow(x, np.float64(1.5)), POSITIVE),
-    case('pow with a negative literal', lambda x: lax.pow(x, np.float64(-1.5)), POSITIVE,
-         grad=False),
-    case('pow with zero', lambda x: lax.pow(x, np.float64(0)), POSITIVE),
-    case('pow of a literal', lambda x: lax.pow(np.float64(2), x), X),
-    case('pow of zero', lambda x: lax.pow(np.float64(0), x), POSITIVE, grad=False),
-    case('pow with constant ints', lambda x: lax.pow(x, np.array([2, 0, 1], np.int32)),
-         of(3, fill='positive'), grad=False),
-    case('rem', lax.rem, X, of(3, 4, fill='positive', whole=True)),
-    case('rem by zeros', lax.rem, X, POSITIVE, grad=False),
-    case('shift_left', lax.shift_left, ints(3, 4), at(3, 3, 4)),
-    case('shift_left of a literal', lambda x: lax.shift_left(np.int32(3), x), at(3, 3, 4)),
-    case('shift_right_logical', lax.shift_right_logical, ints(3, 4), at(3, 3, 4)),
-    case('shift_right_arithmetic', lax.shift_right_arithmetic, ints(3, 4), at(3, 3, 4)),
-    case('sub', lax.sub, X, Y),
-    case('sub from a literal', lambda x: lax.sub(np.float64(2), x), X),
-    case('xor', lax.bitwise_xor, ints(3, 4), ints(3, 4)),
-    case('zeta', lax.zeta, of(3, 4, fill='above one', whole=True), POSITIVE, grad=False),
+  case('add', lax.add, X, Y),
+  case('add with itself', lambda x: lax.add(x, x), X),
+  case('add of a literal', lambda x: lax.add(x, np.float64(2)), X),
+  case('add of ints', lax.add, ints(3, 4), ints(3, 4)),
+  case('add of rows', lambda x, y: x + y, X, of(1, 4)),
+  case('add of a constant with zeros', lambda x: lax.add(x, _ROWS), X),
+  case('add_any', p.add_jaxvals_p.bind, X, Y),
+  case('and', lax.bitwise_and, of(3, 4, dtype='bool'), of(3, 4, dtype='bool')),
+  case('atan2', lax.atan2, of(3, 4, fill='nonzero'), of(3, 4, fill='nonzero', whole=True)),
+  case('complex', lax.complex, X, Y),
+  case('div', lax.div, X, of(3, 4, fill='positive', whole=True)),
+  case('div by zeros', lax.div, X, POSITIVE, grad=False),
+  case('div of a literal', lambda x: lax.div(np.float64(2), x), of(3, 4, fill='positive')),
+  case('div by a constant with zeros', lambda x: lax.div(x, _ROWS), X, grad=False),
+  case('div by rows', lambda x, y: x / y, X, of(3, 1, fill='positive', whole=True)),
+  case('igamma', lax.igamma, POSITIVE, POSITIVE, grad=False),
+  case('igammac', lax.igammac, POSITIVE, POSITIVE, grad=False),
+  case('mul', lax.mul, X, Y),
+  case('mul with itself', lambda x: lax.mul(x, x), X),
+  case('mul by a literal', lambda x: lax.mul(x, np.float64(2)), X),
+  case('mul by zero', lambda x: lax.mul(x, np.float64(0)), X),
+  case('mul by columns', lambda x, y: x * y, X, of(3, 1)),
+  case('mul of scalars', lax.mul, of(), of()),
+  case('mul by a constant with zeros', lambda x: lax.mul(x, _ROWS), X),
+  case('mul in bfloat16', lambda x: x * 3, of(3, 4, dtype='bfloat16'), rtol=1e-2),
+  case('nextafter', lax.nextafter, X, Y, grad=False),
+  case('or', lax.bitwise_or, ints(3, 4), ints(3, 4)),
+  case(
+    'polygamma', lax.polygamma, of(3, 4, fill='positive'), of(3, 4, fill='positive'), grad=False
+  ),
+  case('pow', lambda x, y: lax.pow(x, y), POSITIVE, POSITIVE, grad=False),
+  case('pow with a positive literal', lambda x: lax.pow(x, np.float64(1.5)), POSITIVE),
+  case('pow with a negative literal', lambda x: lax.pow(x, np.float64(-1.5)), POSITIVE, grad=False),
+  case('pow with zero', lambda x: lax.pow(x, np.float64(0)), POSITIVE),
+  case('pow of a literal', lambda x: lax.pow(np.float64(2), x), X),
+  case('pow of zero', lambda x: lax.pow(np.float64(0), x), POSITIVE, grad=False),
+  case(
+    'pow with constant ints',
+    lambda x: lax.pow(x, np.array([2, 0, 1], np.int32)),
+    of(3, fill='positive'),
+    grad=False,
+  ),
+  case('rem', lax.rem, X, of(3, 4, fill='positive', whole=True)),
+  case('rem by zeros', lax.rem, X, POSITIVE, grad=False),
+  case('shift_left', lax.shift_left, ints(3, 4), at(3, 3, 4)),
+  case('shift_left of a literal', lambda x: lax.shift_left(np.int32(3), x), at(3, 3, 4)),
+  case('shift_right_logical', lax.shift_right_logical, ints(3, 4), at(3, 3, 4)),
+  case('shift_right_arithmetic', lax.shift_right_arithmetic, ints(3, 4), at(3, 3, 4)),
+  case('sub', lax.sub, X, Y),
+  case('sub from a literal', lambda x: lax.sub(np.float64(2), x), X),
+  case('xor', lax.bitwise_xor, ints(3, 4), ints(3, 4)),
+  case('zeta', lax.zeta, of(3, 4, fill='above one', whole=True), POSITIVE, grad=False),
 ] + [
-    case(f'{name} {how}', f, *operands)
-    for name, op in [('max', lax.max), ('min', lax.min), ('eq', lax.eq), ('ne', lax.ne),
-                     ('lt', lax.lt), ('le', lax.le), ('gt', lax.gt), ('ge', lax.ge)]
-    for how, f, operands in [
-        ('of two', op, (X, Y)),
-        ('and zero', lambda x, op=op: op(x, np.float64(0)), (X,)),
-        ('and one', lambda x, op=op: op(x, np.float64(1)), (X,)),
-        ('and minus one', lambda x, op=op: op(x, np.float64(-1)), (X,)),
-        ('behind one', lambda x, op=op: op(np.float64(1), x), (X,)),
-        ('behind minus one', lambda x, op=op: op(np.float64(-1), x), (X,)),
-        ('and constant ints', lambda x, op=op: op(x, np.array([-1, 0, 2], np.int32)), (ints(3),)),
-    ]
+  case(f'{name} {how}', f, *operands)
+  for name, op in [
+    ('max', lax.max),
+    ('min', lax.min),
+    ('eq', lax.eq),
+    ('ne', lax.ne),
+    ('lt', lax.lt),
+    ('le', lax.le),
+    ('gt', lax.gt),
+    ('ge', lax.ge),
+  ]
+  for how, f, operands in [
+    ('of two', op, (X, Y)),
+    ('and zero', lambda x, op=op: op(x, np.float64(0)), (X,)),
+    ('and one', lambda x, op=op: op(x, np.float64(1)), (X,)),
+    ('and minus one', lambda x, op=op: op(x, np.float64(-1)), (X,)),
+    ('behind one', lambda x, op=op: op(np.float64(1), x), (X,)),
+    ('behind minus one', lambda x, op=op: op(np.float64(-1), x), (X,)),
+    ('and constant ints', lambda x, op=op: op(x, np.array([-1, 0, 2], np.int32)), (ints(3),)),
+  ]
 ]
 
 CHOICE = [
-    case('select_n', lax.select_n, of(3, 4, dtype='bool'), X, Y),
-    case('select_n of three', lax.select_n, at(3, 3, 4), X, Y, of(3, 4)),
-    case('select_n by a scalar', lax.select_n, of(dtype='bool'), X, Y),
-    case('select_n by a constant', lambda x, y: lax.select_n(_ROWS > 0, x, y), X, Y),
-    case('select_n of ints', lax.select_n, of(3, 4, dtype='bool'), ints(3, 4), ints(3, 4)),
-    case('clamp', lambda x: lax.clamp(np.float64(-1), x, np.float64(1)), X),
-    case('clamp to positive', lambda x: lax.clamp(np.float64(0.5), x, np.float64(1)), X),
-    case('clamp to negative', lambda x: lax.clamp(np.float64(-2), x, np.float64(-1)), X),
-    case('clamp between scalars', lax.clamp, of(), X, of(), grad=False),
-    case('clamp between arrays', lax.clamp, X, Y, of(3, 4)),
+  case('select_n', lax.select_n, of(3, 4, dtype='bool'), X, Y),
+  case('select_n of three', lax.select_n, at(3, 3, 4), X, Y, of(3, 4)),
+  case('select_n by a scalar', lax.select_n, of(dtype='bool'), X, Y),
+  case('select_n by a constant', lambda x, y: lax.select_n(_ROWS > 0, x, y), X, Y),
+  case('select_n of ints', lax.select_n, of(3, 4, dtype='bool'), ints(3, 4), ints(3, 4)),
+  case('clamp', lambda x: lax.clamp(np.float64(-1), x, np.float64(1)), X),
+  case('clamp to positive', lambda x: lax.clamp(np.float64(0.5), x, np.float64(1)), X),
+  case('clamp to negative', lambda x: lax.clamp(np.float64(-2), x, np.float64(-1)), X),
+  case('clamp between scalars', lax.clamp, of(), X, of(), grad=False),
+  case('clamp between arrays', lax.clamp, X, Y, of(3, 4)),
 ]
 
 
@@ -216,46 +235,76 @@ def dot(contract, batch=((), ())):
 
 
 DOT = [
-    case('dot_general', dot(((1,), (0,))), of(3, 4), of(4, 5)),
-    case('dot_general transposed', dot(((0,), (1,))), of(4, 3), of(5, 4)),
-    case('dot_general with itself', lambda x: lax.dot_general(x, x, (((1,), (1,)), ((), ()))), X),
-    case('dot_general contracts two', dot(((1, 2), (2, 0))), of(3, 4, 2), of(2, 5, 4)),
-    case('dot_general batched', dot(((2,), (1,)), ((0,), (0,))), of(2, 3, 4), of(2, 4, 5)),
-    case('dot_general batched over two', dot(((1,), (3,)), ((0, 3), (2, 0))),
-         of(2, 4, 3, 5), of(5, 2, 2, 4)),
-    case('dot_general outer', dot(((), ())), of(3), of(4)),
-    case('dot_general inner', dot(((0,), (0,))), of(4), of(4)),
-    case('dot_general of rows only', dot(((), ()), ((0,), (0,))), of(4), of(4)),
+  case('dot_general', dot(((1,), (0,))), of(3, 4), of(4, 5)),
+  case('dot_general transposed', dot(((0,), (1,))), of(4, 3), of(5, 4)),
+  case('dot_general with itself', lambda x: lax.dot_general(x, x, (((1,), (1,)), ((), ()))), X),
+  case('dot_general contracts two', dot(((1, 2), (2, 0))), of(3, 4, 2), of(2, 5, 4)),
+  case('dot_general batched', dot(((2,), (1,)), ((0,), (0,))), of(2, 3, 4), of(2, 4, 5)),
+  case(
+    'dot_general batched over two',
+    dot(((1,), (3,)), ((0, 3), (2, 0))),
+    of(2, 4, 3, 5),
+    of(5, 2, 2, 4),
+  ),
+  case('dot_general outer', dot(((), ())), of(3), of(4)),
+  case('dot_general inner', dot(((0,), (0,))), of(4), of(4)),
+  case('dot_general of rows only', dot(((), ()), ((0,), (0,))), of(4), of(4)),
 ]
 
 
-def conv(strides=(1, 1), padding='SAME', lhs_dilation=None, rhs_dilation=None,
-         dims=('NHWC', 'HWIO', 'NHWC'), groups=1, batches=1):
+def conv(
+  strides=(1, 1),
+  padding='SAME',
+  lhs_dilation=None,
+  rhs_dilation=None,
+  dims=('NHWC', 'HWIO', 'NHWC'),
+  groups=1,
+  batches=1,
+):
   return lambda x, kernel: lax.conv_general_dilated(
-      x, kernel, strides, padding, lhs_dilation, rhs_dilation, dims, feature_group_count=groups,
-      batch_group_count=batches)
+    x,
+    kernel,
+    strides,
+    padding,
+    lhs_dilation,
+    rhs_dilation,
+    dims,
+    feature_group_count=groups,
+    batch_group_count=batches,
+  )
 
 
 CONV = [
-    case('conv_general_dilated', conv(), of(2, 4, 4, 3), of(3, 3, 3, 5)),
-    case('conv 1x1', conv(), of(2, 2, 2, 4), of(1, 1, 4, 5)),
-    case('conv strided', conv((2, 2), 'VALID'), of(1, 5, 5, 3), of(2, 2, 3, 4)),
-    case('conv dilated', conv(rhs_dilation=(2, 2)), of(1, 5, 5, 3), of(2, 2, 3, 4)),
-    case('conv transposed', conv(padding=((1, 2), (1, 2)), lhs_dilation=(2, 2)),
-         of(1, 3, 3, 3), of(3, 3, 3, 4)),
-    case('conv channels first', conv(dims=('NCHW', 'OIHW', 'NCHW')), of(2, 3, 4, 4),
-         of(5, 3, 3, 3)),
-    case('conv of odd layout', conv(dims=('HNWC', 'IHOW', 'CWHN')), of(3, 2, 3, 4), of(4, 2, 3, 2)),
-    case('conv 1d', conv((1,), dims=('NWC', 'WIO', 'NWC')), of(2, 5, 3), of(3, 3, 4)),
-    case('conv 3d', conv((1, 1, 1), dims=('NDHWC', 'DHWIO', 'NDHWC')), of(1, 2, 3, 2, 3),
-         of(2, 2, 2, 3, 4)),
-    case('conv depthwise', conv(groups=4), of(2, 3, 3, 4), of(2, 2, 1, 4)),
-    case('conv depthwise, multiplier', conv(groups=4), of(2, 3, 3, 4), of(2, 2, 1, 8)),
-    case('conv depthwise, channels first', conv(groups=4, dims=('NCHW', 'OIHW', 'NCHW')),
-         of(2, 4, 3, 3), of(8, 1, 2, 2)),
-    case('conv grouped', conv(groups=2), of(2, 3, 3, 6), of(2, 2, 3, 4)),
-    case('conv in three groups', conv((2, 2), groups=3), of(2, 3, 3, 6), of(2, 2, 2, 6)),
-    case('conv batch groups', conv(batches=2), of(4, 3, 3, 3), of(2, 2, 3, 4)),
+  case('conv_general_dilated', conv(), of(2, 4, 4, 3), of(3, 3, 3, 5)),
+  case('conv 1x1', conv(), of(2, 2, 2, 4), of(1, 1, 4, 5)),
+  case('conv strided', conv((2, 2), 'VALID'), of(1, 5, 5, 3), of(2, 2, 3, 4)),
+  case('conv dilated', conv(rhs_dilation=(2, 2)), of(1, 5, 5, 3), of(2, 2, 3, 4)),
+  case(
+    'conv transposed',
+    conv(padding=((1, 2), (1, 2)), lhs_dilation=(2, 2)),
+    of(1, 3, 3, 3),
+    of(3, 3, 3, 4),
+  ),
+  case('conv channels first', conv(dims=('NCHW', 'OIHW', 'NCHW')), of(2, 3, 4, 4), of(5, 3, 3, 3)),
+  case('conv of odd layout', conv(dims=('HNWC', 'IHOW', 'CWHN')), of(3, 2, 3, 4), of(4, 2, 3, 2)),
+  case('conv 1d', conv((1,), dims=('NWC', 'WIO', 'NWC')), of(2, 5, 3), of(3, 3, 4)),
+  case(
+    'conv 3d',
+    conv((1, 1, 1), dims=('NDHWC', 'DHWIO', 'NDHWC')),
+    of(1, 2, 3, 2, 3),
+    of(2, 2, 2, 3, 4),
+  ),
+  case('conv depthwise', conv(groups=4), of(2, 3, 3, 4), of(2, 2, 1, 4)),
+  case('conv depthwise, multiplier', conv(groups=4), of(2, 3, 3, 4), of(2, 2, 1, 8)),
+  case(
+    'conv depthwise, channels first',
+    conv(groups=4, dims=('NCHW', 'OIHW', 'NCHW')),
+    of(2, 4, 3, 3),
+    of(8, 1, 2, 2),
+  ),
+  case('conv grouped', conv(groups=2), of(2, 3, 3, 6), of(2, 2, 3, 4)),
+  case('conv in three groups', conv((2, 2), groups=3), of(2, 3, 3, 6), of(2, 2, 2, 6)),
+  case('conv batch groups', conv(batches=2), of(4, 3, 3, 3), of(2, 2, 3, 4)),
 ]
 
 
@@ -264,36 +313,67 @@ CONV = [
 
 T = of(2, 3, 4)
 BOOLS = of(2, 3, 4, dtype='bool')
-REDUCTION = [
+REDUCTION = (
+  [
     case(f'{name} over {axes}', lambda x, op=op, axes=axes: op(x, axes), T)
-    for name, op in [('reduce_sum', lax.reduce_sum), ('reduce_max', lax.reduce_max),
-                     ('reduce_min', lax.reduce_min), ('reduce_prod', lax.reduce_prod)]
+    for name, op in [
+      ('reduce_sum', lax.reduce_sum),
+      ('reduce_max', lax.reduce_max),
+      ('reduce_min', lax.reduce_min),
+      ('reduce_prod', lax.reduce_prod),
+    ]
     for axes in [(2,), (0, 1), (0, 1, 2), ()]
-] + [
+  ]
+  + [
     case(f'{name} of {kind}', lambda x, op=op: op(x, (1,)), operand)
-    for name, op in [('reduce_and', lax.reduce_and), ('reduce_or', lax.reduce_or),
-                     ('reduce_xor', lax.reduce_xor)]
+    for name, op in [
+      ('reduce_and', lax.reduce_and),
+      ('reduce_or', lax.reduce_or),
+      ('reduce_xor', lax.reduce_xor),
+    ]
     for kind, operand in [('bools', BOOLS), ('ints', ints(2, 3, 4))]
-] + [
+  ]
+  + [
     case('argmax', lambda x: lax.argmax(x, 1, np.int32), T),
     case('argmin', lambda x: lax.argmin(x, 0, np.int32), T),
-] + [
+  ]
+  + [
     case(f'{name} of nothing', lambda x, op=op: op(x, (1,)), of(2, 0, 3))
-    for name, op in [('reduce_sum', lax.reduce_sum), ('reduce_max', lax.reduce_max),
-                     ('reduce_min', lax.reduce_min), ('reduce_prod', lax.reduce_prod)]
-] + [
-    case(f'{name}{" backwards" if reverse else ""}',
-         lambda x, op=op, reverse=reverse: op(x, axis=1, reverse=reverse), T)
-    for name, op in [('cumsum', lax.cumsum), ('cumprod', lax.cumprod), ('cummax', lax.cummax),
-                     ('cummin', lax.cummin), ('cumlogsumexp', lax.cumlogsumexp)]
+    for name, op in [
+      ('reduce_sum', lax.reduce_sum),
+      ('reduce_max', lax.reduce_max),
+      ('reduce_min', lax.reduce_min),
+      ('reduce_prod', lax.reduce_prod),
+    ]
+  ]
+  + [
+    case(
+      f'{name}{" backwards" if reverse else ""}',
+      lambda x, op=op, reverse=reverse: op(x, axis=1, reverse=reverse),
+      T,
+    )
+    for name, op in [
+      ('cumsum', lax.cumsum),
+      ('cumprod', lax.cumprod),
+      ('cummax', lax.cummax),
+      ('cummin', lax.cummin),
+      ('cumlogsumexp', lax.cumlogsumexp),
+    ]
     for reverse in (False, True)
-] + [
+  ]
+  + [
     case('sort', lambda x: lax.sort(x, dimension=1), T),
     case('sort with a rider', lambda x, y: lax.sort((x, y), dimension=0, num_keys=1), X, Y),
-    case('sort by two keys', lambda x, y, z: lax.sort((x, y, z), dimension=1, num_keys=2),
-         ints(3, 4), X, Y),
+    case(
+      'sort by two keys',
+      lambda x, y, z: lax.sort((x, y, z), dimension=1, num_keys=2),
+      ints(3, 4),
+      X,
+      Y,
+    ),
     case('top_k', lambda x: lax.top_k(x, 2), X),
-]
+  ]
+)
 
 
 # Windows.
@@ -303,7 +383,8 @@ def window(op, size, strides, padding=None, base=None, dilation=None):
   rank = len(size)
   one = (1,) * rank
   return lambda x: lax.reduce_window(
-      x, *op, size, strides, padding or ((0, 0),) * rank, base or one, dilation or one)
+    x, *op, size, strides, padding or ((0, 0),) * rank, base or one, dilation or one
+  )
 
 
 _SUM, _MAX, _MIN = (np.float64(0), lax.add), (-np.inf, lax.max), (np.inf, lax.min)
@@ -313,104 +394,174 @@ IMAGE = of(2, 4, 4, 3)
 
 def both_extremes(x, y):
   return lax.reduce_window(
-      (x, y), (np.float64(-np.inf), np.float64(np.inf)),
-      lambda a, b: (lax.max(a[0], b[0]), lax.min(a[1], b[1])), (1, 2), (1, 1), 'VALID')
+    (x, y),
+    (np.float64(-np.inf), np.float64(np.inf)),
+    lambda a, b: (lax.max(a[0], b[0]), lax.min(a[1], b[1])),
+    (1, 2),
+    (1, 1),
+    'VALID',
+  )
 
 
 def scattered(size, strides):
   """The derivative of max-pooling."""
+
   def f(source, x):
     return p.select_and_scatter_add_p.bind(
-        source, x, select_prim=p.ge_p, window_dimensions=size,
-        window_strides=strides, padding=((0, 0),) * 4)
+      source,
+      x,
+      select_prim=p.ge_p,
+      window_dimensions=size,
+      window_strides=strides,
+      padding=((0, 0),) * 4,
+    )
+
   return f
 
 
 def gathered(size, strides):
   """Its forward derivative."""
+
   def f(tangents, x):
     return p.select_and_gather_add_p.bind(
-        tangents, x, select_prim=p.ge_p, window_dimensions=size,
-        window_strides=strides, padding=((0, 0),) * 4, base_dilation=(1,) * 4,
-        window_dilation=(1,) * 4)
+      tangents,
+      x,
+      select_prim=p.ge_p,
+      window_dimensions=size,
+      window_strides=strides,
+      padding=((0, 0),) * 4,
+      base_dilation=(1,) * 4,
+      window_dilation=(1,) * 4,
+    )
+
   return f
 
 
 def pooled(size, strides):
   """The result of pooling an image."""
-  shape = jax.eval_shape(window(_MAX, size, strides), jax.ShapeDtypeStruct(IMAGE.shape, np.float32)).shape
+  shape = jax.eval_shape(
+    window(_MAX, size, strides), jax.ShapeDtypeStruct(IMAGE.shape, np.float32)
+  ).shape
   return of(*shape)
 
 
-WINDOW = [
+WINDOW = (
+  [
     case(f'reduce_window_{name} {how}', f, IMAGE, grad=grad)
     for name, op in [('sum', _SUM), ('max', _MAX), ('min', _MIN)]
     for how, f, grad in [
-        ('valid', window(op, *_POOL), True),
-        ('overlapping', window(op, (1, 3, 3, 1), (1, 1, 1, 1), ((0, 0), (1, 1), (1, 1), (0, 0))),
-         True),
-        ('over channels', window(op, (1, 1, 1, 2), (1, 1, 1, 1)), True),
-        ('padded channels', window(op, (1, 1, 1, 1), (1, 1, 1, 1),
-                                   ((0, 0), (0, 0), (0, 0), (1, 0))), name == 'sum'),
-        ('wide padding', window(op, (1, 2, 2, 1), (1, 1, 1, 1),
-                                ((0, 0), (2, 0), (0, 2), (0, 0))), name == 'sum'),
-        ('dilated', window(op, (1, 2, 2, 1), (1, 1, 1, 1), None, None, (1, 2, 2, 1)),
-         name == 'sum'),
-        ('of a dilated operand', window(op, (1, 2, 1, 1), (1, 1, 1, 1), None, (1, 3, 1, 1)),
-         name == 'sum'),
+      ('valid', window(op, *_POOL), True),
+      (
+        'overlapping',
+        window(op, (1, 3, 3, 1), (1, 1, 1, 1), ((0, 0), (1, 1), (1, 1), (0, 0))),
+        True,
+      ),
+      ('over channels', window(op, (1, 1, 1, 2), (1, 1, 1, 1)), True),
+      (
+        'padded channels',
+        window(op, (1, 1, 1, 1), (1, 1, 1, 1), ((0, 0), (0, 0), (0, 0), (1, 0))),
+        name == 'sum',
+      ),
+      (
+        'wide padding',
+        window(op, (1, 2, 2, 1), (1, 1, 1, 1), ((0, 0), (2, 0), (0, 2), (0, 0))),
+        name == 'sum',
+      ),
+      ('dilated', window(op, (1, 2, 2, 1), (1, 1, 1, 1), None, None, (1, 2, 2, 1)), name == 'sum'),
+      (
+        'of a dilated operand',
+        window(op, (1, 2, 1, 1), (1, 1, 1, 1), None, (1, 3, 1, 1)),
+        name == 'sum',
+      ),
     ]
-] + [
-    case('reduce_window', lambda x: lax.reduce_window(
-        x, np.float64(1), lax.mul, (2, 1), (1, 1), 'VALID'), of(4, 3), grad=False),
+  ]
+  + [
+    case(
+      'reduce_window',
+      lambda x: lax.reduce_window(x, np.float64(1), lax.mul, (2, 1), (1, 1), 'VALID'),
+      of(4, 3),
+      grad=False,
+    ),
     case('reduce_window of two', both_extremes, X, Y, grad=False),
-] + [
-    case(f'{name} {how}', f(*pool), *shapes(*pool), grad=False) for name, f, shapes in [
-        ('select_and_scatter_add', scattered, lambda *pool: (pooled(*pool), IMAGE)),
-        ('select_and_gather_add', gathered, lambda *_: (IMAGE, IMAGE))]
+  ]
+  + [
+    case(f'{name} {how}', f(*pool), *shapes(*pool), grad=False)
+    for name, f, shapes in [
+      ('select_and_scatter_add', scattered, lambda *pool: (pooled(*pool), IMAGE)),
+      ('select_and_gather_add', gathered, lambda *_: (IMAGE, IMAGE)),
+    ]
     for how, pool in [
-        ('of pooling', _POOL), ('over channels', ((1, 1, 1, 2), (1, 1, 1, 1))),
-        ('overlapping', ((1, 3, 3, 1), (1, 1, 1, 1)))]
-]
+      ('of pooling', _POOL),
+      ('over channels', ((1, 1, 1, 2), (1, 1, 1, 1))),
+      ('overlapping', ((1, 3, 3, 1), (1, 1, 1, 1))),
+    ]
+  ]
+)
 
 
 # Movement.
 
+
 def shuffle(axis, groups):
   """Channels of groups, dealt out as ShuffleNet does."""
+
   def f(x):
-    parts = (*x.shape[:axis], *groups, *x.shape[axis + 1:])
+    parts = (*x.shape[:axis], *groups, *x.shape[axis + 1 :])
     return x.reshape(parts).swapaxes(axis, axis + len(groups) - 1).reshape(x.shape)
+
   return f
 
 
-MOVEMENT = [
+MOVEMENT = (
+  [
     case('permute', shuffle(1, (2, 3)), of(3, 6)),
     case('permute in front', shuffle(0, (3, 2)), of(6, 4)),
     case('permute three parts', shuffle(1, (2, 3, 2)), of(2, 12, 2)),
     case('permute, axes of size 1', shuffle(1, (2, 1, 2)), of(1, 4, 1)),
-    case('reshapes that permute, read in between', lambda x: (
-        lambda y: (y, y.swapaxes(1, 2).reshape(3, 4)))(x.reshape(3, 2, 2)), X, single=False),
-    case('reshapes that merge other axes', lambda x: x.reshape(3, 2, 2).swapaxes(0, 1).reshape(
-        3, 4), X, single=False),
+    case(
+      'reshapes that permute, read in between',
+      lambda x: (lambda y: (y, y.swapaxes(1, 2).reshape(3, 4)))(x.reshape(3, 2, 2)),
+      X,
+      single=False,
+    ),
+    case(
+      'reshapes that merge other axes',
+      lambda x: x.reshape(3, 2, 2).swapaxes(0, 1).reshape(3, 4),
+      X,
+      single=False,
+    ),
     case('transpose', lambda x: lax.transpose(x, (2, 0, 1)), T),
     case('rev', lambda x: lax.rev(x, (0, 2)), T),
     case('squeeze', lambda x: lax.squeeze(x, (0, 2)), of(1, 3, 1, 4)),
     case('broadcast_in_dim', lambda x: lax.broadcast_in_dim(x, (3, 2, 4), (1, 2)), of(2, 4)),
-    case('broadcast_in_dim stretches', lambda x: lax.broadcast_in_dim(x, (3, 2, 4), (0, 2)),
-         of(1, 4)),
+    case(
+      'broadcast_in_dim stretches', lambda x: lax.broadcast_in_dim(x, (3, 2, 4), (0, 2)), of(1, 4)
+    ),
     case('broadcast_in_dim of a scalar', lambda x: lax.broadcast_in_dim(x, (3, 2), ()), of()),
-    case('broadcast_in_dim of a constant',
-         lambda: lax.broadcast_in_dim(np.float64(3), (3, 2), ())),
-] + [
+    case('broadcast_in_dim of a constant', lambda: lax.broadcast_in_dim(np.float64(3), (3, 2), ())),
+  ]
+  + [
     case(f'reshape {shape} to {out}', lambda x, out=out: lax.reshape(x, out), of(*shape))
     for shape, out in [
-        ((2, 3, 4), (6, 4)), ((2, 3, 4), (2, 12)), ((2, 3, 4), (24,)), ((24,), (2, 3, 4)),
-        ((6, 4), (2, 3, 4)), ((6, 4), (4, 6)), ((2, 6, 2), (4, 3, 2)), ((4, 3), (1, 4, 1, 3, 1)),
-        ((1, 4, 1, 3, 1), (4, 3)), ((1, 1), ()), ((), (1, 1)), ((1, 6), (3, 1, 2)),
-        ((2, 0, 3), (0, 6))]
-] + [
-    case('reshape of a transpose', lambda x: lax.reshape(x, (4, 3, 2), (2, 1, 0)), T, single=False),
-]
+      ((2, 3, 4), (6, 4)),
+      ((2, 3, 4), (2, 12)),
+      ((2, 3, 4), (24,)),
+      ((24,), (2, 3, 4)),
+      ((6, 4), (2, 3, 4)),
+      ((6, 4), (4, 6)),
+      ((2, 6, 2), (4, 3, 2)),
+      ((4, 3), (1, 4, 1, 3, 1)),
+      ((1, 4, 1, 3, 1), (4, 3)),
+      ((1, 1), ()),
+      ((), (1, 1)),
+      ((1, 6), (3, 1, 2)),
+      ((2, 0, 3), (0, 6)),
+    ]
+  ]
+  + [
+    case('reshape of a transpose', lambda x: lax.reshape(x, (4, 3, 2), (2, 1, 0)), T, single=False)
+  ]
+)
 
 
 # Pieces.
@@ -422,9 +573,11 @@ def pad(*config, value=None):
   return lambda x: lax.pad(x, np.float64(value), config)
 
 
-PIECES = [
-    case('concatenate', lambda x, y, z: lax.concatenate((x, y, z), 1), of(3, 2), of(3, 4),
-         of(3, 1)),
+PIECES = (
+  [
+    case(
+      'concatenate', lambda x, y, z: lax.concatenate((x, y, z), 1), of(3, 2), of(3, 4), of(3, 1)
+    ),
     case('concatenate with itself', lambda x: lax.concatenate((x, x), 0), X),
     case('concatenate with nothing', lambda x, y: lax.concatenate((x, y), 1), X, of(3, 0)),
     case('concatenate with a constant', lambda x: lax.concatenate((x, _ROWS), 1), X),
@@ -433,18 +586,31 @@ PIECES = [
     case('slice', lambda x: lax.slice(x, (0, 1), (2, 4)), X),
     case('slice with strides', lambda x: lax.slice(x, (1, 0), (7, 5), (3, 2)), of(8, 5)),
     case('slice of nothing', lambda x: lax.slice(x, (0, 2), (3, 2)), X),
-] + [
-    case(f'pad {config} with {"an operand" if value is None else value}', pad(*config, value=value),
-         *((X, of()) if value is None else (X,)), grad=value is not None)
+  ]
+  + [
+    case(
+      f'pad {config} with {"an operand" if value is None else value}',
+      pad(*config, value=value),
+      *((X, of()) if value is None else (X,)),
+      grad=value is not None,
+    )
     for config in [
-        ((0, 0, 0), (1, 2, 0)), ((1, 0, 0), (0, 1, 0)), ((0, 0, 0), (-1, 2, 0)),
-        ((0, 0, 0), (-1, -1, 0)), ((0, 0, 1), (0, 0, 0)), ((1, -1, 2), (0, -2, 1)),
-        ((0, 0, 0), (0, 0, 0)), ((-2, -1, 0), (0, 0, 0))]
+      ((0, 0, 0), (1, 2, 0)),
+      ((1, 0, 0), (0, 1, 0)),
+      ((0, 0, 0), (-1, 2, 0)),
+      ((0, 0, 0), (-1, -1, 0)),
+      ((0, 0, 1), (0, 0, 0)),
+      ((1, -1, 2), (0, -2, 1)),
+      ((0, 0, 0), (0, 0, 0)),
+      ((-2, -1, 0), (0, 0, 0)),
+    ]
     for value in (0, 2, None)
-] + [
+  ]
+  + [
     # JAX cannot differentiate a padding value alone, so the operand must not be all dead.
     case('pad with an operand, gradients', pad((0, 0, 0), (1, 2, 0)), of(3, 4, whole=True), of())
-]
+  ]
+)
 
 
 # Reading and writing at indices.
@@ -452,7 +618,8 @@ PIECES = [
 
 def gather(dims, sizes, mode='promise_in_bounds', fill=None):
   return lambda x, index: lax.gather(
-      x, index, lax.GatherDimensionNumbers(**dims), sizes, mode=mode, fill_value=fill)
+    x, index, lax.GatherDimensionNumbers(**dims), sizes, mode=mode, fill_value=fill
+  )
 
 
 ROWS = dict(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
@@ -460,8 +627,13 @@ COLUMNS = dict(offset_dims=(0,), collapsed_slice_dims=(1,), start_index_map=(1,)
 GRID = dict(offset_dims=(2,), collapsed_slice_dims=(0,), start_index_map=(0,))
 BLOCKS = dict(offset_dims=(0, 1), collapsed_slice_dims=(), start_index_map=(1,))
 POINTS = dict(offset_dims=(1,), collapsed_slice_dims=(0, 2), start_index_map=(2, 0))
-ALONG = dict(offset_dims=(), collapsed_slice_dims=(1,), start_index_map=(1,),
-             operand_batching_dims=(0,), start_indices_batching_dims=(0,))
+ALONG = dict(
+  offset_dims=(),
+  collapsed_slice_dims=(1,),
+  start_index_map=(1,),
+  operand_batching_dims=(0,),
+  start_indices_batching_dims=(0,),
+)
 
 
 def constant(f, *index):
@@ -473,53 +645,84 @@ def update_rows(x, y, i):
 
 
 INDEXING = [
-    case('gather rows', gather(ROWS, (1, 4)), of(5, 4), at(5, 6, 1)),
-    case('gather columns', gather(COLUMNS, (3, 1)), of(3, 4), at(4, 5, 1)),
-    case('gather to a grid', gather(GRID, (1, 4)), of(5, 4), at(5, 2, 3, 1)),
-    case('gather blocks', gather(BLOCKS, (3, 2)), of(3, 4), at(3, 5, 1)),
-    case('gather points', gather(POINTS, (1, 4, 1)), of(3, 4, 2), at(2, 5, 2)),
-    case('gather along rows', gather(ALONG, (1, 1)), of(3, 4), at(4, 3, 2, 1)),
-    case('gather constant rows', constant(gather(ROWS, (1, 4)), [1], [1], [4], [0]), of(5, 4)),
-    case('gather constant columns', constant(gather(COLUMNS, (3, 1)), [3], [0], [2], [3]),
-         of(3, 4)),
-    case('gather a constant grid', constant(gather(GRID, (1, 4)), [[1], [1]], [[4], [0]],
-                                            [[2], [4]]), of(5, 4)),
-    case('gather constant blocks', constant(gather(BLOCKS, (3, 2)), [2], [0]), of(3, 4)),
-    case('gather constant points', constant(gather(POINTS, (1, 4, 1)), [1, 2], [0, 0]),
-         of(3, 4, 2)),
-    case('gather, clipped', gather(ROWS, (1, 4), 'clip'), of(5, 4), at(8, 6, 1)),
-    case('gather, constant and clipped', constant(gather(ROWS, (1, 4), 'clip'), [7], [1], [-1]),
-         of(5, 4)),
-    case('gather, filled', gather(ROWS, (1, 4), 'fill'), of(5, 4), at(8, 6, 1)),
-    case('gather, filled with zeros', gather(ROWS, (1, 4), 'fill', 0), of(5, 4), at(8, 6, 1)),
-    case('gather, filled with ones', gather(ROWS, (1, 4), 'fill', 1), of(5, 4), at(8, 6, 1)),
-    case('gather ints, filled', gather(ROWS, (1, 4), 'fill'), ints(5, 4), at(8, 6, 1)),
-    case('gather, constant and filled', constant(gather(ROWS, (1, 4), 'fill'), [7], [1]), of(5, 4)),
-    case('gather, constant and never filled', constant(gather(ROWS, (1, 4), 'fill'), [4], [1]),
-         of(5, 4)),
-    case('gather nothing', constant(lambda x, i: gather(ROWS, (1, 4))(x, i.reshape(0, 1))),
-         of(5, 4), single=False),
-    case('x[:, constant]', lambda x: x[:, np.array([0, -1, 2, -1])], X, single=False),
-    case('x[:, i]', lambda x, i: x[:, i], X, at(4, 6), single=False),
-    case('x[i, :, j]', lambda x, i, j: x[i, :, j], T, at(2, 5), at(4, 5), single=False),
-    case('x[scalar]', lambda x, i: x[i], X, at(3), single=False),
-    case('take_along_axis', lambda x, i: jnp.take_along_axis(x, i, 1), X, at(4, 3, 2),
-         single=False),
-    case('take', lambda x, i: jnp.take(x, i, axis=1), X, at(6, 5), single=False),
-    case('take of constants', lambda x: jnp.take(x, np.array([3, 1, 1]), axis=1), X, single=False),
-    case('dynamic_slice', lambda x, i, j: lax.dynamic_slice(x, (i, j), (2, 3)), of(4, 5),
-         at(5), at(5), single=False),
-    case('dynamic_slice, a start known',
-         lambda x, i: lax.dynamic_slice(x, (i, np.int32(1)), (2, 3)), of(4, 5), at(5),
-         single=False),
-    case('dynamic_slice, starts known',
-         lambda x: lax.dynamic_slice(x, (np.int32(7), np.int32(1)), (2, 3)), of(4, 5)),
-    case('dynamic_slice of whole rows', lambda x, i: lax.dynamic_slice(x, (i, np.int32(3)), (2, 5)),
-         of(4, 5), at(5), single=False),
-    case('dynamic_update_slice', lambda x, y, i, j: lax.dynamic_update_slice(x, y, (i, j)),
-         of(4, 5), of(2, 3), at(4), at(4), single=False),
-    case('dynamic_update_slice of rows', update_rows, of(4, 5), of(2, 5), at(4), single=False),
-    case('dynamic_update_slice of nothing', update_rows, of(4, 5), of(0, 5), at(4), single=False),
+  case('gather rows', gather(ROWS, (1, 4)), of(5, 4), at(5, 6, 1)),
+  case('gather columns', gather(COLUMNS, (3, 1)), of(3, 4), at(4, 5, 1)),
+  case('gather to a grid', gather(GRID, (1, 4)), of(5, 4), at(5, 2, 3, 1)),
+  case('gather blocks', gather(BLOCKS, (3, 2)), of(3, 4), at(3, 5, 1)),
+  case('gather points', gather(POINTS, (1, 4, 1)), of(3, 4, 2), at(2, 5, 2)),
+  case('gather along rows', gather(ALONG, (1, 1)), of(3, 4), at(4, 3, 2, 1)),
+  case('gather constant rows', constant(gather(ROWS, (1, 4)), [1], [1], [4], [0]), of(5, 4)),
+  case('gather constant columns', constant(gather(COLUMNS, (3, 1)), [3], [0], [2], [3]), of(3, 4)),
+  case(
+    'gather a constant grid',
+    constant(gather(GRID, (1, 4)), [[1], [1]], [[4], [0]], [[2], [4]]),
+    of(5, 4),
+  ),
+  case('gather constant blocks', constant(gather(BLOCKS, (3, 2)), [2], [0]), of(3, 4)),
+  case('gather constant points', constant(gather(POINTS, (1, 4, 1)), [1, 2], [0, 0]), of(3, 4, 2)),
+  case('gather, clipped', gather(ROWS, (1, 4), 'clip'), of(5, 4), at(8, 6, 1)),
+  case(
+    'gather, constant and clipped', constant(gather(ROWS, (1, 4), 'clip'), [7], [1], [-1]), of(5, 4)
+  ),
+  case('gather, filled', gather(ROWS, (1, 4), 'fill'), of(5, 4), at(8, 6, 1)),
+  case('gather, filled with zeros', gather(ROWS, (1, 4), 'fill', 0), of(5, 4), at(8, 6, 1)),
+  case('gather, filled with ones', gather(ROWS, (1, 4), 'fill', 1), of(5, 4), at(8, 6, 1)),
+  case('gather ints, filled', gather(ROWS, (1, 4), 'fill'), ints(5, 4), at(8, 6, 1)),
+  case('gather, constant and filled', constant(gather(ROWS, (1, 4), 'fill'), [7], [1]), of(5, 4)),
+  case(
+    'gather, constant and never filled', constant(gather(ROWS, (1, 4), 'fill'), [4], [1]), of(5, 4)
+  ),
+  case(
+    'gather nothing',
+    constant(lambda x, i: gather(ROWS, (1, 4))(x, i.reshape(0, 1))),
+    of(5, 4),
+    single=False,
+  ),
+  case('x[:, constant]', lambda x: x[:, np.array([0, -1, 2, -1])], X, single=False),
+  case('x[:, i]', lambda x, i: x[:, i], X, at(4, 6), single=False),
+  case('x[i, :, j]', lambda x, i, j: x[i, :, j], T, at(2, 5), at(4, 5), single=False),
+  case('x[scalar]', lambda x, i: x[i], X, at(3), single=False),
+  case('take_along_axis', lambda x, i: jnp.take_along_axis(x, i, 1), X, at(4, 3, 2), single=False),
+  case('take', lambda x, i: jnp.take(x, i, axis=1), X, at(6, 5), single=False),
+  case('take of constants', lambda x: jnp.take(x, np.array([3, 1, 1]), axis=1), X, single=False),
+  case(
+    'dynamic_slice',
+    lambda x, i, j: lax.dynamic_slice(x, (i, j), (2, 3)),
+    of(4, 5),
+    at(5),
+    at(5),
+    single=False,
+  ),
+  case(
+    'dynamic_slice, a start known',
+    lambda x, i: lax.dynamic_slice(x, (i, np.int32(1)), (2, 3)),
+    of(4, 5),
+    at(5),
+    single=False,
+  ),
+  case(
+    'dynamic_slice, starts known',
+    lambda x: lax.dynamic_slice(x, (np.int32(7), np.int32(1)), (2, 3)),
+    of(4, 5),
+  ),
+  case(
+    'dynamic_slice of whole rows',
+    lambda x, i: lax.dynamic_slice(x, (i, np.int32(3)), (2, 5)),
+    of(4, 5),
+    at(5),
+    single=False,
+  ),
+  case(
+    'dynamic_update_slice',
+    lambda x, y, i, j: lax.dynamic_update_slice(x, y, (i, j)),
+    of(4, 5),
+    of(2, 3),
+    at(4),
+    at(4),
+    single=False,
+  ),
+  case('dynamic_update_slice of rows', update_rows, of(4, 5), of(2, 5), at(4), single=False),
+  case('dynamic_update_slice of nothing', update_rows, of(4, 5), of(0, 5), at(4), single=False),
 ]
 
 
@@ -528,9 +731,11 @@ INDEXING = [
 
 def from_key(f):
   """A function of keys as one of their data."""
+
   def of_data(data, *operands):
     made = f(jax.random.wrap_key_data(data, impl='threefry2x32'), *operands)
     return jax.random.key_data(made) if jnp.issubdtype(made.dtype, jax.dtypes.prng_key) else made
+
   return of_data
 
 
@@ -540,50 +745,81 @@ def scatter(kind, dims, **options):
   return lambda x, i, y: kind(x, i, y, numbers, **options)
 
 
-_INTO_ROWS = dict(update_window_dims=(1,), inserted_window_dims=(0,),
-                  scatter_dims_to_operand_dims=(0,))
-_INTO_COLUMNS = dict(update_window_dims=(0,), inserted_window_dims=(1,),
-                     scatter_dims_to_operand_dims=(1,))
-_INTO_PARTS = dict(update_window_dims=(0, 1), inserted_window_dims=(),
-                   scatter_dims_to_operand_dims=(1,))
-_INTO_EACH = dict(update_window_dims=(), inserted_window_dims=(1,),
-                  scatter_dims_to_operand_dims=(1,), operand_batching_dims=(0,),
-                  scatter_indices_batching_dims=(0,))
+_INTO_ROWS = dict(
+  update_window_dims=(1,), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0,)
+)
+_INTO_COLUMNS = dict(
+  update_window_dims=(0,), inserted_window_dims=(1,), scatter_dims_to_operand_dims=(1,)
+)
+_INTO_PARTS = dict(
+  update_window_dims=(0, 1), inserted_window_dims=(), scatter_dims_to_operand_dims=(1,)
+)
+_INTO_EACH = dict(
+  update_window_dims=(),
+  inserted_window_dims=(1,),
+  scatter_dims_to_operand_dims=(1,),
+  operand_batching_dims=(0,),
+  scatter_indices_batching_dims=(0,),
+)
 SCATTER = [
-    case(f'{name} {how}', scatter(kind, dims, mode='drop'), X, indices, updates,
-         grad=name in ('scatter', 'scatter-add'))
-    for name, kind in [('scatter', lax.scatter), ('scatter-add', lax.scatter_add),
-                       ('scatter-mul', lax.scatter_mul), ('scatter-max', lax.scatter_max),
-                       ('scatter-min', lax.scatter_min)]
-    for how, dims, indices, updates in [
-        ('into rows', _INTO_ROWS, at(4, 2, 1, whole=True), of(2, 4)),
-        ('into columns', _INTO_COLUMNS, at(4, 2, 1, whole=True), of(3, 2)),
-        ('into parts of columns', _INTO_PARTS, at(3, 1, whole=True), of(3, 2)),
-        ('into each row', _INTO_EACH, at(4, 3, 1, whole=True), of(3))]
+  case(
+    f'{name} {how}',
+    scatter(kind, dims, mode='drop'),
+    X,
+    indices,
+    updates,
+    grad=name in ('scatter', 'scatter-add'),
+  )
+  for name, kind in [
+    ('scatter', lax.scatter),
+    ('scatter-add', lax.scatter_add),
+    ('scatter-mul', lax.scatter_mul),
+    ('scatter-max', lax.scatter_max),
+    ('scatter-min', lax.scatter_min),
+  ]
+  for how, dims, indices, updates in [
+    ('into rows', _INTO_ROWS, at(4, 2, 1, whole=True), of(2, 4)),
+    ('into columns', _INTO_COLUMNS, at(4, 2, 1, whole=True), of(3, 2)),
+    ('into parts of columns', _INTO_PARTS, at(3, 1, whole=True), of(3, 2)),
+    ('into each row', _INTO_EACH, at(4, 3, 1, whole=True), of(3)),
+  ]
 ]
 
 GENERATOR = [
-    case('iota', lambda: lax.broadcasted_iota(np.int32, (3, 4), 1)),
-    case('iota of floats', lambda: lax.broadcasted_iota(np.float64, (3, 4), 0)),
-    case('a large iota', lambda: lax.broadcasted_iota(np.float64, (3, 4), 1)),
-    case('random_bits', from_key(lambda key: jax.random.bits(key, (3, 4))), keys()),
-    case('random_fold_in', from_key(jax.random.fold_in), keys(), ints()),
-    case('random_split', from_key(lambda key: jax.random.split(key, (2, 3))), keys()),
-    case('random_gamma', from_key(lambda key, a: jax.random.gamma(key, a, (3, 4))), keys(),
-         of(3, 4, fill='positive', whole=True)),
-    case('random_seed', lambda seed: jax.random.key_data(jax.random.key(seed)), ints()),
-    case('random keys', from_key(lambda key: key), keys(3)),
-    case('uniform noise', from_key(lambda key: jax.random.uniform(key, (3, 4))), keys()),
-    case('dropout', from_key(lambda key, x: jnp.where(
-        jax.random.bernoulli(key, 0.5, x.shape), x, 0)), keys(), X),
-    case('threefry2x32', p.threefry2x32_p.bind, *[Operand((4,), 'uint32')] * 4),
-    case('rng_bit_generator', lambda key: lax.rng_bit_generator(
-        key, (3, 4), algorithm=lax.RandomAlgorithm.RNG_THREE_FRY), Operand((2,), 'uint64')),
-    case('rng_uniform between equal bounds',
-         lambda: lax.rng_uniform(np.float64(2), np.float64(2), (3, 4))),
-    case('bitcast_convert_type', lambda x: lax.bitcast_convert_type(x, np.int64), X),
-    case('bitcast to bytes', lambda x: lax.bitcast_convert_type(x, np.uint8), X),
-    case('axis_index', lambda x: lax.add(x, lax.axis_index('batch')), ints(), named=True),
+  case('iota', lambda: lax.broadcasted_iota(np.int32, (3, 4), 1)),
+  case('iota of floats', lambda: lax.broadcasted_iota(np.float64, (3, 4), 0)),
+  case('a large iota', lambda: lax.broadcasted_iota(np.float64, (3, 4), 1)),
+  case('random_bits', from_key(lambda key: jax.random.bits(key, (3, 4))), keys()),
+  case('random_fold_in', from_key(jax.random.fold_in), keys(), ints()),
+  case('random_split', from_key(lambda key: jax.random.split(key, (2, 3))), keys()),
+  case(
+    'random_gamma',
+    from_key(lambda key, a: jax.random.gamma(key, a, (3, 4))),
+    keys(),
+    of(3, 4, fill='positive', whole=True),
+  ),
+  case('random_seed', lambda seed: jax.random.key_data(jax.random.key(seed)), ints()),
+  case('random keys', from_key(lambda key: key), keys(3)),
+  case('uniform noise', from_key(lambda key: jax.random.uniform(key, (3, 4))), keys()),
+  case(
+    'dropout',
+    from_key(lambda key, x: jnp.where(jax.random.bernoulli(key, 0.5, x.shape), x, 0)),
+    keys(),
+    X,
+  ),
+  case('threefry2x32', p.threefry2x32_p.bind, *[Operand((4,), 'uint32')] * 4),
+  case(
+    'rng_bit_generator',
+    lambda key: lax.rng_bit_generator(key, (3, 4), algorithm=lax.RandomAlgorithm.RNG_THREE_FRY),
+    Operand((2,), 'uint64'),
+  ),
+  case(
+    'rng_uniform between equal bounds',
+    lambda: lax.rng_uniform(np.float64(2), np.float64(2), (3, 4)),
+  ),
+  case('bitcast_convert_type', lambda x: lax.bitcast_convert_type(x, np.int64), X),
+  case('bitcast to bytes', lambda x: lax.bitcast_convert_type(x, np.uint8), X),
+  case('axis_index', lambda x: lax.add(x, lax.axis_index('batch')), ints(), named=True),
 ]
 GENERATOR = [c._replace(single=False) for c in GENERATOR]
 
@@ -591,18 +827,31 @@ GENERATOR = [c._replace(single=False) for c in GENERATOR]
 # Collectives and barriers.
 
 COLLECTIVE = [
-    case('psum', lambda x: lax.psum(x, 'batch'), X, named=True),
-    case('psum of several', lambda x, y: lax.psum((x, y), 'batch'), X, of(2), named=True,
-         single=False),
-    case('pmean', lambda x: lax.pmean(x, 'batch'), X, named=True, single=False),
-    case('pmax', lambda x: lax.pmax(x, 'batch'), X, named=True, grad=False),
-    case('pmin', lambda x: lax.pmin(x, 'batch'), X, named=True, grad=False),
-    *[case(f'{name} in vmap', jax.vmap(lambda x, f=f: f(x, 'batch') * 2, axis_name='batch'), X,
-           grad=name not in ('pmax', 'pmin'), single=False)
-      for name, f in [('psum', lax.psum), ('pmax', lax.pmax), ('pmin', lax.pmin)]],
-    case('pmean in vmap, of several', jax.vmap(lambda x, y: lax.pmean((x, y), 'batch'),
-                                               axis_name='batch'), X, of(3, 2), single=False),
-    case('optimization_barrier', lambda x, y: lax.optimization_barrier((x, y)), X, of(2)),
+  case('psum', lambda x: lax.psum(x, 'batch'), X, named=True),
+  case(
+    'psum of several', lambda x, y: lax.psum((x, y), 'batch'), X, of(2), named=True, single=False
+  ),
+  case('pmean', lambda x: lax.pmean(x, 'batch'), X, named=True, single=False),
+  case('pmax', lambda x: lax.pmax(x, 'batch'), X, named=True, grad=False),
+  case('pmin', lambda x: lax.pmin(x, 'batch'), X, named=True, grad=False),
+  *[
+    case(
+      f'{name} in vmap',
+      jax.vmap(lambda x, f=f: f(x, 'batch') * 2, axis_name='batch'),
+      X,
+      grad=name not in ('pmax', 'pmin'),
+      single=False,
+    )
+    for name, f in [('psum', lax.psum), ('pmax', lax.pmax), ('pmin', lax.pmin)]
+  ],
+  case(
+    'pmean in vmap, of several',
+    jax.vmap(lambda x, y: lax.pmean((x, y), 'batch'), axis_name='batch'),
+    X,
+    of(3, 2),
+    single=False,
+  ),
+  case('optimization_barrier', lambda x, y: lax.optimization_barrier((x, y)), X, of(2)),
 ]
 
 
@@ -672,8 +921,9 @@ def shuffled(x):
   return x * 1.5
 
 
-shuffled.defvjp(lambda x: (x * 1.5, x),
-                lambda x, ct: (jnp.roll(ct, 1, -1) + jnp.sum(ct * x, -1, keepdims=True),))
+shuffled.defvjp(
+  lambda x: (x * 1.5, x), lambda x, ct: (jnp.roll(ct, 1, -1) + jnp.sum(ct * x, -1, keepdims=True),)
+)
 
 
 @jax.custom_vjp
@@ -682,8 +932,9 @@ def clipped(x):
   return x * 1
 
 
-clipped.defvjp(lambda x: (x * 1, None),
-               lambda _, ct: (ct / jnp.maximum(1, jnp.sqrt(jnp.sum(ct * ct))),))
+clipped.defvjp(
+  lambda x: (x * 1, None), lambda _, ct: (ct / jnp.maximum(1, jnp.sqrt(jnp.sum(ct * ct))),)
+)
 
 
 @jax.custom_vjp
@@ -710,37 +961,42 @@ def product(x, w):
   return x @ w
 
 
-product.defvjp(lambda x, w: (x @ w, (x, w)),
-               lambda xw, ct: (ct @ xw[1].T / 2, xw[0].T @ ct / 2))
+product.defvjp(lambda x, w: (x @ w, (x, w)), lambda xw, ct: (ct @ xw[1].T / 2, xw[0].T @ ct / 2))
 
 
 def checkpointed(**options):
   def two_layers(x, w):
     y = checkpoint_name(jnp.tanh(x @ w), 'hidden')
     return y @ w.T, jnp.sum(y, 0)
+
   return jax.checkpoint(two_layers, **options)
 
 
 CALL = [
-    case('relu', jax.nn.relu, X),
-    case('relu6', jax.nn.relu6, X),
-    case('silu', jax.nn.silu, X, single=False),
-    case('custom_jvp, wrong derivative', tripled, X),
-    case('custom_jvp, derivative of a sum', straight_through, X, Y),
-    case('custom_jvp, derivative mixes channels', blended, X),
-    case('custom_jvp of several', pair, X, ints(3, 4)),
-    case('custom_jvp of a constant', lambda: jax.nn.relu(np.float64(2))),
-    case('custom_vjp, wrong derivative', doubled, X),
-    case('custom_vjp, derivative mixes channels', shuffled, X),
-    case('custom_vjp, clipped norm', clipped, X),
-    case('custom_vjp, derivative calls itself', selfish, X),
-    case('custom_vjp, an operand for its derivative alone', straight, X, Y),
-    case('custom_vjp of a product', product, X, of(4, 5)),
-    case('remat', checkpointed(), of(3, 4), of(4, 5)),
-    case('remat with a policy', checkpointed(
-        policy=jax.checkpoint_policies.save_only_these_names('hidden')), of(3, 4), of(4, 5)),
-    case('remat of remat', jax.checkpoint(lambda x: jax.checkpoint(jax.nn.relu)(x) * 2), X),
+  case('relu', jax.nn.relu, X),
+  case('relu6', jax.nn.relu6, X),
+  case('silu', jax.nn.silu, X, single=False),
+  case('custom_jvp, wrong derivative', tripled, X),
+  case('custom_jvp, derivative of a sum', straight_through, X, Y),
+  case('custom_jvp, derivative mixes channels', blended, X),
+  case('custom_jvp of several', pair, X, ints(3, 4)),
+  case('custom_jvp of a constant', lambda: jax.nn.relu(np.float64(2))),
+  case('custom_vjp, wrong derivative', doubled, X),
+  case('custom_vjp, derivative mixes channels', shuffled, X),
+  case('custom_vjp, clipped norm', clipped, X),
+  case('custom_vjp, derivative calls itself', selfish, X),
+  case('custom_vjp, an operand for its derivative alone', straight, X, Y),
+  case('custom_vjp of a product', product, X, of(4, 5)),
+  case('remat', checkpointed(), of(3, 4), of(4, 5)),
+  case(
+    'remat with a policy',
+    checkpointed(policy=jax.checkpoint_policies.save_only_these_names('hidden')),
+    of(3, 4),
+    of(4, 5),
+  ),
+  case('remat of remat', jax.checkpoint(lambda x: jax.checkpoint(jax.nn.relu)(x) * 2), X),
 ]
+
 
 def cumulative(x):
   return lax.scan(lambda carry, row: (carry + row, carry * row), jnp.ones_like(x[0]), x)
@@ -748,86 +1004,162 @@ def cumulative(x):
 
 def residual(x, w, scale):
   """Stacked layers that share a stream: x + tanh(scale * (x @ w))."""
+
   def layer(x, slices):
     w, scale = slices
     y = x + jnp.tanh((x @ w) * scale[None]) @ w.T
     return y, jnp.sum(y * scale[0])
+
   return lax.scan(layer, x, (w, scale))
 
 
 def exchange(x, y, w):
   """Carried values change places, so a zero spreads from one to the other."""
-  return lax.scan(lambda carry, _: ((carry[1], carry[0] * 2, carry[2] @ w, carry[3]), None),
-                  (x, y, x, y), length=3)[0]
+  return lax.scan(
+    lambda carry, _: ((carry[1], carry[0] * 2, carry[2] @ w, carry[3]), None),
+    (x, y, x, y),
+    length=3,
+  )[0]
 
 
 def shifting(x):
   """Every iteration reads the neighbour: need spreads along the axis."""
-  return lax.scan(lambda carry, _: (jnp.concatenate([carry[:, 1:], carry[:, :1]], 1), carry[:, 0]),
-                  x, length=2)
+  return lax.scan(
+    lambda carry, _: (jnp.concatenate([carry[:, 1:], carry[:, :1]], 1), carry[:, 0]), x, length=2
+  )
 
 
 def looped(x, w):
   """Ends by one part of what it carries; another part nobody asks for."""
+
   def step(carry):
     x, y, unused, n = carry
     return x * 0.5 + y, y * w, unused + x, n + 1
-  return lax.while_loop(lambda carry: (jnp.max(jnp.abs(carry[0])) > 1) & (carry[3] < 4), step,
-                        (x, x * w, x, 0))[:2]
+
+  return lax.while_loop(
+    lambda carry: (jnp.max(jnp.abs(carry[0])) > 1) & (carry[3] < 4), step, (x, x * w, x, 0)
+  )[:2]
 
 
 def branched(x, y):
-  return lax.cond(jnp.sum(x[:, :1]) > 0, lambda x, y: (x, jnp.sin(y)), lambda x, y: (2 * x, x * y),
-                  x, y)
+  return lax.cond(
+    jnp.sum(x[:, :1]) > 0, lambda x, y: (x, jnp.sin(y)), lambda x, y: (2 * x, x * y), x, y
+  )
 
 
 CONTROL = [
-    case('scan', cumulative, X, single=False),
-    case('scan backwards', lambda x: lax.scan(
-        lambda carry, row: (jnp.tanh(carry) + row, carry), x[0], x, reverse=True), X, single=False),
-    case('scan unrolled', lambda x: lax.scan(
-        lambda carry, row: (carry * row, carry), x[0], x, unroll=2), X, single=False),
-    case('scan over stacked layers', residual, of(2, 4), of(3, 4, 5), of(3, 5)),
-    case('scan, carried values exchanged', exchange, X, Y, of(4, 4)),
-    case('scan, need spreads', shifting, X, single=False),
-    case('scan of no step', lambda x: lax.scan(
-        lambda carry, _: (carry * 2, carry), x, None, length=0), X),
-    case('scan of scan', lambda x: lax.scan(
-        lambda carry, row: (cumulative(x * row[None])[0] + carry, carry), x[0], x), X, single=False),
-    case('scan of a custom derivative', lambda x: lax.scan(
-        lambda carry, row: (jax.nn.relu(tripled(carry) + row), carry), x[0], x), X, single=False),
-    case('fori_loop', lambda x: lax.fori_loop(0, 3, lambda i, y: y * x + i, x), X),
-    case('scan in remat', jax.checkpoint(residual), of(2, 4), of(3, 4, 5), of(3, 5)),
-    case('while, a carried value unused', looped, X, Y, grad=False, single=False),
-    case('while, constants of the condition', lambda x, w: lax.while_loop(
-        lambda y: jnp.sum(jnp.abs(y) * (w != 0)) < jnp.sum(w * w), lambda y: jnp.abs(y) * 2 + 1, x),
-         X, X, grad=False, single=False),
-    case('while, each example by itself', jax.vmap(lambda x: lax.while_loop(
-        lambda x: jnp.max(jnp.abs(x)) > 1, lambda x: x / 2, x)), X, grad=False),
-    case('cond', branched, X, Y, single=False),
-    case('cond of many', lambda n, x, y: lax.switch(
-        n, [lambda x, y: x + y, lambda x, y: x * y, lambda x, y: y * 2], x, y), at(3), X, Y,
-         single=False),
-    case('cond of a custom derivative', lambda n, x: lax.cond(n > 0, jax.nn.relu, tripled, x),
-         at(2), X, single=False),
+  case('scan', cumulative, X, single=False),
+  case(
+    'scan backwards',
+    lambda x: lax.scan(lambda carry, row: (jnp.tanh(carry) + row, carry), x[0], x, reverse=True),
+    X,
+    single=False,
+  ),
+  case(
+    'scan unrolled',
+    lambda x: lax.scan(lambda carry, row: (carry * row, carry), x[0], x, unroll=2),
+    X,
+    single=False,
+  ),
+  case('scan over stacked layers', residual, of(2, 4), of(3, 4, 5), of(3, 5)),
+  case('scan, carried values exchanged', exchange, X, Y, of(4, 4)),
+  case('scan, need spreads', shifting, X, single=False),
+  case(
+    'scan of no step', lambda x: lax.scan(lambda carry, _: (carry * 2, carry), x, None, length=0), X
+  ),
+  case(
+    'scan of scan',
+    lambda x: lax.scan(lambda carry, row: (cumulative(x * row[None])[0] + carry, carry), x[0], x),
+    X,
+    single=False,
+  ),
+  case(
+    'scan of a custom derivative',
+    lambda x: lax.scan(lambda carry, row: (jax.nn.relu(tripled(carry) + row), carry), x[0], x),
+    X,
+    single=False,
+  ),
+  case('fori_loop', lambda x: lax.fori_loop(0, 3, lambda i, y: y * x + i, x), X),
+  case('scan in remat', jax.checkpoint(residual), of(2, 4), of(3, 4, 5), of(3, 5)),
+  case('while, a carried value unused', looped, X, Y, grad=False, single=False),
+  case(
+    'while, constants of the condition',
+    lambda x, w: lax.while_loop(
+      lambda y: jnp.sum(jnp.abs(y) * (w != 0)) < jnp.sum(w * w), lambda y: jnp.abs(y) * 2 + 1, x
+    ),
+    X,
+    X,
+    grad=False,
+    single=False,
+  ),
+  case(
+    'while, each example by itself',
+    jax.vmap(lambda x: lax.while_loop(lambda x: jnp.max(jnp.abs(x)) > 1, lambda x: x / 2, x)),
+    X,
+    grad=False,
+  ),
+  case('cond', branched, X, Y, single=False),
+  case(
+    'cond of many',
+    lambda n, x, y: lax.switch(
+      n, [lambda x, y: x + y, lambda x, y: x * y, lambda x, y: y * 2], x, y
+    ),
+    at(3),
+    X,
+    Y,
+    single=False,
+  ),
+  case(
+    'cond of a custom derivative',
+    lambda n, x: lax.cond(n > 0, jax.nn.relu, tripled, x),
+    at(2),
+    X,
+    single=False,
+  ),
 ]
 
-FAMILIES = dict(UNARY=UNARY, BINARY=BINARY, CHOICE=CHOICE, DOT=DOT, CONV=CONV, REDUCTION=REDUCTION,
-                WINDOW=WINDOW, MOVEMENT=MOVEMENT, PIECES=PIECES, INDEXING=INDEXING,
-                SCATTER=SCATTER, GENERATOR=GENERATOR, COLLECTIVE=COLLECTIVE, CALL=CALL, CONTROL=CONTROL)
+FAMILIES = dict(
+  UNARY=UNARY,
+  BINARY=BINARY,
+  CHOICE=CHOICE,
+  DOT=DOT,
+  CONV=CONV,
+  REDUCTION=REDUCTION,
+  WINDOW=WINDOW,
+  MOVEMENT=MOVEMENT,
+  PIECES=PIECES,
+  INDEXING=INDEXING,
+  SCATTER=SCATTER,
+  GENERATOR=GENERATOR,
+  COLLECTIVE=COLLECTIVE,
+  CALL=CALL,
+  CONTROL=CONTROL,
+)
 CASES = [c for family in FAMILIES.values() for c in family]
 
 # Their constants have zeros, or select a part of the operand, or they carry what nobody asks for:
 # less is read, dead channels or not.
 CUT_BY_CONSTANTS = {
-    'while, a carried value unused',
-    'mul by zero', 'mul by a constant with zeros', 'concatenate with a constant', 'slice',
-    'slice with strides', 'gather constant rows', 'gather constant columns',
-    'gather a constant grid', 'gather, constant and never filled', 'x[:, constant]',
-    'take of constants', 'dynamic_slice, a start known', 'dynamic_slice, starts known', 'iota',
-    'uniform noise', 'dropout',
-    'pad ((0, 0, 0), (-1, 2, 0)) with 0', 'pad ((1, -1, 2), (0, -2, 1)) with 0',
-    *(c.name for c in PIECES if c.name.startswith('pad ((0, 0, 0), (0, 0, 0))')),
+  'while, a carried value unused',
+  'mul by zero',
+  'mul by a constant with zeros',
+  'concatenate with a constant',
+  'slice',
+  'slice with strides',
+  'gather constant rows',
+  'gather constant columns',
+  'gather a constant grid',
+  'gather, constant and never filled',
+  'x[:, constant]',
+  'take of constants',
+  'dynamic_slice, a start known',
+  'dynamic_slice, starts known',
+  'iota',
+  'uniform noise',
+  'dropout',
+  'pad ((0, 0, 0), (-1, 2, 0)) with 0',
+  'pad ((1, -1, 2), (0, -2, 1)) with 0',
+  *(c.name for c in PIECES if c.name.startswith('pad ((0, 0, 0), (0, 0, 0))')),
 }
 
 each = pytest.mark.parametrize('case', CASES, ids=lambda c: c.name.replace(' ', '-'))
@@ -839,12 +1171,16 @@ def seeded(case, *more):
 
 # How often each case of a family is compiled: once where cases are many and rules are few; often
 # where a derivative is carried, which one trial may miss.
-TRIALS = dict(UNARY=1, BINARY=1, CHOICE=1, WINDOW=1, MOVEMENT=1, PIECES=1, SCATTER=1,
-              GENERATOR=1, CALL=6)
+TRIALS = dict(
+  UNARY=1, BINARY=1, CHOICE=1, WINDOW=1, MOVEMENT=1, PIECES=1, SCATTER=1, GENERATOR=1, CALL=6
+)
 
 
-@pytest.mark.parametrize('family, case', [(n, c) for n, f in FAMILIES.items() for c in f],
-                         ids=[c.name.replace(' ', '-') for c in CASES])
+@pytest.mark.parametrize(
+  'family, case',
+  [(n, c) for n, f in FAMILIES.items() for c in f],
+  ids=[c.name.replace(' ', '-') for c in CASES],
+)
 def test_thin_equals_full(family, case):
   check(case, seeded(case), trials=TRIALS.get(family, 2))
 
@@ -859,9 +1195,9 @@ def test_thin_equals_full_at_length(case):
 def test_nothing_dead_adds_nothing(case):
   """With whole operands and results the thin program is the program itself."""
   program = program_of(case)
-  supports = [blocks.whole(len(o.shape)) for o in case.operands]
-  demands = [blocks.whole(len(program.avals[i].shape)) for i in program.outputs]
-  facts = analysis.forward(program, [Fact(block) for block in supports])
+  supports = [regions.whole(len(o.shape)) for o in case.operands]
+  demands = [regions.whole(len(program.avals[i].shape)) for i in program.outputs]
+  facts = analysis.forward(program, [Fact(region) for region in supports])
   found = analysis.backward(program, facts, demands)
   same = program_of(case, thin(program, supports, demands))
 
@@ -894,11 +1230,14 @@ def test_a_primitive_has_one_rule():
 # Forward derivatives of the calls that carry one (`check` takes cotangents back).
 
 
-@pytest.mark.parametrize('f', [jax.nn.relu, jax.nn.relu6, tripled, blended],
-                         ids=['relu', 'relu6', 'wrong', 'mixing'])
+@pytest.mark.parametrize(
+  'f', [jax.nn.relu, jax.nn.relu6, tripled, blended], ids=['relu', 'relu6', 'wrong', 'mixing']
+)
 def test_custom_jvp_forwards(f):
-  support = blocks.block([None, np.array([True, False, True, True, False])])
-  demand = blocks.block([np.array([True, False, True]), np.array([False, True, True, False, True])])
+  support = regions.normal([None, np.array([True, False, True, True, False])])
+  demand = regions.normal(
+    [np.array([True, False, True]), np.array([False, True, True, False, True])]
+  )
   rng = np.random.default_rng(1)
   inside = programs.mask(support, (3, 5))
   x, t = rng.integers(-2, 3, (3, 5)) * 0.5 * inside, rng.normal(size=(3, 5)) * inside
@@ -911,9 +1250,9 @@ def test_custom_jvp_forwards(f):
 
 
 def test_second_derivatives_keep_the_rule():
-  support = blocks.block([np.array([True, False, True, True])])
+  support = regions.normal([np.array([True, False, True, True])])
   program = jaxprs.trace(tripled, jax.ShapeDtypeStruct((4,), np.float64))[0]
-  thin_f = thin(program, [support], [blocks.whole(1)])
+  thin_f = thin(program, [support], [regions.whole(1)])
   x = np.array([0.5, 0, -1, 2])
 
   def curvature(f):
@@ -927,17 +1266,19 @@ def test_second_derivatives_keep_the_rule():
 
 def test_relu_keeps_its_slope_at_zero():
   program = jaxprs.trace(jax.nn.relu, jax.ShapeDtypeStruct((3,), np.float64))[0]
-  support = blocks.block([np.array([True, False, True])])
-  thin_f = thin(program, [support], [blocks.whole(1)])
+  support = regions.normal([np.array([True, False, True])])
+  thin_f = thin(program, [support], [regions.whole(1)])
   np.testing.assert_array_equal(jax.grad(lambda x: thin_f(x)[0].sum())(np.zeros(2)), np.zeros(2))
 
 
 def test_remat_keeps_its_policy():
   f = checkpointed(policy=jax.checkpoint_policies.save_only_these_names('hidden'))
   program = jaxprs.trace(f, *[jax.ShapeDtypeStruct(s, np.float64) for s in ((3, 4), (4, 5))])[0]
-  support = blocks.block([None, np.array([True, False, True, True])])
-  same = jaxprs.trace(thin(program, [support, blocks.whole(2)], [blocks.whole(2), blocks.whole(1)]),
-                      *[jax.ShapeDtypeStruct(s, np.float64) for s in ((3, 3), (4, 5))])[0]
+  support = regions.normal([None, np.array([True, False, True, True])])
+  same = jaxprs.trace(
+    thin(program, [support, regions.whole(2)], [regions.whole(2), regions.whole(1)]),
+    *[jax.ShapeDtypeStruct(s, np.float64) for s in ((3, 3), (4, 5))],
+  )[0]
   (call,) = [e for e in same.equations if e.primitive is p.remat_p]
   assert call.params['policy'] is program.equations[0].params['policy']
   assert [a.shape for a in call.in_avals][-2:] == [(3, 3), (4, 5)]
@@ -951,78 +1292,148 @@ HALF = np.array([True, False, True, False])
 
 def equations_of(f, shapes, supports, demands=None):
   program = jaxprs.trace(f, *[jax.ShapeDtypeStruct(s, np.float64) for s in shapes])[0]
-  demands = demands or [blocks.whole(len(program.avals[i].shape)) for i in program.outputs]
-  structs = [jax.ShapeDtypeStruct(blocks.shape_of(b, s), np.float64)
-             for b, s in zip(supports, shapes, strict=True)]
+  demands = demands or [regions.whole(len(program.avals[i].shape)) for i in program.outputs]
+  structs = [
+    jax.ShapeDtypeStruct(regions.shape_of(b, s), np.float64)
+    for b, s in zip(supports, shapes, strict=True)
+  ]
   return jaxprs.trace(thin(program, supports, demands), *structs)[0].equations
 
 
 def last_axis(rank, axis=HALF):
-  return blocks.block([None] * (rank - 1) + [axis])
+  return regions.normal([None] * (rank - 1) + [axis])
 
 
 THIN_ARITHMETIC = [
-    (lambda x, w: x @ w, [(3, 4), (4, 5)], [last_axis(2), blocks.whole(2)],
-     p.dot_general_p, [(3, 2), (2, 5)]),
-    (lambda x, w: x @ w, [(3, 4), (4, 5)],
-     [last_axis(2), blocks.block([np.array([False, True, True, True]), None])],
-     p.dot_general_p, [(3, 1), (1, 5)]),
-    (conv(), [(1, 3, 3, 4), (2, 2, 4, 5)], [last_axis(4), blocks.whole(4)],
-     p.conv_general_dilated_p, [(1, 3, 3, 2), (2, 2, 2, 5)]),
-    (conv(groups=4), [(1, 3, 3, 4), (2, 2, 1, 8)], [last_axis(4), blocks.whole(4)],
-     p.conv_general_dilated_p, [(1, 3, 3, 2), (2, 2, 1, 4)]),
-    (conv(groups=2), [(1, 3, 3, 4), (2, 2, 2, 4)], [last_axis(4), blocks.whole(4)],
-     p.conv_general_dilated_p, [(1, 3, 3, 2), (2, 2, 1, 4)]),
-    (lambda x: jnp.sum(x * 2, -1), [(3, 4)], [last_axis(2)], p.reduce_sum_p, [(3, 2)]),
-    (lambda x: jnp.max(x * 2, 0), [(3, 4)], [last_axis(2)], p.reduce_max_p, [(3, 2)]),
-    (lambda x: jax.nn.relu(x), [(3, 4)], [last_axis(2)], p.max_p, [(3, 2)]),
-    (window(_MAX, *_POOL), [(1, 4, 4, 4)], [last_axis(4)], p.reduce_window_max_p, [(1, 4, 4, 2)]),
-    (lambda x: lax.cumsum(x, 0), [(3, 4)], [last_axis(2)], p.cumsum_p, [(3, 2)]),
-    (lambda x: jnp.minimum(x, 6.0), [(3, 4)], [last_axis(2)], p.min_p, [(3, 2)]),
-    (lambda x: x / 3, [(3, 4)], [last_axis(2)], p.div_p, [(3, 2)]),
-    (lambda x: x ** 3, [(3, 4)], [last_axis(2)], p.integer_pow_p, [(3, 2)]),
-    (lambda x: lax.pad(x, np.float64(0), ((1, 1, 0), (0, 0, 0))), [(3, 4)], [last_axis(2)],
-     p.pad_p, [(3, 2)]),
-    (lambda x: (x * 2).reshape(1, 3, 4).transpose(2, 1, 0), [(3, 4)], [last_axis(2)],
-     p.transpose_p, [(1, 3, 2)]),
-    (lambda x, i: jnp.take(x, i.astype(int), 0, mode='clip'), [(3, 4), (5,)],
-     [last_axis(2), blocks.whole(1)], p.gather_p, [(3, 2)]),
-    (lambda x: shuffle(1, (2, 2))(x * 2) * 3, [(3, 4)], [last_axis(2)], p.mul_p, [(3, 2)]),
-    (product, [(3, 4), (4, 5)], [last_axis(2), blocks.whole(2)], p.dot_general_p, [(3, 2), (2, 5)]),
-    (lambda x, w: residual(x, w, jnp.ones((2, 5))), [(3, 4), (2, 4, 5)],
-     [blocks.whole(2), last_axis(3, np.arange(5) < 2)], p.dot_general_p, [(3, 4), (4, 2)]),
-    (lambda x: lax.while_loop(lambda y: jnp.sum(y) < 3, lambda y: y * 2, x), [(3, 4)],
-     [last_axis(2)], p.mul_p, [(3, 2)]),
-    (lambda x: lax.cond(jnp.sum(x) > 0, jnp.sin, lambda y: 2 * y, x), [(3, 4)], [last_axis(2)],
-     p.sin_p, [(3, 2)]),
+  (
+    lambda x, w: x @ w,
+    [(3, 4), (4, 5)],
+    [last_axis(2), regions.whole(2)],
+    p.dot_general_p,
+    [(3, 2), (2, 5)],
+  ),
+  (
+    lambda x, w: x @ w,
+    [(3, 4), (4, 5)],
+    [last_axis(2), regions.normal([np.array([False, True, True, True]), None])],
+    p.dot_general_p,
+    [(3, 1), (1, 5)],
+  ),
+  (
+    conv(),
+    [(1, 3, 3, 4), (2, 2, 4, 5)],
+    [last_axis(4), regions.whole(4)],
+    p.conv_general_dilated_p,
+    [(1, 3, 3, 2), (2, 2, 2, 5)],
+  ),
+  (
+    conv(groups=4),
+    [(1, 3, 3, 4), (2, 2, 1, 8)],
+    [last_axis(4), regions.whole(4)],
+    p.conv_general_dilated_p,
+    [(1, 3, 3, 2), (2, 2, 1, 4)],
+  ),
+  (
+    conv(groups=2),
+    [(1, 3, 3, 4), (2, 2, 2, 4)],
+    [last_axis(4), regions.whole(4)],
+    p.conv_general_dilated_p,
+    [(1, 3, 3, 2), (2, 2, 1, 4)],
+  ),
+  (lambda x: jnp.sum(x * 2, -1), [(3, 4)], [last_axis(2)], p.reduce_sum_p, [(3, 2)]),
+  (lambda x: jnp.max(x * 2, 0), [(3, 4)], [last_axis(2)], p.reduce_max_p, [(3, 2)]),
+  (lambda x: jax.nn.relu(x), [(3, 4)], [last_axis(2)], p.max_p, [(3, 2)]),
+  (window(_MAX, *_POOL), [(1, 4, 4, 4)], [last_axis(4)], p.reduce_window_max_p, [(1, 4, 4, 2)]),
+  (lambda x: lax.cumsum(x, 0), [(3, 4)], [last_axis(2)], p.cumsum_p, [(3, 2)]),
+  (lambda x: jnp.minimum(x, 6.0), [(3, 4)], [last_axis(2)], p.min_p, [(3, 2)]),
+  (lambda x: x / 3, [(3, 4)], [last_axis(2)], p.div_p, [(3, 2)]),
+  (lambda x: x**3, [(3, 4)], [last_axis(2)], p.integer_pow_p, [(3, 2)]),
+  (
+    lambda x: lax.pad(x, np.float64(0), ((1, 1, 0), (0, 0, 0))),
+    [(3, 4)],
+    [last_axis(2)],
+    p.pad_p,
+    [(3, 2)],
+  ),
+  (
+    lambda x: (x * 2).reshape(1, 3, 4).transpose(2, 1, 0),
+    [(3, 4)],
+    [last_axis(2)],
+    p.transpose_p,
+    [(1, 3, 2)],
+  ),
+  (
+    lambda x, i: jnp.take(x, i.astype(int), 0, mode='clip'),
+    [(3, 4), (5,)],
+    [last_axis(2), regions.whole(1)],
+    p.gather_p,
+    [(3, 2)],
+  ),
+  (lambda x: shuffle(1, (2, 2))(x * 2) * 3, [(3, 4)], [last_axis(2)], p.mul_p, [(3, 2)]),
+  (product, [(3, 4), (4, 5)], [last_axis(2), regions.whole(2)], p.dot_general_p, [(3, 2), (2, 5)]),
+  (
+    lambda x, w: residual(x, w, jnp.ones((2, 5))),
+    [(3, 4), (2, 4, 5)],
+    [regions.whole(2), last_axis(3, np.arange(5) < 2)],
+    p.dot_general_p,
+    [(3, 4), (4, 2)],
+  ),
+  (
+    lambda x: lax.while_loop(lambda y: jnp.sum(y) < 3, lambda y: y * 2, x),
+    [(3, 4)],
+    [last_axis(2)],
+    p.mul_p,
+    [(3, 2)],
+  ),
+  (
+    lambda x: lax.cond(jnp.sum(x) > 0, jnp.sin, lambda y: 2 * y, x),
+    [(3, 4)],
+    [last_axis(2)],
+    p.sin_p,
+    [(3, 2)],
+  ),
 ]
 
 
-@pytest.mark.parametrize('f, shapes, supports, primitive, operands', THIN_ARITHMETIC,
-                         ids=[str(row[3]) for row in THIN_ARITHMETIC])
+@pytest.mark.parametrize(
+  'f, shapes, supports, primitive, operands',
+  THIN_ARITHMETIC,
+  ids=[str(row[3]) for row in THIN_ARITHMETIC],
+)
 def test_arithmetic_is_thin(f, shapes, supports, primitive, operands):
   found = equations_of(f, shapes, supports)
   for eqn in [*found, *(e for q in found for b in jaxprs.bodies(q) for e in b.equations)]:
     if eqn.primitive is primitive:
-      assert [a.shape for a in eqn.in_avals if a.shape][:len(operands)] == operands
+      assert [a.shape for a in eqn.in_avals if a.shape][: len(operands)] == operands
       return
   assert False, f'no {primitive} among {[str(e) for e in found]}'
 
 
 def test_dead_results_are_not_computed():
-  assert not equations_of(lambda x, w: jnp.tanh(x) @ w, [(3, 4), (4, 5)],
-                          [blocks.whole(2)] * 2, [blocks.nothing()])
+  assert not equations_of(
+    lambda x, w: jnp.tanh(x) @ w, [(3, 4), (4, 5)], [regions.whole(2)] * 2, [regions.nothing()]
+  )
 
 
 # Primitives without a rule run whole, exactly, and are named.
 
 
 UNKNOWN = [
-    case('fft', lambda x: jnp.fft.fft(x).real, of(3, 4), single=False),
-    case('cholesky', lambda x: jnp.linalg.cholesky(x @ x.T + 5 * jnp.eye(4)), of(4, 4),
-         single=False, rtol=1e-9),
-    case('regularized_incomplete_beta', lambda x: lax.betainc(2.0, 3.0, x), of(3, 4, fill='unit'),
-         grad=False, single=False),
+  case('fft', lambda x: jnp.fft.fft(x).real, of(3, 4), single=False),
+  case(
+    'cholesky',
+    lambda x: jnp.linalg.cholesky(x @ x.T + 5 * jnp.eye(4)),
+    of(4, 4),
+    single=False,
+    rtol=1e-9,
+  ),
+  case(
+    'regularized_incomplete_beta',
+    lambda x: lax.betainc(2.0, 3.0, x),
+    of(3, 4, fill='unit'),
+    grad=False,
+    single=False,
+  ),
 ]
 
 
@@ -1030,9 +1441,10 @@ UNKNOWN = [
 def test_primitives_without_a_rule(case):
   check(case, seeded(case), trials=2)
   program = program_of(case)
-  facts = analysis.forward(program, [Fact(blocks.whole(len(o.shape))) for o in case.operands])
-  found = analysis.backward(program, facts, [blocks.whole(len(program.avals[i].shape))
-                                             for i in program.outputs])
+  facts = analysis.forward(program, [Fact(regions.whole(len(o.shape))) for o in case.operands])
+  found = analysis.backward(
+    program, facts, [regions.whole(len(program.avals[i].shape)) for i in program.outputs]
+  )
   named = analysis.without_rule(program, found)
   assert case.name in {text.split('(')[0] for text in named}
   assert not {text.split('(')[0] for text in named} & {str(primitive) for primitive in RULES}
@@ -1042,7 +1454,7 @@ def test_an_unknown_primitive_stops_zeros_and_nothing_else():
   def f(x, w):
     return jnp.fft.fft(x * 2, axis=0).real @ w
 
-  shapes, supports = [(3, 4), (4, 5)], [last_axis(2), blocks.whole(2)]
+  shapes, supports = [(3, 4), (4, 5)], [last_axis(2), regions.whole(2)]
   dots = [e for e in equations_of(f, shapes, supports) if e.primitive is p.dot_general_p]
   products = [e for e in equations_of(f, shapes, supports) if e.primitive is p.mul_p]
   assert [a.shape for a in dots[0].in_avals] == [(3, 4), (4, 5)]
@@ -1069,54 +1481,59 @@ def test_the_walk_with_a_toy_table(monkeypatch):
     return [jnp.sin(x)]
 
   monkeypatch.setattr(analysis, 'RULES', {p.sin_p: rule.Rule(support, reads, evaluate)})
-  program = jaxprs.trace(lambda x: (jnp.sin(x), jnp.sin(x) + 1.0, jnp.cos(x)),
-                         jax.ShapeDtypeStruct((3, 4), np.float64))[0]
+  program = jaxprs.trace(
+    lambda x: (jnp.sin(x), jnp.sin(x) + 1.0, jnp.cos(x)), jax.ShapeDtypeStruct((3, 4), np.float64)
+  )[0]
   kept, wanted = last_axis(2), last_axis(2, np.array([True, True, False, False]))
   facts = analysis.forward(program, [Fact(kept)])
   first, second, third = program.outputs
-  assert blocks.same(facts[first].support, kept)
+  assert regions.same(facts[first].support, kept)
   assert facts[second].support.is_whole and facts[third].support.is_whole
 
   # Need: of the first sine only what is wanted and not zero; the rest is not run.
-  demands = [wanted, blocks.nothing(), blocks.nothing()]
+  demands = [wanted, regions.nothing(), regions.nothing()]
   found = analysis.backward(program, facts, demands)
   only = last_axis(2, HALF & np.array([True, True, False, False]))
-  assert blocks.same(found.live[first], only) and blocks.same(found.live[program.inputs[0]], only)
+  assert regions.same(found.live[first], only) and regions.same(found.live[program.inputs[0]], only)
   assert [reads is None for reads in found.reads] == [False, True, True, True]
   assert analysis.without_rule(program, found) == []
-  x = np.arange(6.).reshape(3, 2) + 1
+  x = np.arange(6.0).reshape(3, 2) + 1
   result, *rest = analysis.run(program, found, [x], [kept], demands)
   np.testing.assert_array_equal(result, np.stack([np.sin(x[:, 0]), np.zeros(3)], 1))
   assert rest == [None, None]
   assert [what for what, _ in asked] == ['support', 'support', 'reads', 'evaluate']
-  assert blocks.same(asked[2][1], only)
+  assert regions.same(asked[2][1], only)
   assert asked[3][1] == (3, 1)
 
   # A primitive without a rule reads everything, zeros put back, and is named.
-  demands = [blocks.nothing(), wanted, blocks.nothing()]
+  demands = [regions.nothing(), wanted, regions.nothing()]
   found = analysis.backward(program, facts, demands)
   assert [text.split('(')[0] for text in analysis.without_rule(program, found)] == ['add']
-  assert blocks.same(found.live[program.inputs[0]], kept)
+  assert regions.same(found.live[program.inputs[0]], kept)
   _, result, _ = analysis.run(program, found, [x], [kept], demands)
   np.testing.assert_array_equal(result, np.stack([np.sin(x[:, 0]), np.zeros(3)], 1) + 1)
 
 
 def test_a_value_with_two_readers_is_held_for_both():
-  program = jaxprs.trace(lambda x: (jnp.sum(jnp.tanh(x)[:, :1]), jnp.tanh(x)[:, 2]),
-                         jax.ShapeDtypeStruct((3, 4), np.float64))[0]
-  facts = analysis.forward(program, [Fact(blocks.whole(2))])
-  found = analysis.backward(program, facts, [blocks.whole(0), blocks.whole(1)])
-  assert blocks.same(found.live[program.inputs[0]],
-                     blocks.block([None, np.array([True, False, True, False])]))
+  program = jaxprs.trace(
+    lambda x: (jnp.sum(jnp.tanh(x)[:, :1]), jnp.tanh(x)[:, 2]),
+    jax.ShapeDtypeStruct((3, 4), np.float64),
+  )[0]
+  facts = analysis.forward(program, [Fact(regions.whole(2))])
+  found = analysis.backward(program, facts, [regions.whole(0), regions.whole(1)])
+  assert regions.same(
+    found.live[program.inputs[0]], regions.normal([None, np.array([True, False, True, False])])
+  )
 
 
 def test_inputs_may_be_outputs_and_outputs_may_repeat():
   program = jaxprs.trace(lambda x, y: (x, y, x), *[jax.ShapeDtypeStruct((4,), np.float64)] * 2)[0]
-  facts = analysis.forward(program, [Fact(last_axis(1)), Fact(blocks.whole(1))])
-  demands = [blocks.whole(1), blocks.nothing(), last_axis(1, ~HALF)]
+  facts = analysis.forward(program, [Fact(last_axis(1)), Fact(regions.whole(1))])
+  demands = [regions.whole(1), regions.nothing(), last_axis(1, ~HALF)]
   found = analysis.backward(program, facts, demands)
-  x, y, again = analysis.run(program, found, [np.array([1., 2])] * 2,
-                             [last_axis(1), blocks.whole(1)], demands)
+  x, y, again = analysis.run(
+    program, found, [np.array([1.0, 2])] * 2, [last_axis(1), regions.whole(1)], demands
+  )
   np.testing.assert_array_equal(x, [1, 0, 2, 0])
   assert y is None
   np.testing.assert_array_equal(again, [0, 0])
@@ -1128,35 +1545,40 @@ def test_inputs_may_be_outputs_and_outputs_may_repeat():
 def test_blocks_have_one_normal_form():
   whole, none = np.ones(3, bool), np.zeros(3, bool)
   some = np.array([True, False, True])
-  assert blocks.block([whole, None]) == blocks.whole(2)
-  assert blocks.block([some, none]) == blocks.nothing()
-  assert blocks.block([]) == blocks.whole(0)
-  assert blocks.block([np.zeros(0, bool)]) == blocks.whole(1)
-  assert blocks.block([some]).axes[0] is some
-  assert blocks.whole(2).is_whole and not blocks.nothing().is_whole
-  assert not blocks.block([some]).is_whole
+  assert regions.normal([whole, None]) == regions.whole(2)
+  assert regions.normal([some, none]) == regions.nothing()
+  assert regions.normal([]) == regions.whole(0)
+  assert regions.normal([np.zeros(0, bool)]) == regions.whole(1)
+  assert regions.normal([some]).axes[0] is some
+  assert regions.whole(2).is_whole and not regions.nothing().is_whole
+  assert not regions.normal([some]).is_whole
 
 
 def test_block_algebra_is_the_algebra_of_sets():
   rng = np.random.default_rng(0)
   for _ in range(200):
     shape = tuple(rng.integers(1, 4, rng.integers(0, 4)))
-    a, b = programs.draw_block(rng, shape), programs.draw_block(rng, shape)
+    a, b = programs.draw_region(rng, shape), programs.draw_region(rng, shape)
     x, y = programs.mask(a, shape), programs.mask(b, shape)
-    np.testing.assert_array_equal(programs.mask(blocks.intersect(a, b), shape), x & y)
-    union = programs.mask(blocks.union(a, b), shape)
+    np.testing.assert_array_equal(programs.mask(regions.intersect(a, b), shape), x & y)
+    union = programs.mask(regions.union(a, b), shape)
     assert (union >= (x | y)).all()
-    assert blocks.contains(a, b) == (x >= y).all()
-    assert blocks.same(a, b) == (x == y).all()
-    assert np.prod(blocks.shape_of(a, shape)) == x.sum() or (a.empty and not shape)
-    # The smallest block: no smaller one holds both.
-    assert blocks.same(blocks.support_of(x | y), blocks.union(a, b))
+    assert regions.contains(a, b) == (x >= y).all()
+    assert regions.same(a, b) == (x == y).all()
+    assert np.prod(regions.shape_of(a, shape)) == x.sum() or (a.empty and not shape)
+    # The smallest region: no smaller one holds both.
+    assert regions.same(regions.support_of(x | y), regions.union(a, b))
 
 
 INDEX_SETS = {
-    'whole': [1, 1, 1, 1, 1, 1, 1], 'none': [0, 0, 0, 0, 0, 0, 0], 'front': [1, 1, 1, 0, 0, 0, 0],
-    'back': [0, 0, 0, 0, 1, 1, 1], 'one': [0, 0, 1, 0, 0, 0, 0], 'strided': [0, 1, 0, 1, 0, 1, 0],
-    'irregular': [1, 0, 1, 1, 0, 0, 1]}
+  'whole': [1, 1, 1, 1, 1, 1, 1],
+  'none': [0, 0, 0, 0, 0, 0, 0],
+  'front': [1, 1, 1, 0, 0, 0, 0],
+  'back': [0, 0, 0, 0, 1, 1, 1],
+  'one': [0, 0, 1, 0, 0, 0, 0],
+  'strided': [0, 1, 0, 1, 0, 1, 0],
+  'irregular': [1, 0, 1, 1, 0, 0, 1],
+}
 
 
 @pytest.mark.parametrize('where', ['host', 'device', 'traced'])
@@ -1164,14 +1586,15 @@ INDEX_SETS = {
 @pytest.mark.parametrize('have', list(INDEX_SETS))
 def test_take(have, want, where):
   """Held indices are read, all others are zero."""
-  full = np.arange(1., 43).reshape(2, 7, 3)
-  held, wanted = (blocks.block([None, np.array(INDEX_SETS[name], bool), None])
-                  for name in (have, want))
+  full = np.arange(1.0, 43).reshape(2, 7, 3)
+  held, wanted = (
+    regions.normal([None, np.array(INDEX_SETS[name], bool), None]) for name in (have, want)
+  )
   array = programs.part(full, held, full.shape)
   expected = programs.part(full * programs.mask(held, full.shape), wanted, full.shape)
 
   def taken(array):
-    return blocks.take(array, held, wanted, full.shape)
+    return regions.take(array, held, wanted, full.shape)
 
   if where == 'traced':
     result = jax.jit(taken)(array)
@@ -1189,16 +1612,18 @@ def test_take(have, want, where):
 @pytest.mark.parametrize('reverse', [False, True])
 def test_one_live_index_among_windows(reverse):
   """XLA folds windows that slide over a padded axis of size 1 to a wrong constant."""
-  program = jaxprs.trace(lambda x: lax.cumsum(x, 1, reverse=reverse),
-                         jax.ShapeDtypeStruct((2, 3, 4), np.float64))[0]
-  support = blocks.block([None, np.array([False, True, False]), None])
-  thin_f = jax.jit(thin(program, [support], [blocks.whole(3)]))
+  program = jaxprs.trace(
+    lambda x: lax.cumsum(x, 1, reverse=reverse), jax.ShapeDtypeStruct((2, 3, 4), np.float64)
+  )[0]
+  support = regions.normal([None, np.array([False, True, False]), None])
+  thin_f = jax.jit(thin(program, [support], [regions.whole(3)]))
   column = [1, 1, 0] if reverse else [0, 1, 1]
-  np.testing.assert_array_equal(thin_f(np.ones((2, 1, 4)))[0],
-                                np.broadcast_to(np.reshape(column, (1, 3, 1)), (2, 3, 4)))
+  np.testing.assert_array_equal(
+    thin_f(np.ones((2, 1, 4)))[0], np.broadcast_to(np.reshape(column, (1, 3, 1)), (2, 3, 4))
+  )
 
   # Backwards, where the slice to one index is what pads.
-  back = jax.jit(jax.grad(lambda x: jnp.sum(thin(program, [blocks.whole(3)], [support])(x)[0])))
+  back = jax.jit(jax.grad(lambda x: jnp.sum(thin(program, [regions.whole(3)], [support])(x)[0])))
   np.testing.assert_array_equal(back(np.ones((2, 3, 4)))[0, :, 0], column[::-1])
 
 
@@ -1206,41 +1631,49 @@ def test_take_of_several_axes_of_ints():
   full = np.arange(1, 36, dtype=np.int32).reshape(5, 7)
   rng = np.random.default_rng(0)
   for _ in range(20):
-    have, want = programs.draw_block(rng, full.shape), programs.draw_block(rng, full.shape)
+    have, want = programs.draw_region(rng, full.shape), programs.draw_region(rng, full.shape)
     if not want.empty:
-      result = blocks.take(programs.part(full, have, full.shape), have, want, full.shape)
+      result = regions.take(programs.part(full, have, full.shape), have, want, full.shape)
       assert result.dtype == np.int32
       np.testing.assert_array_equal(
-          result, programs.part(full * programs.mask(have, full.shape), want, full.shape))
+        result, programs.part(full * programs.mask(have, full.shape), want, full.shape)
+      )
 
 
 def test_take_of_everything_is_free():
   x = np.ones((2, 3))
-  assert blocks.take(x, blocks.whole(2), blocks.whole(2), x.shape) is x
-  some = blocks.block([None, np.array([True, False, True])])
-  again = blocks.block([None, np.array([True, False, True])])
-  assert blocks.take(x[:, :2], some, again, x.shape).shape == (2, 2)
+  assert regions.take(x, regions.whole(2), regions.whole(2), x.shape) is x
+  some = regions.normal([None, np.array([True, False, True])])
+  again = regions.normal([None, np.array([True, False, True])])
+  assert regions.take(x[:, :2], some, again, x.shape).shape == (2, 2)
 
 
-@pytest.mark.parametrize('want, primitives', [
-    ([1, 1, 1, 0, 0, 0, 0], {'slice'}), ([0, 1, 0, 1, 0, 1, 0], {'slice'}),
-    ([1, 0, 1, 1, 0, 0, 1], {'gather'})], ids=['contiguous', 'strided', 'irregular'])
+@pytest.mark.parametrize(
+  'want, primitives',
+  [
+    ([1, 1, 1, 0, 0, 0, 0], {'slice'}),
+    ([0, 1, 0, 1, 0, 1, 0], {'slice'}),
+    ([1, 0, 1, 1, 0, 0, 1], {'gather'}),
+  ],
+  ids=['contiguous', 'strided', 'irregular'],
+)
 def test_a_slice_where_that_will_do(want, primitives):
-  block = blocks.block([np.array(want, bool)])
+  region = regions.normal([np.array(want, bool)])
 
   def names(f, size):
     program = jaxprs.trace(f, jax.ShapeDtypeStruct((size,), float))[0]
-    return {str(e.primitive) for e in program.equations
-            if e.primitive in (p.slice_p, p.gather_p, p.pad_p)}
+    return {
+      str(e.primitive) for e in program.equations if e.primitive in (p.slice_p, p.gather_p, p.pad_p)
+    }
 
-  assert names(lambda x: blocks.take(x, blocks.whole(1), block, (7,)), 7) == primitives
+  assert names(lambda x: regions.take(x, regions.whole(1), region, (7,)), 7) == primitives
   back = {'pad'} if primitives == {'slice'} else {'gather'}
-  assert names(lambda x: blocks.take(x, block, blocks.whole(1), (7,)), sum(want)) == back
+  assert names(lambda x: regions.take(x, region, regions.whole(1), (7,)), sum(want)) == back
 
 
 def test_support_of_constants():
-  assert blocks.support_of(np.zeros((2, 3))).empty
+  assert regions.support_of(np.zeros((2, 3))).empty
   rows, columns = np.array([False, True, True]), np.array([True, False, True, False])
-  assert blocks.same(blocks.support_of(_ROWS), blocks.block([rows, columns]))
-  assert blocks.support_of(np.array([np.nan, 1])).is_whole
-  assert blocks.support_of(np.float64(0)).empty and blocks.support_of(np.float64(1)).is_whole
+  assert regions.same(regions.support_of(_ROWS), regions.normal([rows, columns]))
+  assert regions.support_of(np.array([np.nan, 1])).is_whole
+  assert regions.support_of(np.float64(0)).empty and regions.support_of(np.float64(1)).is_whole

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import slim_jax
-from slim_jax import models, scores, tree
+from slim_jax import models, tree
+from slim_jax.selection import scores
 
 X = jnp.ones((2, 8, 8, 3))
 
@@ -38,15 +39,16 @@ def at_scales(variables, found):
 
 def test_scale_magnitude():
   _, variables = randomised(Net())
-  variables['params']['BatchNorm_0']['scale'] = jnp.array([-3., 1., 0., 2.])
+  variables['params']['BatchNorm_0']['scale'] = jnp.array([-3.0, 1.0, 0.0, 2.0])
   found = at_scales(variables, scores.scale_magnitude(variables))
   assert found['BatchNorm_0'].tolist() == [3, 1, 0, 2]
 
 
 def test_random():
   _, variables = randomised(Net())
-  first, again, other = (at_scales(variables, scores.random(variables, jax.random.key(seed)))
-                         for seed in (0, 0, 1))
+  first, again, other = (
+    at_scales(variables, scores.random(variables, jax.random.key(seed))) for seed in (0, 0, 1)
+  )
   assert [score.shape for score in first.values()] == [(4,), (6,)]
   for name, score in first.items():
     assert (score == again[name]).all() and (score != other[name]).all()
@@ -66,11 +68,18 @@ def test_taylor_is_the_first_order_of_what_removal_does_to_the_loss(bias, x64):
   small = 1e-6
   for name, score in found.items():
     for channel in range(len(score)):
+
       def nudged(leaf, part):
         moves = part == 'scale' or bias
         return leaf.at[channel].multiply(1 - small) if moves else leaf
-      moved = {**variables, 'params': {**variables['params'], name: {
-          part: nudged(leaf, part) for part, leaf in variables['params'][name].items()}}}
+
+      moved = {
+        **variables,
+        'params': {
+          **variables['params'],
+          name: {part: nudged(leaf, part) for part, leaf in variables['params'][name].items()},
+        },
+      }
       change = abs(loss(moved) - loss(variables)) / small
       np.testing.assert_allclose(score[channel], change, rtol=1e-3, atol=1e-5)
 
@@ -105,27 +114,38 @@ def test_kernel_norm_of_a_stream_sums_over_what_writes_to_it():
     kernel = np.asarray(params[f'Bottleneck_{block}'][name]['kernel'], np.float64)
     return np.abs(kernel).sum((0, 1, 2))
 
-  want = sum(written(block, name)
-             for block, name in [(2, 'projection'), (2, 'Conv_2'), (3, 'Conv_2')])
+  want = sum(
+    written(block, name) for block, name in [(2, 'projection'), (2, 'Conv_2'), (3, 'Conv_2')]
+  )
   np.testing.assert_allclose(found['Bottleneck_3/BatchNorm_0'], want)
-  np.testing.assert_allclose(found['Bottleneck_0/BatchNorm_0'],
-                             np.abs(params['Conv_0']['kernel']).sum((0, 1, 2)), rtol=1e-6)
+  np.testing.assert_allclose(
+    found['Bottleneck_0/BatchNorm_0'], np.abs(params['Conv_0']['kernel']).sum((0, 1, 2)), rtol=1e-6
+  )
 
 
 def test_kernel_norm_wherever_a_library_keeps_its_channels():
   """Kernels [out, in, ...], and scales that came through a reshape."""
   rng = np.random.default_rng(0)
+
   def normal(*shape):
     return rng.normal(size=shape).astype(np.float32)
 
-  variables = {'weight': normal(6, 3), 'depthwise': normal(3, 3, 1, 6),
-               'BatchNorm_0': {'scale': normal(1, 1, 1, 6), 'mean': normal(1, 1, 1, 6)}}
+  variables = {
+    'weight': normal(6, 3),
+    'depthwise': normal(3, 3, 1, 6),
+    'BatchNorm_0': {'scale': normal(1, 1, 1, 6), 'mean': normal(1, 1, 1, 6)},
+  }
 
   def f(variables, x):
     x = x @ variables['weight'].T
     x = jax.lax.conv_general_dilated(
-        x, variables['depthwise'], (1, 1), 'SAME', feature_group_count=6,
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+      x,
+      variables['depthwise'],
+      (1, 1),
+      'SAME',
+      feature_group_count=6,
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
     return x * variables['BatchNorm_0']['scale']
 
   found = scores.kernel_norm(f, variables, X)
@@ -134,19 +154,23 @@ def test_kernel_norm_wherever_a_library_keeps_its_channels():
 
 
 def test_kernel_norm_without_a_kernel():
-  variables = {'BatchNorm_0': {'scale': jnp.ones(3), 'mean': jnp.ones(3)},
-               'kernel': jnp.ones((3, 5))}
+  variables = {
+    'BatchNorm_0': {'scale': jnp.ones(3), 'mean': jnp.ones(3)},
+    'kernel': jnp.ones((3, 5)),
+  }
   with pytest.raises(ValueError, match='BatchNorm_0/scale: no kernel produces channels'):
-    scores.kernel_norm(lambda v, x: (x * v['BatchNorm_0']['scale'][None]) @ v['kernel'],
-                       variables, jnp.ones((2, 3)))
+    scores.kernel_norm(
+      lambda v, x: (x * v['BatchNorm_0']['scale'][None]) @ v['kernel'], variables, jnp.ones((2, 3))
+    )
   with pytest.raises(ValueError, match='ord must be positive'):
     scores.kernel_norm(lambda v, x: x, variables, X, ord=0)
 
 
 def test_the_example_of_the_docstring():
   example = scores.__doc__.partition('    def spread')[2]
-  code = 'def spread' + '\n'.join(line[4:] if line.startswith('    ') else line
-                                  for line in example.splitlines())
+  code = 'def spread' + '\n'.join(
+    line[4:] if line.startswith('    ') else line for line in example.splitlines()
+  )
   _, variables = randomised(Net())
   space = {'slim_jax': slim_jax, 'jax': jax, 'variables': variables}
   exec(code, space)  # pylint: disable=exec-used

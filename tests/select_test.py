@@ -6,10 +6,16 @@ import slim_jax
 
 
 def variables(*scales):
-  return {'params': {f'BatchNorm_{i}': {'scale': jnp.asarray(s, jnp.float32),
-                                        'bias': jnp.ones(len(s))} for i, s in enumerate(scales)},
-          'batch_stats': {f'BatchNorm_{i}': {'mean': jnp.zeros(len(s)), 'var': jnp.ones(len(s))}
-                          for i, s in enumerate(scales)}}
+  return {
+    'params': {
+      f'BatchNorm_{i}': {'scale': jnp.asarray(s, jnp.float32), 'bias': jnp.ones(len(s))}
+      for i, s in enumerate(scales)
+    },
+    'batch_stats': {
+      f'BatchNorm_{i}': {'mean': jnp.zeros(len(s)), 'var': jnp.ones(len(s))}
+      for i, s in enumerate(scales)
+    },
+  }
 
 
 def dead(tree):
@@ -33,58 +39,76 @@ def test_the_papers_rule(seed, fraction):
 
 
 def test_tree_has_none_elsewhere():
-  tree = slim_jax.select_global(variables([1., 2.]), fraction=0.5)
+  tree = slim_jax.select_global(variables([1.0, 2.0]), fraction=0.5)
   assert tree['batch_stats']['BatchNorm_0'] == {'mean': None, 'var': None}
   assert tree['params']['BatchNorm_0']['bias'] is None
   assert tree['params']['BatchNorm_0']['scale'].dtype == bool
 
 
 def test_zero_fraction_removes_nothing():
-  assert not np.any(dead(slim_jax.select_global(variables([0., 0., 1.]), fraction=0)))
+  assert not np.any(dead(slim_jax.select_global(variables([0.0, 0.0, 1.0]), fraction=0)))
 
 
 def test_sign_does_not_matter():
-  assert dead(slim_jax.select_global(variables([-3., 1., 2., -0.5]), fraction=0.25)) == [
-      [False, True, False, True]]
+  assert dead(slim_jax.select_global(variables([-3.0, 1.0, 2.0, -0.5]), fraction=0.25)) == [
+    [False, True, False, True]
+  ]
 
 
 def test_per_layer():
-  v = variables([1., 2., 3., 4.], [10., 20., 30., 40.])
-  assert dead(slim_jax.select_global(v, fraction=0.5, per_layer=True)) == [
-      [True, True, True, False]] * 2
+  v = variables([1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0])
+  assert (
+    dead(slim_jax.select_global(v, fraction=0.5, per_layer=True)) == [[True, True, True, False]] * 2
+  )
   paper = random_variables(0, (500, 300))
-  paper = variables(*[np.random.default_rng(n).permutation(np.arange(1., n + 1))
-                      for n in (500, 300)])
+  paper = variables(
+    *[np.random.default_rng(n).permutation(np.arange(1.0, n + 1)) for n in (500, 300)]
+  )
   tree = slim_jax.select_global(paper, fraction=0.799, per_layer=True)
   assert [len(d) - sum(d) for d in dead(tree)] == [100, 60]
 
 
 def test_guards():
-  v = variables([0.1, 0.2, 0.3, 0.4], [5., 6., 7., 8.])
+  v = variables([0.1, 0.2, 0.3, 0.4], [5.0, 6.0, 7.0, 8.0])
   assert dead(slim_jax.select_global(v, fraction=0.5))[0] == [True] * 4
   assert dead(slim_jax.select_global(v, fraction=0.5, min_channels=1))[0] == [
-      True, True, True, False]
+    True,
+    True,
+    True,
+    False,
+  ]
   assert dead(slim_jax.select_global(v, fraction=0.5, max_fraction=0.5))[0] == [
-      True, True, False, False]
+    True,
+    True,
+    False,
+    False,
+  ]
   assert not np.any(dead(slim_jax.select_global(v, fraction=0.9, min_channels=9)))
   assert not np.any(dead(slim_jax.select_global(v, fraction=0.9, max_fraction=0)))
 
 
 def test_scales_override():
-  tree = {'neurons': {'bias': jnp.array([3., 1., 2.])}, 'kernel': jnp.ones((2, 3))}
-  chosen = slim_jax.select_global(tree, fraction=0.4,
-                                  scales=lambda t: {'neurons': {'bias': True}, 'kernel': False})
+  tree = {'neurons': {'bias': jnp.array([3.0, 1.0, 2.0])}, 'kernel': jnp.ones((2, 3))}
+  chosen = slim_jax.select_global(
+    tree, fraction=0.4, scales=lambda t: {'neurons': {'bias': True}, 'kernel': False}
+  )
   assert chosen['neurons']['bias'].tolist() == [False, True, True]
   assert chosen['kernel'] is None
 
 
-@pytest.mark.parametrize('arguments', [dict(fraction=-0.1), dict(fraction=1.0),
-                                       dict(fraction=float('nan')),
-                                       dict(fraction=0.5, max_fraction=1.5),
-                                       dict(fraction=0.5, min_channels=-1)])
+@pytest.mark.parametrize(
+  'arguments',
+  [
+    dict(fraction=-0.1),
+    dict(fraction=1.0),
+    dict(fraction=float('nan')),
+    dict(fraction=0.5, max_fraction=1.5),
+    dict(fraction=0.5, min_channels=-1),
+  ],
+)
 def test_values_out_of_range(arguments):
   with pytest.raises(ValueError, match='must be'):
-    slim_jax.select_global(variables([1., 2.]), **arguments)
+    slim_jax.select_global(variables([1.0, 2.0]), **arguments)
 
 
 def test_no_batch_norm():
@@ -94,7 +118,7 @@ def test_no_batch_norm():
 
 def test_scales_that_are_not_finite():
   with pytest.raises(ValueError, match='params/BatchNorm_0/scale'):
-    slim_jax.select_global(variables([1., np.nan]), fraction=0.5)
+    slim_jax.select_global(variables([1.0, np.nan]), fraction=0.5)
 
 
 # Tied channels, stacked layers.
@@ -102,9 +126,12 @@ def test_scales_that_are_not_finite():
 
 def tied(*labels):
   tree = variables(*[np.ones(len(l)) for l in labels])
-  return {'params': {f'BatchNorm_{i}': {'scale': np.asarray(l), 'bias': None}
-                     for i, l in enumerate(labels)},
-          'batch_stats': {name: {'mean': None, 'var': None} for name in tree['params']}}
+  return {
+    'params': {
+      f'BatchNorm_{i}': {'scale': np.asarray(l), 'bias': None} for i, l in enumerate(labels)
+    },
+    'batch_stats': {name: {'mean': None, 'var': None} for name in tree['params']},
+  }
 
 
 def test_labels_of_their_own_change_nothing():
@@ -112,12 +139,13 @@ def test_labels_of_their_own_change_nothing():
   free = tied(np.arange(7), 7 + np.arange(30), 37 + np.arange(12))
   for options in ({}, {'per_layer': True}, {'min_channels': 3}, {'max_fraction': 0.5}):
     for by in ('sum', 'mean', 'max'):
-      assert dead(slim_jax.select_global(v, fraction=0.6, tied=free, tied_by=by, **options)) == dead(
-          slim_jax.select_global(v, fraction=0.6, **options))
+      assert dead(
+        slim_jax.select_global(v, fraction=0.6, tied=free, tied_by=by, **options)
+      ) == dead(slim_jax.select_global(v, fraction=0.6, **options))
 
 
 def test_tied_channels_share_a_decision():
-  v = variables([1., 5., 3.], [4., 1., 9.], [2., 2.])
+  v = variables([1.0, 5.0, 3.0], [4.0, 1.0, 9.0], [2.0, 2.0])
   labels = tied([0, 1, 2], [2, 1, 0], [3, 4])
   # Sums: 0: 10, 1: 6, 2: 7, 3: 2, 4: 2; each counts as often as it has scales.
   got = slim_jax.select_global(v, fraction=0.25, tied=labels)
@@ -131,7 +159,7 @@ def test_tied_channels_share_a_decision():
 
 
 def test_guards_keep_tied_channels_together():
-  v = variables([1., 2., 3.], [1., 2., 3., 9., 9., 9., 9., 9.])
+  v = variables([1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 9.0, 9.0, 9.0, 9.0, 9.0])
   labels = tied([0, 1, 2], [0, 1, 2, 3, 4, 5, 6, 7])
   got = dead(slim_jax.select_global(v, fraction=0.5, tied=labels, min_channels=2))
   assert got[0] == [True, False, False]
@@ -141,20 +169,28 @@ def test_guards_keep_tied_channels_together():
 
 
 def test_stacked_layers_lose_what_is_small_in_all():
-  scale = jnp.asarray([[1., 5., 2., 7.], [1., 1., 3., 8.]])
-  v = {'params': {'BatchNorm_0': {'scale': scale, 'bias': scale},
-                  'BatchNorm_1': {'scale': jnp.asarray([4., 6.])}},
-       'batch_stats': {'BatchNorm_0': {'mean': scale, 'var': scale},
-                       'BatchNorm_1': {'mean': scale[0, :2], 'var': scale[0, :2]}}}
+  scale = jnp.asarray([[1.0, 5.0, 2.0, 7.0], [1.0, 1.0, 3.0, 8.0]])
+  v = {
+    'params': {
+      'BatchNorm_0': {'scale': scale, 'bias': scale},
+      'BatchNorm_1': {'scale': jnp.asarray([4.0, 6.0])},
+    },
+    'batch_stats': {
+      'BatchNorm_0': {'mean': scale, 'var': scale},
+      'BatchNorm_1': {'mean': scale[0, :2], 'var': scale[0, :2]},
+    },
+  }
   got = slim_jax.select_global(v, fraction=0.4)  # 10 scales: 1 1 3 3 4 5 5 6 8 8
   assert got['params']['BatchNorm_0']['scale'].tolist() == [True, False, True, False]
   assert got['params']['BatchNorm_1']['scale'].tolist() == [True, False]
   masked = slim_jax.mask(v, got)
-  assert (masked['params']['BatchNorm_0']['scale'] == 0).tolist() == [[True, False, True, False]] * 2
+  assert (masked['params']['BatchNorm_0']['scale'] == 0).tolist() == [
+    [True, False, True, False]
+  ] * 2
 
 
 def test_bad_ties_are_named():
-  v = variables([1., 2.])
+  v = variables([1.0, 2.0])
   with pytest.raises(ValueError, match="tied_by must be 'sum', 'mean' or 'max', got 'min'"):
     slim_jax.select_global(v, fraction=0.5, tied=tied([0, 0]), tied_by='min')
   with pytest.raises(ValueError, match=r'tied must have int\[2\] at params/BatchNorm_0/scale'):
@@ -167,11 +203,12 @@ def test_bad_ties_are_named():
 
 
 def test_an_absolute_threshold():
-  v = variables([1., -2., 3.], [2., 0.5])
+  v = variables([1.0, -2.0, 3.0], [2.0, 0.5])
   assert dead(slim_jax.select_global(v, threshold=2)) == [[True, True, False], [True, True]]
   assert dead(slim_jax.select_global(v, threshold=0.4)) == [[False] * 3, [False] * 2]
   assert dead(slim_jax.select_global(v, threshold=2, per_layer=True)) == dead(
-      slim_jax.select_global(v, threshold=2))
+    slim_jax.select_global(v, threshold=2)
+  )
 
 
 def test_the_gap():
@@ -179,25 +216,36 @@ def test_the_gap():
   rng = np.random.default_rng(0)
   small, large = 10 ** rng.uniform(-4, -3, 40), rng.uniform(0.3, 1.5, 60)
   both = rng.permutation(np.concatenate([small, large]))
-  v = variables(both[:30], both[30:], [0., 1e-12])  # nothing, and next to it: no gap below
+  v = variables(both[:30], both[30:], [0.0, 1e-12])  # nothing, and next to it: no gap below
   got = dead(slim_jax.select_global(v, threshold='gap'))
   assert got == [(both[:30] < 0.01).tolist(), (both[30:] < 0.01).tolist(), [True, True]]
   # As differences, 1 and 2 are nearer than 10 and 20; as ratios 1 and 3 are furthest apart.
-  assert dead(slim_jax.select_global(variables([1., 3., 6., 12.]), threshold='gap')) == [
-      [True, False, False, False]]
-  layers = variables([1., 9.], [100., 300., 9000.])
+  assert dead(slim_jax.select_global(variables([1.0, 3.0, 6.0, 12.0]), threshold='gap')) == [
+    [True, False, False, False]
+  ]
+  layers = variables([1.0, 9.0], [100.0, 300.0, 9000.0])
   assert dead(slim_jax.select_global(layers, threshold='gap', per_layer=True)) == [
-      [True, False], [True, True, False]]
-  assert dead(slim_jax.select_global(variables([2., 2.], [2.]), threshold='gap')) == [
-      [False] * 2, [False]]
+    [True, False],
+    [True, True, False],
+  ]
+  assert dead(slim_jax.select_global(variables([2.0, 2.0], [2.0]), threshold='gap')) == [
+    [False] * 2,
+    [False],
+  ]
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ({}, 'give fraction or threshold'), (dict(fraction=0.5, threshold=0.1), 'give fraction or'),
-    (dict(threshold='valley'), "'gap', got 'valley'"), (dict(threshold=np.nan), 'finite')])
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    ({}, 'give fraction or threshold'),
+    (dict(fraction=0.5, threshold=0.1), 'give fraction or'),
+    (dict(threshold='valley'), "'gap', got 'valley'"),
+    (dict(threshold=np.nan), 'finite'),
+  ],
+)
 def test_bad_thresholds(arguments, message):
   with pytest.raises(ValueError, match=message):
-    slim_jax.select_global(variables([1., 2.]), **arguments)
+    slim_jax.select_global(variables([1.0, 2.0]), **arguments)
 
 
 # Guards by layer.
@@ -208,9 +256,13 @@ def left(tree):
 
 
 def test_guards_by_pattern():
-  v = variables(np.arange(1., 11), np.arange(1., 11), np.arange(101., 111), np.arange(101., 111))
+  v = variables(
+    np.arange(1.0, 11), np.arange(1.0, 11), np.arange(101.0, 111), np.arange(101.0, 111)
+  )
+
   def widths(**options):
     return left(slim_jax.select_global(v, fraction=0.49, **options))
+
   assert widths() == [0, 0, 10, 10]
   assert widths(min_channels={'*BatchNorm_1*': 3}) == [0, 3, 10, 10]
   assert widths(max_fraction={'params/BatchNorm_[02]/scale': 0.8}) == [2, 0, 10, 10]
@@ -226,7 +278,7 @@ def test_guards_by_pattern():
 
 
 def test_kept_layers_are_not_ranked():
-  v = variables([1., 2., 3., 4.], [5., 6., 7., 8.])
+  v = variables([1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0])
   got = dead(slim_jax.select_global(v, fraction=0.5, keep=['*BatchNorm_0/scale']))
   assert got == [[False] * 4, [True, True, True, False]]
   assert got == dead(slim_jax.select_global(v, fraction=0.5, keep='*BatchNorm_0*', per_layer=True))
@@ -236,20 +288,32 @@ def test_kept_layers_are_not_ranked():
   assert got == [[False] * 4, [False, False, True, True]]
 
 
-@pytest.mark.parametrize('guard', [dict(keep=['*BatchNorm_9*']),
-                                   dict(min_channels={'BatchNorm_1': 2}),
-                                   dict(max_fraction={'param/BatchNorm_1/scale': 0.5})])
+@pytest.mark.parametrize(
+  'guard',
+  [
+    dict(keep=['*BatchNorm_9*']),
+    dict(min_channels={'BatchNorm_1': 2}),
+    dict(max_fraction={'param/BatchNorm_1/scale': 0.5}),
+  ],
+)
 def test_a_pattern_that_matches_nothing_is_an_error(guard):
-  v = variables([1., 2.], [3., 4.])
+  v = variables([1.0, 2.0], [3.0, 4.0])
   with pytest.raises(ValueError, match=f'{next(iter(guard))}: no layer .*params/BatchNorm_1/scale'):
     slim_jax.select_global(v, fraction=0.5, **guard)
 
 
-@pytest.mark.parametrize('guard', [dict(min_channels={'*': -1}), dict(max_fraction={'*': 1.1}),
-                                   dict(multiple_of=0), dict(multiple_of=2.5)])
+@pytest.mark.parametrize(
+  'guard',
+  [
+    dict(min_channels={'*': -1}),
+    dict(max_fraction={'*': 1.1}),
+    dict(multiple_of=0),
+    dict(multiple_of=2.5),
+  ],
+)
 def test_guards_out_of_range(guard):
   with pytest.raises(ValueError, match='must be'):
-    slim_jax.select_global(variables([1., 2.]), fraction=0.5, **guard)
+    slim_jax.select_global(variables([1.0, 2.0]), fraction=0.5, **guard)
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -270,7 +334,7 @@ def test_widths_are_rounded_up(seed, multiple):
 
 
 def test_a_layer_without_channels_stays_so_when_rounded():
-  v = variables(np.arange(1., 9), np.arange(101., 109))
+  v = variables(np.arange(1.0, 9), np.arange(101.0, 109))
   assert left(slim_jax.select_global(v, fraction=0.5, multiple_of=4)) == [0, 8]
   assert left(slim_jax.select_global(v, fraction=0.5, multiple_of=4, min_channels=1)) == [4, 8]
 
@@ -292,10 +356,12 @@ scores_at = tied  # a tree with these arrays at the scales
 
 
 def test_scores_take_the_place_of_scales():
-  v = variables([1., 2., 3.], [4., 5., 6.])
-  given = scores_at([6., -1., 2.], [3., 4., 5.])
+  v = variables([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
+  given = scores_at([6.0, -1.0, 2.0], [3.0, 4.0, 5.0])
+
   def widths(**options):
     return dead(slim_jax.select_global(v, scores=given, **options))
+
   assert widths(fraction=0.5) == [[False, True, True], [True, True, False]]
   assert widths(threshold=2) == [[False, True, True], [False] * 3]
   assert widths(fraction=0.4, per_layer=True) == [[False, True, True], [True, True, False]]
@@ -310,33 +376,43 @@ def test_scores_of_the_scales_change_nothing():
   given = slim_jax.scores.scale_magnitude(v)
   for options in ({}, dict(per_layer=True), dict(min_channels=3), dict(multiple_of=4)):
     assert dead(slim_jax.select_global(v, fraction=0.6, scores=given, **options)) == dead(
-        slim_jax.select_global(v, fraction=0.6, **options))
+      slim_jax.select_global(v, fraction=0.6, **options)
+    )
 
 
 def test_scores_of_stacked_layers():
   scale = jnp.ones((2, 3))
-  v = {'BatchNorm_0': {'scale': scale, 'mean': scale},
-       'BatchNorm_1': {'scale': scale[0], 'mean': scale[0]}}
-  for first in (np.array([[1., 4., 0.], [2., 0., 3.]]), np.array([2., 4., 3.])):
-    given = {'BatchNorm_0': {'scale': first, 'mean': None},
-             'BatchNorm_1': {'scale': np.array([2.5, 1., 5.]), 'mean': None}}
+  v = {
+    'BatchNorm_0': {'scale': scale, 'mean': scale},
+    'BatchNorm_1': {'scale': scale[0], 'mean': scale[0]},
+  }
+  for first in (np.array([[1.0, 4.0, 0.0], [2.0, 0.0, 3.0]]), np.array([2.0, 4.0, 3.0])):
+    given = {
+      'BatchNorm_0': {'scale': first, 'mean': None},
+      'BatchNorm_1': {'scale': np.array([2.5, 1.0, 5.0]), 'mean': None},
+    }
     got = slim_jax.select_global(v, scores=given, threshold=2.5)
     assert got['BatchNorm_0']['scale'].tolist() == [True, False, False]
     assert got['BatchNorm_1']['scale'].tolist() == [True, True, False]
 
 
-@pytest.mark.parametrize('first, message', [
-    ([1.], r'scores must have float\[2\] at params/BatchNorm_0/scale'),
-    ([1., np.inf], 'BatchNorm_0/scale has scores that are not finite'), (None, 'it has nothing')])
+@pytest.mark.parametrize(
+  'first, message',
+  [
+    ([1.0], r'scores must have float\[2\] at params/BatchNorm_0/scale'),
+    ([1.0, np.inf], 'BatchNorm_0/scale has scores that are not finite'),
+    (None, 'it has nothing'),
+  ],
+)
 def test_scores_that_do_not_fit(first, message):
-  given = scores_at([1., 2.])
+  given = scores_at([1.0, 2.0])
   given['params']['BatchNorm_0']['scale'] = None if first is None else np.asarray(first)
   with pytest.raises(ValueError, match=message):
-    slim_jax.select_global(variables([1., 2.]), fraction=0.5, scores=given)
+    slim_jax.select_global(variables([1.0, 2.0]), fraction=0.5, scores=given)
 
 
 def test_scores_where_no_scale_is():
-  given = scores_at([1., 2.])
+  given = scores_at([1.0, 2.0])
   given['params']['BatchNorm_0']['bias'] = np.ones(2)
   with pytest.raises(ValueError, match='stand where no scale is: params/BatchNorm_0/bias'):
-    slim_jax.select_global(variables([1., 2.]), fraction=0.5, scores=given)
+    slim_jax.select_global(variables([1.0, 2.0]), fraction=0.5, scores=given)

@@ -1,4 +1,3 @@
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +6,10 @@ import pytest
 
 import slim_jax
 
-PARAMS = {'BatchNorm_0': {'scale': jnp.array([0.5, -0.5, 0.0]), 'bias': jnp.ones(3)},
-          'Dense_0': {'kernel': jnp.ones((2, 3))}}
+PARAMS = {
+  'BatchNorm_0': {'scale': jnp.array([0.5, -0.5, 0.0]), 'bias': jnp.ones(3)},
+  'Dense_0': {'kernel': jnp.ones((2, 3))},
+}
 
 
 def test_adds_the_subgradient_to_scales_alone():
@@ -21,6 +22,7 @@ def test_adds_the_subgradient_to_scales_alone():
 
 def test_is_the_gradient_of_the_penalty():
   """SGD with the transformation is SGD on the loss plus lambda * sum |scale|."""
+
   def loss(params):
     return jnp.sum(jnp.sin(params['BatchNorm_0']['scale'] * params['BatchNorm_0']['bias']))
 
@@ -64,10 +66,15 @@ def test_schedule_counts_its_own_steps():
   assert seen == [0.0, 0.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize('mask', [
+@pytest.mark.parametrize(
+  'mask',
+  [
     {'BatchNorm_0': {'scale': True, 'bias': False}, 'Dense_0': False},  # a prefix tree
-    lambda params: jax.tree.map(lambda _: False, params) | {
-        'BatchNorm_0': {'scale': True, 'bias': False}}])
+    lambda params: (
+      jax.tree.map(lambda _: False, params) | {'BatchNorm_0': {'scale': True, 'bias': False}}
+    ),
+  ],
+)
 def test_mask(mask):
   tx = slim_jax.add_l1(1.0, mask=mask)
   updates, _ = tx.update(jax.tree.map(jnp.zeros_like, PARAMS), tx.init(PARAMS), PARAMS)
@@ -84,21 +91,24 @@ def test_keeps_the_dtype_of_updates():
 
 # What holds for every term, each of which changes every scale that is not 0 here.
 TERMS = {
-    'add_l1': lambda **options: slim_jax.add_l1(0.1, **options),
-    'soft_threshold': lambda **options: slim_jax.soft_threshold(0.1, 0.5, **options),
-    'add_polarization': lambda **options: slim_jax.add_polarization(0.1, 1.2, **options),
-    'clip_scales': lambda **options: slim_jax.clip_scales(-0.1, 0.1, **options),
+  'add_l1': lambda **options: slim_jax.add_l1(0.1, **options),
+  'soft_threshold': lambda **options: slim_jax.soft_threshold(0.1, 0.5, **options),
+  'add_polarization': lambda **options: slim_jax.add_polarization(0.1, 1.2, **options),
+  'clip_scales': lambda **options: slim_jax.clip_scales(-0.1, 0.1, **options),
 }
 every_term = pytest.mark.parametrize('name', TERMS)
-TWO = {'BatchNorm_0': {'scale': jnp.array([0.5, -0.5, 0.0]), 'bias': jnp.ones(3)},
-       'BatchNorm_1': {'scale': jnp.array([0.9, 0.2]), 'bias': jnp.ones(2)},
-       'Dense_0': {'kernel': jnp.ones((2, 3))}}
+TWO = {
+  'BatchNorm_0': {'scale': jnp.array([0.5, -0.5, 0.0]), 'bias': jnp.ones(3)},
+  'BatchNorm_1': {'scale': jnp.array([0.9, 0.2]), 'bias': jnp.ones(2)},
+  'Dense_0': {'kernel': jnp.ones((2, 3))},
+}
 
 
 @every_term
 def test_changes_the_chosen_scales_alone(name):
-  tx = TERMS[name](mask={'BatchNorm_0': False, 'BatchNorm_1': {'scale': True, 'bias': False},
-                         'Dense_0': False})
+  tx = TERMS[name](
+    mask={'BatchNorm_0': False, 'BatchNorm_1': {'scale': True, 'bias': False}, 'Dense_0': False}
+  )
   zeros = jax.tree.map(jnp.zeros_like, TWO)
   updates, _ = jax.jit(tx.update)(zeros, tx.init(TWO), TWO)
   assert np.all(np.asarray(updates['BatchNorm_1'].pop('scale')) != 0)
@@ -118,7 +128,9 @@ def test_errors(name):
     tx.update(TWO, tx.init(TWO))
 
 
-@pytest.mark.parametrize('make, message', [
+@pytest.mark.parametrize(
+  'make, message',
+  [
     (lambda: slim_jax.add_l1(-1.0), 'add_l1: strength must be'),
     (lambda: slim_jax.add_l1(float('nan')), 'add_l1: strength must be'),
     (lambda: slim_jax.add_l1(1.0, weights={'scale': -1.0}), 'add_l1: weights must be'),
@@ -130,7 +142,8 @@ def test_errors(name):
     (lambda: slim_jax.clip_scales(1.0, 0.0), 'clip_scales: low must be'),
     (lambda: slim_jax.scale_shares(TWO, thresholds=(0.1, 0.0)), 'thresholds must be positive'),
     (lambda: slim_jax.scale_shares(TWO, mask=False), 'no BatchNorm scale'),
-])
+  ],
+)
 def test_errors_of_arguments(make, message):
   with pytest.raises(ValueError, match=message):
     make()
@@ -139,16 +152,23 @@ def test_errors_of_arguments(make, message):
 @every_term
 def test_state_is_sliced_by_a_plan(name):
   """The count goes on, momentum is cut with the parameters, and the thin step is the full one's."""
+
   def apply(variables, x):
     norm = variables['bn']
     y = (x @ variables['in']) * norm['scale'][None] + norm['bias'][None]
     return jax.nn.relu(y) @ variables['out']
 
   rng = np.random.default_rng(0)
-  params = {'in': jnp.asarray(rng.normal(size=(3, 4))), 'out': jnp.asarray(rng.normal(size=(4, 2))),
-            'bn': {'scale': jnp.array([0.5, -0.4, 0.3, 0.2]), 'bias': jnp.ones(4)}}
-  dead = {'in': None, 'out': None, 'bn': {'scale': np.array([False, True, False, False]),
-                                          'bias': None}}
+  params = {
+    'in': jnp.asarray(rng.normal(size=(3, 4))),
+    'out': jnp.asarray(rng.normal(size=(4, 2))),
+    'bn': {'scale': jnp.array([0.5, -0.4, 0.3, 0.2]), 'bias': jnp.ones(4)},
+  }
+  dead = {
+    'in': None,
+    'out': None,
+    'bn': {'scale': np.array([False, True, False, False]), 'bias': None},
+  }
   params = slim_jax.mask(params, dead)
   plan = slim_jax.plan(apply, params, jnp.ones((1, 3)), dead=dead)
   tx = optax.chain(TERMS[name](), optax.trace(0.9))
@@ -156,7 +176,8 @@ def test_state_is_sliced_by_a_plan(name):
   _, state = tx.update(grads, tx.init(params), params)
   thin_state = plan.slice_opt_state(tx, state, params)
   assert [leaf.shape for leaf in jax.tree.leaves(tx.init(plan.slice(params)))] == [
-      leaf.shape for leaf in jax.tree.leaves(thin_state)]
+    leaf.shape for leaf in jax.tree.leaves(thin_state)
+  ]
   assert int(thin_state[0].count) == 1
   thin_updates, _ = tx.update(plan.slice(grads), thin_state, plan.slice(params))
   updates, _ = tx.update(grads, state, params)
@@ -167,11 +188,15 @@ def test_state_is_sliced_by_a_plan(name):
 @pytest.mark.parametrize('name', ['add_l1', 'soft_threshold', 'add_polarization'])
 def test_strengths_by_optax_inject_hyperparams(name):
   """Numbers that arrive traced are no error, and are those that count."""
-  arguments = {'add_l1': {}, 'soft_threshold': {'learning_rate': 0.5},
-               'add_polarization': {'t': 1.2}}
+  arguments = {
+    'add_l1': {},
+    'soft_threshold': {'learning_rate': 0.5},
+    'add_polarization': {'t': 1.2},
+  }
   make = getattr(slim_jax, name)
   injected = optax.inject_hyperparams(make, static_args=('mask', 'weights'))(
-      strength=0.1, **arguments[name])
+    strength=0.1, **arguments[name]
+  )
   plain = make(0.1, **arguments[name])
   zeros = jax.tree.map(jnp.zeros_like, TWO)
   got, _ = jax.jit(injected.update)(zeros, injected.init(TWO), TWO)
@@ -190,11 +215,17 @@ def test_warm_up_of_the_strength():
 
 
 WEIGHTS = [
-    {'BatchNorm_0': {'scale': 2.0, 'bias': None}, 'BatchNorm_1': {'scale': None, 'bias': None},
-     'Dense_0': {'kernel': None}},
-    {'BatchNorm_0': 2.0, 'BatchNorm_1': None, 'Dense_0': None},
-    {'BatchNorm_0': {'scale': np.array([2.0, 2.0, 2.0]), 'bias': None}, 'BatchNorm_1': 1,
-     'Dense_0': 7.0},  # the last is no scale
+  {
+    'BatchNorm_0': {'scale': 2.0, 'bias': None},
+    'BatchNorm_1': {'scale': None, 'bias': None},
+    'Dense_0': {'kernel': None},
+  },
+  {'BatchNorm_0': 2.0, 'BatchNorm_1': None, 'Dense_0': None},
+  {
+    'BatchNorm_0': {'scale': np.array([2.0, 2.0, 2.0]), 'bias': None},
+    'BatchNorm_1': 1,
+    'Dense_0': 7.0,
+  },  # the last is no scale
 ]
 
 
@@ -227,6 +258,7 @@ def bn(scale):
 
 def descend(tx, params, gradient, steps):
   """Scales after `steps` steps from `params`, where `gradient` is that of the task."""
+
   @jax.jit
   def step(params, state):
     grads = bn(gradient(params['bn']['scale']))
@@ -247,7 +279,7 @@ def test_soft_threshold_is_the_proximal_step(x64):
   updates, _ = tx.update(bn(update), tx.init(bn(scale)), bn(scale))
   got = scale + np.asarray(updates['bn']['scale'])
   z = np.linspace(-4, 4, 80_001)[:, None]
-  best = z[np.argmin((z - scale - update)**2 / 2 + 0.5 * 0.4 * np.abs(z), axis=0), 0]
+  best = z[np.argmin((z - scale - update) ** 2 / 2 + 0.5 * 0.4 * np.abs(z), axis=0), 0]
   np.testing.assert_allclose(got, best, atol=1e-4)
   assert 0 < np.sum(got == 0) < 50
 
@@ -265,8 +297,12 @@ def test_soft_threshold_gives_exact_zeros(dtype):
 
   tx = optax.chain(optax.sgd(0.1, momentum=0.9), slim_jax.soft_threshold(1.0, 0.1))
   small, large = 0.05, 0.2  # against lambda * (1 - momentum) = 0.1
-  left = descend(tx, bn(jnp.array([0.5, -0.5, 0.0, 0.0])),
-                 lambda s: -jnp.array([small, small, small, large]), 400)
+  left = descend(
+    tx,
+    bn(jnp.array([0.5, -0.5, 0.0, 0.0])),
+    lambda s: -jnp.array([small, small, small, large]),
+    400,
+  )
   assert left[:3].tolist() == [0.0, 0.0, 0.0] and left[3] > 0
 
 
@@ -320,12 +356,16 @@ def polarization(params, t, weights=(1.0, 1.0)):
 @pytest.mark.parametrize('weights', [(1.0, 1.0), (0.5, 3.0)])
 def test_polarization_is_the_gradient_of_the_penalty(t, weights, x64):
   rng = np.random.default_rng(0)
-  params = {'BatchNorm_0': {'scale': rng.normal(size=7)}, 'BatchNorm_1': {'scale': rng.random(4)},
-            'Dense_0': {'kernel': rng.normal(size=(2, 3))}}
+  params = {
+    'BatchNorm_0': {'scale': rng.normal(size=7)},
+    'BatchNorm_1': {'scale': rng.random(4)},
+    'Dense_0': {'kernel': rng.normal(size=(2, 3))},
+  }
   params = jax.tree.map(jnp.asarray, params)
   want = jax.grad(lambda p: 0.3 * polarization(p, t, weights))(params)
-  tx = slim_jax.add_polarization(0.3, t, weights={
-      'BatchNorm_0': weights[0], 'BatchNorm_1': weights[1], 'Dense_0': None})
+  tx = slim_jax.add_polarization(
+    0.3, t, weights={'BatchNorm_0': weights[0], 'BatchNorm_1': weights[1], 'Dense_0': None}
+  )
   zeros = jax.tree.map(jnp.zeros_like, params)
   got, _ = jax.jit(tx.update)(zeros, tx.init(params), params)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15), got, want)
@@ -345,8 +385,11 @@ def test_polarization_at_kinks():
 
 def test_polarization_takes_its_mean_in_float32():
   """In bfloat16 the mean would be 0.25, and 4,096 scales neither above nor below it."""
-  params = {'BatchNorm_0': {'scale': jnp.concatenate([jnp.full(4096, 0.25), jnp.full(4, 0.22)]
-                                                     ).astype(jnp.bfloat16)}}
+  params = {
+    'BatchNorm_0': {
+      'scale': jnp.concatenate([jnp.full(4096, 0.25), jnp.full(4, 0.22)]).astype(jnp.bfloat16)
+    }
+  }
   tx = slim_jax.add_polarization(1.0, 0.0)
   updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
   got = updates['BatchNorm_0']['scale']
@@ -358,8 +401,9 @@ def test_polarization_takes_its_mean_in_float32():
 @pytest.mark.parametrize('t, zeros', [(0.0, (0.3, 0.7)), (2.5, (1.0, 1.0))])
 def test_polarization_with_its_constraint_parts_the_scales(t, zeros):
   """Every scale ends at 0 or at the bound; with t above 2 all at 0 (Theorem 3.2)."""
-  tx = optax.chain(slim_jax.add_polarization(1.0, t), optax.sgd(0.01, momentum=0.9),
-                   slim_jax.clip_scales(0.0, 1.0))
+  tx = optax.chain(
+    slim_jax.add_polarization(1.0, t), optax.sgd(0.01, momentum=0.9), slim_jax.clip_scales(0.0, 1.0)
+  )
   left = descend(tx, bn(jax.random.uniform(jax.random.key(0), (100,))), jnp.zeros_like, 300)
   assert np.all((left == 0) | (np.abs(left - 1) < 1e-6))
   assert zeros[0] <= np.mean(left == 0) <= zeros[1]
@@ -369,8 +413,10 @@ def test_least_polarization_by_trying_all():
   """The share 1/2 + t/4 of zeros that the docstring promises."""
   for t in (-1.0, 0.0, 1.0):
     scales = [(np.arange(40) >= k).astype(np.float32) for k in range(41)]
-    values = [polarization({'BatchNorm_0': {'scale': s[:10]}, 'BatchNorm_1': {'scale': s[10:]}}, t)
-              for s in scales]
+    values = [
+      polarization({'BatchNorm_0': {'scale': s[:10]}, 'BatchNorm_1': {'scale': s[10:]}}, t)
+      for s in scales
+    ]
     assert np.argmin(values) == 40 * (0.5 + t / 4)
 
 
@@ -378,7 +424,7 @@ def test_shares_of_small_scales():
   rng = np.random.default_rng(0)
   params = {}
   for i, n in enumerate((400, 7)):
-    scale = 10**rng.uniform(-5, 0, n) * rng.choice([-1, 1], n)
+    scale = 10 ** rng.uniform(-5, 0, n) * rng.choice([-1, 1], n)
     params[f'BatchNorm_{i}'] = {'scale': jnp.asarray(scale, jnp.float32), 'bias': jnp.zeros(n)}
   shares = jax.jit(slim_jax.scale_shares)(params)
   everything = np.concatenate([np.asarray(p['scale']) for p in params.values()])
@@ -391,4 +437,5 @@ def test_shares_of_small_scales():
   assert float(slim_jax.scale_shares(bn([0.5, 0.25]), (0.25, 0.5))[0.5]) == 0.5
   second = {'BatchNorm_0': False, 'BatchNorm_1': {'scale': True, 'bias': False}}
   assert float(slim_jax.scale_shares(params, (1e-2,), mask=second)[1e-2]) == np.float32(
-      np.mean(np.abs(np.asarray(params['BatchNorm_1']['scale'])) < 1e-2))
+    np.mean(np.abs(np.asarray(params['BatchNorm_1']['scale'])) < 1e-2)
+  )

@@ -4,16 +4,14 @@ import json
 import signal
 import time
 
+from helpers import commands, fake_gcs
+from helpers.trees import same
 import pytest
-
-import commands
-import fake_gcs
-from slim_jax import checkpoint
-from slim_jax import files
-from faults_test import data_dir  # pylint: disable=unused-import
 from recording_test import curves
 from report_test import check_page
-from trees import same
+
+from slim_jax.runtime import files
+from slim_jax.training import checkpoint
 
 
 @pytest.fixture
@@ -45,8 +43,11 @@ def test_killed_run_in_a_bucket_ends_as_one_on_a_disk(store, data_dir, tmp_path)
   bucket.send_signal(signal.SIGKILL)
   bucket.communicate()
   commands.finish(disk)
-  damaged = max(int(name.split('/')[3]) for _, name in store.objects
-                if name.startswith('run/checkpoints/1-finetuned/') and 'commit' in name)
+  damaged = max(
+    int(name.split('/')[3])
+    for _, name in store.objects
+    if name.startswith('run/checkpoints/1-finetuned/') and 'commit' in name
+  )
   for bucket, name in list(store.objects):
     if f'1-finetuned/{damaged}/state' in name and '/d/' in name:
       store.put(bucket, name, b'')
@@ -54,8 +55,9 @@ def test_killed_run_in_a_bucket_ends_as_one_on_a_disk(store, data_dir, tmp_path)
   assert f'1-finetuned/{damaged}: ' in output and 'so the next one is taken' in output
   assert any(f'1-finetuned/{damaged}.unreadable/' in name for _, name in store.objects)
   here = download(store, tmp_path / 'store') / 'bucket' / 'run'
-  assert same(*(checkpoint.read(path / 'checkpoints' / '1-finetuned')
-                for path in (here, tmp_path / 'disk')))
+  assert same(
+    *(checkpoint.read(path / 'checkpoints' / '1-finetuned') for path in (here, tmp_path / 'disk'))
+  )
   a, b = (json.loads((path / 'stages.json').read_text()) for path in (here, tmp_path / 'disk'))
   assert [{**row, 'seconds': 0} for row in a] == [{**row, 'seconds': 0} for row in b]
   loss = curves(here / 'tensorboard/1-finetuned')[0]['loss']
@@ -74,14 +76,22 @@ def test_a_study_in_a_bucket_shares_its_stages(store, data_dir):
   command[2] = 'slim_jax.sweep'
   commands.finish(start(store, [*command, '--sweep=prune.fraction=0.2,0.4']))
   names = {name for _, name in store.objects}
-  assert {'study/sweep.json', 'study/fraction.png', 'study/report/index.html',
-          'study/prune.fraction=0.4/summary.json'} <= names
+  assert {
+    'study/sweep.json',
+    'study/fraction.png',
+    'study/report/index.html',
+    'study/prune.fraction=0.4/summary.json',
+  } <= names
   assert any(name.startswith('study/prune.fraction=0.2/checkpoints/1-sparse/') for name in names)
 
 
-@pytest.mark.parametrize('path, message', [
+@pytest.mark.parametrize(
+  'path, message',
+  [
     ('s3://bucket/run', 'only gs:// can be used'),
-    ('gs://bucket/run', r'needs the extra gcs: python -m pip install -e .\[gcs\]')])
+    ('gs://bucket/run', r'needs the extra gcs: python -m pip install -e .\[gcs\]'),
+  ],
+)
 def test_store_that_cannot_be_used(path, message, monkeypatch):
   monkeypatch.setattr(files.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(files.StoreError, match=message):

@@ -14,8 +14,9 @@ def built(name, size=8, **arguments):
   """A model as (apply, variables) with random scales."""
   module = models.create(name, num_classes=4, **arguments)
   x = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
-  shapes = jax.eval_shape(lambda key: module.init(key, jnp.zeros(x.shape), train=False),
-                          jax.random.key(0))
+  shapes = jax.eval_shape(
+    lambda key: module.init(key, jnp.zeros(x.shape), train=False), jax.random.key(0)
+  )
   rng = np.random.default_rng(0)
   variables = jax.tree.map(lambda a: rng.uniform(0.5, 1.5, a.shape).astype(a.dtype), shapes)
   return (lambda v, x: module.apply(v, x, train=False)), variables, x
@@ -34,8 +35,9 @@ def test_a_chain_has_no_stream():
 
 def test_residual_branches_are_one_stream():
   labels = labels_of(*built('resnet18', size=32))
-  stem, branch, inner = (labels[name] for name in (
-      'BatchNorm_0', 'Block_1/BatchNorm_1', 'Block_1/BatchNorm_0'))
+  stem, branch, inner = (
+    labels[name] for name in ('BatchNorm_0', 'Block_1/BatchNorm_1', 'Block_1/BatchNorm_0')
+  )
   assert stem.tolist() == branch.tolist()
   assert not set(stem) & set(inner)
   assert labels['Block_2/projection_norm'].tolist() == labels['Block_3/BatchNorm_1'].tolist()
@@ -47,12 +49,13 @@ def test_a_concatenation_is_read_by_all_that_follow(growth):
   labels = labels_of(*built('densenet', depth=13, growth=growth, stem=4))
   first, second, third = (labels[f'BatchNorm_{i}'].tolist() for i in range(3))
   assert [len(first), len(second), len(third)] == [4, 4 + growth, 4 + 2 * growth]
-  assert third[:len(second)] == second and second[:4] == first
+  assert third[: len(second)] == second and second[:4] == first
   assert len(set(third)) == len(third)
 
 
 def zigzag(variables, x):
   """A branch that adds its channels backwards, a loop, a branch, and an end without a rule."""
+
   def norm(i, y):
     return y * variables[f'BatchNorm_{i}']['scale'][None]
 
@@ -86,7 +89,9 @@ def test_a_channel_shuffle_ties_what_it_puts_together():
 
   v = {f'BatchNorm_{i}': {'scale': jnp.ones(4)} for i in range(2)}
   found = slim_jax.streams(shuffled, v, jnp.ones((2, 4)))
-  assert found['BatchNorm_1']['scale'].tolist() == found['BatchNorm_0']['scale'][[2, 0, 3, 1]].tolist()
+  assert (
+    found['BatchNorm_1']['scale'].tolist() == found['BatchNorm_0']['scale'][[2, 0, 3, 1]].tolist()
+  )
 
 
 def gathers(apply, variables, x, dead):
@@ -97,14 +102,16 @@ def gathers(apply, variables, x, dead):
   return sum(str(e.primitive) in ('gather', 'scatter', 'pad') for e in program.equations), lost
 
 
-@pytest.mark.parametrize('name, arguments', [
-    ('resnet18', {}), ('densenet', dict(depth=13, growth=4, stem=8))])
+@pytest.mark.parametrize(
+  'name, arguments', [('resnet18', {}), ('densenet', dict(depth=13, growth=4, stem=8))]
+)
 @pytest.mark.parametrize('by', ['sum', 'max'])
 def test_tied_channels_need_no_gather(name, arguments, by):
   apply, variables, x = built(name, size=32, **arguments)
   free = slim_jax.select_global(variables, fraction=0.5)
-  tied = slim_jax.select_global(variables, fraction=0.5, tied_by=by,
-                                tied=slim_jax.streams(apply, variables, x))
+  tied = slim_jax.select_global(
+    variables, fraction=0.5, tied_by=by, tied=slim_jax.streams(apply, variables, x)
+  )
   some, _ = gathers(apply, variables, x, free)
   none, lost = gathers(apply, variables, x, tied)
   scales = jax.tree.leaves(slim_jax.batch_norm_scales(variables))

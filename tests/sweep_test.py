@@ -3,27 +3,27 @@
 import json
 import shutil
 
-import pytest
-
 import pipeline_options_test
+import pytest
 from report_test import check_page
-from slim_jax import check
-from slim_jax import context
-from slim_jax import loop
-from slim_jax import page
-from slim_jax import plot
-from slim_jax import pruning
-from slim_jax import tables
-from slim_jax import stages as stages_module
+
 from slim_jax import sweep
-from slim_jax import workdir as workdir_module
+from slim_jax.display import plot, tables
+from slim_jax.report import page
+from slim_jax.runs import checks, context, pruning
+from slim_jax.runs import stages as stages_module
+from slim_jax.runs import workdir as workdir_module
+from slim_jax.training import loop
 
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
   return pipeline_options_test.make_config(
-      data_dir=str(tmp_path_factory.mktemp('tfds')), valid_split='', baseline_epochs=1,
-      **{'scratch.e': False, 'scratch.b': False, 'prune.min_channels': 0, 'finetune.epochs': 1})
+    data_dir=str(tmp_path_factory.mktemp('tfds')),
+    valid_split='',
+    baseline_epochs=1,
+    **{'scratch.e': False, 'scratch.b': False, 'prune.min_channels': 0, 'finetune.epochs': 1},
+  )
 
 
 @pytest.fixture(scope='module')
@@ -36,12 +36,19 @@ def study(config, tmp_path_factory):
 def test_points_have_the_shared_stages_in_common(study):
   workdir, _, points = study
   assert [point['workdir'] for point in points] == [
-      f'prune.fraction={fraction}' for fraction in (0.2, 0.5, 0.99)]
+    f'prune.fraction={fraction}' for fraction in (0.2, 0.5, 0.99)
+  ]
   first, second, _ = (point['stages'] for point in points)
   assert first[:2] == second[:2] and first[2:] != second[2:]
   assert [row['stage'] for row in first] == ['baseline', 'sparse', 'pruned', 'finetuned']
-  files = [{path.stat().st_ino for path in (workdir / name / 'checkpoints' / '1-sparse').rglob('*')
-            if path.is_file()} for name in ('shared', 'prune.fraction=0.2', 'prune.fraction=0.5')]
+  files = [
+    {
+      path.stat().st_ino
+      for path in (workdir / name / 'checkpoints' / '1-sparse').rglob('*')
+      if path.is_file()
+    }
+    for name in ('shared', 'prune.fraction=0.2', 'prune.fraction=0.5')
+  ]
   assert files[0] == files[1] == files[2]
   for name in ('shared', 'prune.fraction=0.2'):
     lines = (workdir / name / 'metrics.jsonl').read_text().splitlines()
@@ -69,6 +76,7 @@ def test_same_study_again_trains_nothing(config, study, monkeypatch):
 
 def test_a_point_that_was_interrupted_continues(config, study, tmp_path, monkeypatch):
   """After the shared stages, in the first point; here as if in another directory."""
+
   def fail(*_, **__):
     raise KeyboardInterrupt
 
@@ -80,14 +88,23 @@ def test_a_point_that_was_interrupted_continues(config, study, tmp_path, monkeyp
   monkeypatch.setattr(pruning, 'select_dead', prune)
   again = sweep.run(config, {'prune.fraction': [0.5]}, tmp_path)
   assert [row['accuracy'] for row in again[0]['stages']] == [
-      row['accuracy'] for row in points[1]['stages']]
+    row['accuracy'] for row in points[1]['stages']
+  ]
 
 
 def test_table_has_a_row_for_each_point(study):
   _, _, points = study
   table = tables.sweep_table(points)
   assert [column.header for column in table.columns] == [
-      'fraction', 'baseline', 'sparse', 'pruned', 'finetuned', 'small scales', 'params', 'MACs']
+    'fraction',
+    'baseline',
+    'sparse',
+    'pruned',
+    'finetuned',
+    'small scales',
+    'params',
+    'MACs',
+  ]
   assert list(table.columns[0].cells) == ['0.2', '0.5', '0.99']
   assert list(table.columns[3].cells)[2] == '-'
 
@@ -109,10 +126,12 @@ def test_a_study_has_its_page(study, tmp_path):
   header, *rows = found.rows['points']
   assert header[:5] == ['fraction', 'baseline', 'sparse', 'pruned', 'finetuned']
   assert [row[0] for row in rows] == ['0.2', '0.5', '0.99'] and rows[2][3] == '-'
-  assert rows[0][4] == f"{100 * (1 - points[0]['stages'][3]['accuracy']):.2f}"
-  assert found.texts['warning'] == [f"prune.fraction=0.99: {points[2]['error']}"]
+  assert rows[0][4] == f'{100 * (1 - points[0]["stages"][3]["accuracy"]):.2f}'
+  assert found.texts['warning'] == [f'prune.fraction=0.99: {points[2]["error"]}']
   assert sorted(path.name for path in (workdir / 'report').glob('*.svg')) == [
-      'error-prune-fraction.svg', 'scales.svg']
+    'error-prune-fraction.svg',
+    'scales.svg',
+  ]
   (tmp_path / 'sweep.json').write_text('{"points": [{}]}')
   with pytest.raises(workdir_module.WorkdirError, match='sweep.json is damaged'):
     page.write(tmp_path)
@@ -121,37 +140,57 @@ def test_a_study_has_its_page(study, tmp_path):
   assert 'there is no directory of checkpoints' in check_page(tmp_path).texts['warning'][1]
 
 
-@pytest.mark.parametrize('stage, free', [
-    ('baseline', ['train.strength', 'train.pull', 'prune.fraction', 'finetune.epochs',
-                  'scratch.e']),
-    ('sparse', ['prune.fraction', 'finetune.learning_rate', 'scratch.b', 'workers'])])
+@pytest.mark.parametrize(
+  'stage, free',
+  [
+    (
+      'baseline',
+      ['train.strength', 'train.pull', 'prune.fraction', 'finetune.epochs', 'scratch.e'],
+    ),
+    ('sparse', ['prune.fraction', 'finetune.learning_rate', 'scratch.b', 'workers']),
+  ],
+)
 def test_stages_depend_on_all_but_what_comes_later(stage, free):
   every = ['seed', 'batch_size', 'model.name', 'train.epochs', 'train.strength', *free]
   assert [field for field in every if not stages_module.depends(stage, field)] == [
-      field for field in every if field in free]
+    field for field in every if field in free
+  ]
   assert stages_module.depends('finetuned', 'finetune.epochs')
   assert stages_module.depends('pruned', 'prune.fraction')
 
 
 def test_values_have_the_type_of_their_field(config):
-  found = sweep.parse(config, ['train.strength=0,1e-5', 'seed=0,1', 'prune.per_layer=True,False',
-                               'train.schedule=cosine'])
-  assert found == {'train.strength': [0.0, 1e-5], 'seed': [0, 1],
-                   'prune.per_layer': [True, False], 'train.schedule': ['cosine']}
+  found = sweep.parse(
+    config,
+    ['train.strength=0,1e-5', 'seed=0,1', 'prune.per_layer=True,False', 'train.schedule=cosine'],
+  )
+  assert found == {
+    'train.strength': [0.0, 1e-5],
+    'seed': [0, 1],
+    'prune.per_layer': [True, False],
+    'train.schedule': ['cosine'],
+  }
   assert [type(values[0]) for values in found.values()] == [float, int, bool, str]
 
 
-@pytest.mark.parametrize('text, message', [
-    ('prune.fractions=0.1', "no field 'prune.fractions'"), ('prune=0.1', "no field 'prune'"),
-    ('train.drops=0.5', "no field 'train.drops' of one value"), ('seed=one', "'one'"),
-    ('prune.per_layer=yes', "'yes' is neither True nor False"), ('nothing.at.all=1', 'no field')])
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('prune.fractions=0.1', "no field 'prune.fractions'"),
+    ('prune=0.1', "no field 'prune'"),
+    ('train.drops=0.5', "no field 'train.drops' of one value"),
+    ('seed=one', "'one'"),
+    ('prune.per_layer=yes', "'yes' is neither True nor False"),
+    ('nothing.at.all=1', 'no field'),
+  ],
+)
 def test_what_cannot_be_swept_is_refused(config, text, message):
-  with pytest.raises(check.ConfigError, match=message):
+  with pytest.raises(checks.ConfigError, match=message):
     sweep.parse(config, [text])
 
 
 def test_every_point_is_checked_before_the_first_runs(config, tmp_path):
-  with pytest.raises(check.ConfigError, match='fraction=1.5'):
+  with pytest.raises(checks.ConfigError, match='fraction=1.5'):
     sweep.run(config, {'prune.fraction': [0.5, 1.5]}, tmp_path)
   assert not list(tmp_path.iterdir())
 

@@ -7,27 +7,41 @@ import numpy as np
 import optax
 import pytest
 
-from slim_jax import sparse
-from slim_jax import terms
-from slim_jax import train
+from slim_jax.sparsity import observe, terms
+from slim_jax.training import optimiser
 
-LENGTH = sparse.Length(steps=200, epoch_steps=25)
+LENGTH = optimiser.Length(steps=200, epoch_steps=25)
 
 
 def make_config(**changes):
-  config = ml_collections.ConfigDict(dict(
-      momentum=0.9, nesterov=True, weight_decay=0.0,
-      train=dict(learning_rate=0.1, schedule='piecewise', drops=(0.5, 0.75), drop_factor=0.1,
-                 warmup_epochs=0.0, strength=1e-3, pull=0.0, term='l1', polarization_t=1.2,
-                 strength_warmup_epochs=0.0, weigh_macs=False)))
+  config = ml_collections.ConfigDict(
+    dict(
+      momentum=0.9,
+      nesterov=True,
+      weight_decay=0.0,
+      train=dict(
+        learning_rate=0.1,
+        schedule='piecewise',
+        drops=(0.5, 0.75),
+        drop_factor=0.1,
+        warmup_epochs=0.0,
+        strength=1e-3,
+        pull=0.0,
+        term='l1',
+        polarization_t=1.2,
+        strength_warmup_epochs=0.0,
+        weigh_macs=False,
+      ),
+    )
+  )
   config.update_from_flattened_dict(changes)
   return config
 
 
 def moved(config, highest):
   """How far the scales go that the task leaves alone: two small ones and two large."""
-  schedule = train.make_schedule(config.train, epochs=8, steps_per_epoch=25)
-  tx = sparse.make_tx(config, schedule, LENGTH, highest)
+  schedule = optimiser.make_schedule(config.train, epochs=8, steps_per_epoch=25)
+  tx = optimiser.make_sparse_tx(config, schedule, LENGTH, highest)
   start = {'BatchNorm_0': {'scale': jnp.array([0.3, 0.4, 0.9, 0.9])}}
 
   def step(carry, _):
@@ -43,15 +57,16 @@ def moved(config, highest):
 @pytest.mark.parametrize('nesterov', [False, True])
 @pytest.mark.parametrize('name', terms.TERMS)
 def test_reach_is_what_the_optimiser_does(name, nesterov, warmup):
-  config = make_config(**{'train.term': name, 'train.strength_warmup_epochs': warmup,
-                          'nesterov': nesterov})
-  schedule = train.make_schedule(config.train, epochs=8, steps_per_epoch=25)
-  want = sparse.reach(config, schedule, LENGTH, 1e-3)
+  config = make_config(
+    **{'train.term': name, 'train.strength_warmup_epochs': warmup, 'nesterov': nesterov}
+  )
+  schedule = optimiser.make_schedule(config.train, epochs=8, steps_per_epoch=25)
+  want = optimiser.reach(config, schedule, LENGTH, 1e-3)
   found, _ = moved(config, 1e-3)
   np.testing.assert_allclose(found, want, rtol=1e-3)
   with config.unlocked():
     config.train.pull = 0.25
-  strength = sparse.strength(config, schedule, LENGTH)
+  strength = optimiser.strength(config, schedule, LENGTH)
   np.testing.assert_allclose(moved(config, strength)[0], 0.25, rtol=1e-3)
 
 
@@ -60,11 +75,12 @@ def test_no_strength_leaves_the_scales_and_has_the_same_state(name):
   config = make_config(**{'train.term': name})
   params = {'BatchNorm_0': {'scale': jnp.array([-0.5, 2.0])}}
   schedule = lambda step: 0.1
-  off, on = (sparse.make_tx(config, schedule, LENGTH, highest) for highest in (0.0, 1e-3))
+  off, on = (optimiser.make_sparse_tx(config, schedule, LENGTH, highest) for highest in (0.0, 1e-3))
   assert jax.tree.structure(off.init(params)) == jax.tree.structure(on.init(params))
   updates, _ = off.update(jax.tree.map(jnp.zeros_like, params), off.init(params), params)
-  np.testing.assert_array_equal(optax.apply_updates(params, updates)['BatchNorm_0']['scale'],
-                                params['BatchNorm_0']['scale'])
+  np.testing.assert_array_equal(
+    optax.apply_updates(params, updates)['BatchNorm_0']['scale'], params['BatchNorm_0']['scale']
+  )
 
 
 def test_proximal_scales_are_exactly_zero_and_polarized_ones_bounded():
@@ -77,6 +93,6 @@ def test_proximal_scales_are_exactly_zero_and_polarized_ones_bounded():
 
 def test_shares_are_said():
   params = {'BatchNorm_0': {'scale': jnp.array([0.0, 0.005, 0.5, 0.7])}}
-  found = sparse.shares(params)
+  found = observe.shares(params)
   assert found == {'scales_below': {'0.0001': 0.25, '0.001': 0.25, '0.01': 0.5, '0.1': 0.5}}
-  assert sparse.say(found) == ('scales below 0.0001: 25.0%, 0.001: 25.0%, 0.01: 50.0%, 0.1: 50.0%')
+  assert observe.say(found) == ('scales below 0.0001: 25.0%, 0.001: 25.0%, 0.01: 50.0%, 0.1: 50.0%')

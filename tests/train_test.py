@@ -2,6 +2,7 @@
 
 import itertools
 
+from helpers.trees import same
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -9,26 +10,43 @@ import ml_collections
 import numpy as np
 import pytest
 
-from slim_jax import checkpoint
-from slim_jax import data
-from slim_jax import devices
-from slim_jax import feed
-from slim_jax import loop
-from slim_jax import models
-from slim_jax import train
-from slim_jax import tree
-from trees import same
+from slim_jax import data, models, tree
+from slim_jax.runtime import devices
+from slim_jax.training import (
+  checkpoint,
+  evaluation,
+  feed,
+  loop,
+  optimiser,
+  recalibration,
+  steps,
+  train_state,
+)
 
 
 def make_config(**changes):
-  config = ml_collections.ConfigDict(dict(
-      batch_size=16, devices=0, accumulate_steps=1, steps_per_call=1, momentum=0.9,
-      nesterov=True, weight_decay=1e-2,
+  config = ml_collections.ConfigDict(
+    dict(
+      batch_size=16,
+      devices=0,
+      accumulate_steps=1,
+      steps_per_call=1,
+      momentum=0.9,
+      nesterov=True,
+      weight_decay=1e-2,
       augment=dict(kind='crop_flip', pad=1, flip=True),
-      log_every_steps=2, checkpoint_every_epochs=1,
+      log_every_steps=2,
+      checkpoint_every_epochs=1,
       eval_every_epochs=0,
-      train=dict(learning_rate=0.1, schedule='piecewise', drops=(0.5, 0.75),
-                 drop_factor=0.1, warmup_epochs=0.0)))
+      train=dict(
+        learning_rate=0.1,
+        schedule='piecewise',
+        drops=(0.5, 0.75),
+        drop_factor=0.1,
+        warmup_epochs=0.0,
+      ),
+    )
+  )
   config.update(changes)
   return config
 
@@ -46,15 +64,15 @@ class Toy:
 
   def __init__(self):
     self.model = models.create('vgg', num_classes=3, widths=(4, 'M', 4))
-    self.variables = self.model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)),
-                                     train=False)
+    self.variables = self.model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)), train=False)
     self.traces = 0
 
   def apply(self, params, batch_stats, image, key):
     del key
     self.traces += 1
-    logits, state = self.model.apply({'params': params, 'batch_stats': batch_stats},
-                                     image, train=True, mutable=['batch_stats'])
+    logits, state = self.model.apply(
+      {'params': params, 'batch_stats': batch_stats}, image, train=True, mutable=['batch_stats']
+    )
     return logits, state['batch_stats']
 
   def predict(self, variables, image):
@@ -63,12 +81,13 @@ class Toy:
 
 def fit(toy, directory, config, *, epochs=3, **arguments):
   train_data = make_data()
-  schedule = train.make_schedule(
-      config.train, epochs=epochs,
-      steps_per_epoch=feed.steps_per_epoch(train_data, config))
+  schedule = optimiser.make_schedule(
+    config.train, epochs=epochs, steps_per_epoch=feed.steps_per_epoch(train_data, config)
+  )
   task = loop.Task('toy', epochs, schedule, jax.random.key(1))
-  state = train.create_state(toy.apply, toy.variables,
-                             train.make_tx(config, schedule, strength=1e-3))
+  state = train_state.create_state(
+    toy.apply, toy.variables, optimiser.make_tx(config, schedule, strength=1e-3)
+  )
   with checkpoint.open_manager(directory, keep=3) as manager:
     restored = checkpoint.restore(manager, state)
     if restored is not None:
@@ -80,7 +99,7 @@ def test_schedule_drops_at_whole_steps():
   section = make_config().train
   # 0.55 * 100 is 55.00000000000001.
   section.update(drops=(0.55, 0.8))
-  schedule = train.make_schedule(section, epochs=10, steps_per_epoch=10)
+  schedule = optimiser.make_schedule(section, epochs=10, steps_per_epoch=10)
   rates = [float(schedule(step)) for step in (0, 54, 55, 79, 80, 99)]
   np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
 
@@ -88,7 +107,7 @@ def test_schedule_drops_at_whole_steps():
 def test_schedule_warms_up_and_ends():
   section = make_config().train
   section.update(schedule='cosine', warmup_epochs=0.5)
-  schedule = train.make_schedule(section, epochs=10, steps_per_epoch=8)
+  schedule = optimiser.make_schedule(section, epochs=10, steps_per_epoch=8)
   rates = np.array([schedule(jnp.int32(step)) for step in range(81)])
   assert (np.diff(rates[:4]) > 0).all() and (np.diff(rates[4:]) < 0).all()
   np.testing.assert_allclose(rates[[0, 3, 40, 80]], [0.025, 0.0997, 0.05, 0.0], atol=1e-4)
@@ -97,9 +116,13 @@ def test_schedule_warms_up_and_ends():
 @pytest.mark.parametrize('nesterov', [False, True])
 def test_optimiser_is_the_formula(nesterov):
   config = make_config(nesterov=nesterov)
-  params = {'BatchNorm_0': {'scale': np.array([0.5, -0.2], np.float32),
-                            'bias': np.array([0.1, 0.3], np.float32)}}
-  tx = train.make_tx(config, lambda step: 0.1 / (step + 1), strength=0.01)
+  params = {
+    'BatchNorm_0': {
+      'scale': np.array([0.5, -0.2], np.float32),
+      'bias': np.array([0.1, 0.3], np.float32),
+    }
+  }
+  tx = optimiser.make_tx(config, lambda step: 0.1 / (step + 1), strength=0.01)
   opt_state = tx.init(params)
   want = jax.tree.map(np.copy, params)
   velocity = jax.tree.map(np.zeros_like, params)
@@ -120,12 +143,14 @@ def test_cross_entropy_is_the_formula():
   logits = np.random.RandomState(0).randn(5, 3).astype(np.float32)
   label = np.array([0, 2, 1, 1, 0])
   p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-  np.testing.assert_allclose(train.cross_entropy(logits, label),
-                             -np.log(p[np.arange(5), label]), rtol=1e-5)
+  np.testing.assert_allclose(
+    steps.cross_entropy(logits, label), -np.log(p[np.arange(5), label]), rtol=1e-5
+  )
 
 
 def test_devices_share_one_batch():
   """Without BatchNorm a step does not depend on the number of devices."""
+
   def apply(params, batch_stats, image, key):
     del key
     return image.reshape(image.shape[0], -1) @ params['w'], batch_stats
@@ -133,16 +158,21 @@ def test_devices_share_one_batch():
   variables = {'params': {'w': jnp.ones((16, 3)) * jnp.arange(3.0).reshape(1, 3)}}
   random = np.random.RandomState(0)
   image, label = random.randn(16, 4, 4, 1), random.randint(0, 3, 16)
-  tx = train.make_tx(make_config(), lambda step: 0.1, strength=0.0, mask={'w': True})
-  state = train.create_state(apply, variables, tx)
+  tx = optimiser.make_tx(make_config(), lambda step: 0.1, strength=0.0, mask={'w': True})
+  state = train_state.create_state(apply, variables, tx)
   results = []
   for count in (1, 8):
+
     def step(state, batch):
-      return train.train_step(state, batch, key=jax.random.key(0))
-    mapped = jax.pmap(step, axis_name='batch', in_axes=(None, 0), out_axes=None,
-                      devices=jax.devices()[:count])
-    batch = {'image': image.reshape(count, -1, 4, 4, 1).astype(np.float32),
-             'label': label.reshape(count, -1)}
+      return steps.train_step(state, batch, key=jax.random.key(0))
+
+    mapped = jax.pmap(
+      step, axis_name='batch', in_axes=(None, 0), out_axes=None, devices=jax.devices()[:count]
+    )
+    batch = {
+      'image': image.reshape(count, -1, 4, 4, 1).astype(np.float32),
+      'label': label.reshape(count, -1),
+    }
     after, metrics = mapped(state, batch)
     results.append((jax.device_get(after.params), jax.device_get(metrics)))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *results)
@@ -152,11 +182,12 @@ def test_devices_share_one_batch():
 def test_evaluation_is_exact_over_the_whole_split(count):
   toy, test_data = Toy(), make_data(37)
   mean, std = np.full(1, 100, np.float32), np.full(1, 50, np.float32)
-  evaluate = loop.make_evaluate(toy.predict, mean=mean, std=std, batch_size=10,
-                                places=devices.local(count))
+  evaluate = evaluation.make_evaluate(
+    toy.predict, mean=mean, std=std, batch_size=10, places=devices.local(count)
+  )
   logits = toy.predict(toy.variables, (test_data.image - np.float32(100)) / np.float32(50))
   accuracy = np.mean(np.argmax(logits, -1) == test_data.label)
-  loss = np.mean(train.cross_entropy(logits, test_data.label))
+  loss = np.mean(steps.cross_entropy(logits, test_data.label))
   np.testing.assert_allclose(evaluate(toy.variables, test_data), (accuracy, loss), rtol=1e-5)
 
 
@@ -165,8 +196,7 @@ def test_step_is_traced_once_and_state_has_no_device_axis(tmp_path):
   state, seconds = fit(toy, tmp_path, make_config())
   assert toy.traces == 1 and seconds > 0
   assert int(state.step) == 9
-  assert (jax.tree.map(jnp.shape, state.params)
-          == jax.tree.map(jnp.shape, toy.variables['params']))
+  assert jax.tree.map(jnp.shape, state.params) == jax.tree.map(jnp.shape, toy.variables['params'])
   assert not same(state.params, toy.variables['params'])
 
 
@@ -200,42 +230,50 @@ def test_resumed_run_is_bit_identical(tmp_path):
   with pytest.raises(Stop):
     fit(Toy(), tmp_path / 'parts', config, record=stop)
   lines = []
-  parts, _ = fit(Toy(), tmp_path / 'parts', config,
-                 record=lambda **values: lines.append(values))
+  parts, _ = fit(Toy(), tmp_path / 'parts', config, record=lambda **values: lines.append(values))
   assert [line['step'] for line in lines] == [9]
   assert same(jax.device_get(whole), jax.device_get(parts))
 
 
 def test_records_one_line_an_epoch(tmp_path):
   lines, calls = [], itertools.count()
-  fit(Toy(), tmp_path, make_config(eval_every_epochs=2),
-      record=lambda **values: lines.append(values),
-      evaluate=lambda variables: loop.Result(0.5, float(next(calls))))
+  fit(
+    Toy(),
+    tmp_path,
+    make_config(eval_every_epochs=2),
+    record=lambda **values: lines.append(values),
+    evaluate=lambda variables: evaluation.Result(0.5, float(next(calls))),
+  )
   assert [line['epoch'] for line in lines] == [1, 2, 3]
   assert [line.get('test_loss') for line in lines] == [None, 0.0, None]
-  np.testing.assert_allclose([line['learning_rate'] for line in lines],
-                             [0.1, 0.01, 0.001], rtol=1e-5)
-  assert all(0 <= line['accuracy'] <= 1 and line['images_per_second'] > 0
-             for line in lines)
+  np.testing.assert_allclose(
+    [line['learning_rate'] for line in lines], [0.1, 0.01, 0.001], rtol=1e-5
+  )
+  assert all(0 <= line['accuracy'] <= 1 and line['images_per_second'] > 0 for line in lines)
 
 
 def test_divergence_is_one_clear_error(tmp_path):
   config = make_config()
   fit(Toy(), tmp_path, config, epochs=1)
   config.train.learning_rate = 1e30
-  with pytest.raises(loop.DivergedError, match=r'toy: the loss is not finite at step \d.*'
-                                               r'1e\+.*checkpoint of step 3 stays'):
+  with pytest.raises(
+    loop.DivergedError,
+    match=r'toy: the loss is not finite at step \d.*'
+    r'1e\+.*checkpoint of step 3 stays',
+  ):
     fit(Toy(), tmp_path, config)
 
 
 def test_recalibrated_statistics_are_means_over_batches():
   toy, train_data = Toy(), make_data()
-  config = make_config(devices=1, recalibrate_batches=99,
-                       augment=dict(kind='crop_flip', pad=0, flip=False))
-  state = train.create_state(toy.apply, toy.variables, train.make_tx(
-      config, lambda step: 0.1, strength=0.0))
+  config = make_config(
+    devices=1, recalibrate_batches=99, augment=dict(kind='crop_flip', pad=0, flip=False)
+  )
+  state = train_state.create_state(
+    toy.apply, toy.variables, optimiser.make_tx(config, lambda step: 0.1, strength=0.0)
+  )
   key = jax.random.key(5)
-  got = loop.make_recalibrate(train_data, config=config, key=key)(state)
+  got = recalibration.make_recalibrate(train_data, config=config, key=key)(state)
   batches = feed.create(train_data, config, key=jax.random.split(key)[0])
   found = []
   for number, part in zip(range(3), batches.steps(0)):  # 50 images: an epoch is 3 batches of 16
@@ -244,20 +282,23 @@ def test_recalibrated_statistics_are_means_over_batches():
     _, after = toy.apply(state.params, jax.tree.map(jnp.zeros_like, state.batch_stats), image, None)
     found.append(jax.tree.map(lambda x: 10 * x, after))  # momentum 0.9
   want = jax.tree.map(lambda *xs: sum(xs) / 3, *found)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-               got.batch_stats, want)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got.batch_stats, want
+  )
   jax.tree.map(np.testing.assert_array_equal, got.params, state.params)
 
 
 def test_recalibration_runs_on_many_devices():
   toy, train_data = Toy(), make_data()
   config = make_config(recalibrate_batches=2)
-  state = train.create_state(toy.apply, toy.variables, train.make_tx(
-      config, lambda step: 0.1, strength=0.0))
-  got = loop.make_recalibrate(train_data, config=config, key=jax.random.key(5))(state)
+  state = train_state.create_state(
+    toy.apply, toy.variables, optimiser.make_tx(config, lambda step: 0.1, strength=0.0)
+  )
+  got = recalibration.make_recalibrate(train_data, config=config, key=jax.random.key(5))(state)
   assert jax.tree.map(jnp.shape, got.batch_stats) == jax.tree.map(jnp.shape, state.batch_stats)
-  assert all(np.all(leaf > 0) for path, leaf in tree.flatten(got.batch_stats).items()
-             if path[-1] == 'var')
+  assert all(
+    np.all(leaf > 0) for path, leaf in tree.flatten(got.batch_stats).items() if path[-1] == 'var'
+  )
 
 
 def curve(config, *, axis_name=None, steps=6):
@@ -266,14 +307,16 @@ def curve(config, *, axis_name=None, steps=6):
 
   def apply(params, batch_stats, image, key):
     del key
-    logits, after = model.apply({'params': params, 'batch_stats': batch_stats}, image,
-                                train=True, mutable=['batch_stats'])
+    logits, after = model.apply(
+      {'params': params, 'batch_stats': batch_stats}, image, train=True, mutable=['batch_stats']
+    )
     return logits, after['batch_stats']
 
   train_data = make_data(n=64)
   batches = feed.create(train_data, config, key=jax.random.key(3))
-  state = train.create_state(apply, Toy().variables, train.make_tx(
-      config, lambda step: 0.1, strength=1e-3))
+  state = train_state.create_state(
+    apply, Toy().variables, optimiser.make_tx(config, lambda step: 0.1, strength=1e-3)
+  )
   run = loop.make_step(batches, train_data, config, key=jax.random.key(4))
   places = loop.devices.local(config.devices)
   state, losses = loop.devices.replicate(state, places), []
@@ -301,8 +344,9 @@ def test_several_steps_in_a_call_are_the_same_steps():
   one, several = (curve(make_config(devices=1, steps_per_call=n), steps=4) for n in (1, 3))
   assert len(several[0]) == 2
   np.testing.assert_allclose(several[0][0], np.mean(one[0][:3]), rtol=1e-5)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-               several[1], one[1])
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), several[1], one[1]
+  )
 
 
 def test_accumulated_gradient_is_the_mean_over_parts():
@@ -310,25 +354,31 @@ def test_accumulated_gradient_is_the_mean_over_parts():
   random = np.random.RandomState(0)
   half = random.randn(4, 4, 4, 1).astype(np.float32)
   label = random.randint(0, 3, 4)
-  tx = train.make_tx(make_config(), lambda step: 0.1, strength=1e-3)
-  state = train.create_state(toy.apply, toy.variables, tx)
+  tx = optimiser.make_tx(make_config(), lambda step: 0.1, strength=1e-3)
+  state = train_state.create_state(toy.apply, toy.variables, tx)
 
   def after(image, label, accumulate):
     batch = {'image': image[None], 'label': label[None]}
-    step = jax.pmap(lambda batch: train.train_step(
-        state, batch, key=jax.random.key(0), accumulate=accumulate), 'batch')
+    step = jax.pmap(
+      lambda batch: steps.train_step(state, batch, key=jax.random.key(0), accumulate=accumulate),
+      'batch',
+    )
     return jax.tree.map(lambda x: x[0], step(batch))
 
   # The same images twice have the same statistics: the mean over parts is that of one part.
   once, metrics = after(half, label, 1)
   twice, means = after(np.concatenate([half, half]), np.concatenate([label, label]), 2)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-               (twice.params, means), (once.params, metrics))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    (twice.params, means),
+    (once.params, metrics),
+  )
   assert not np.allclose(*(jax.tree.leaves(s.batch_stats)[0] for s in (once, twice)))
   # And of different parts it is the mean of their gradients.
   other = random.randn(4, 4, 4, 1).astype(np.float32)
   second, _ = after(other, label, 1)
   both, _ = after(np.concatenate([half, other]), np.concatenate([label, label]), 2)
   kernel = lambda s: s.params['Conv_0']['kernel']
-  np.testing.assert_allclose(kernel(both), (kernel(once) + kernel(second)) / 2, rtol=1e-4,
-                             atol=1e-6)
+  np.testing.assert_allclose(
+    kernel(both), (kernel(once) + kernel(second)) / 2, rtol=1e-4, atol=1e-6
+  )

@@ -2,17 +2,15 @@
 
 import collections
 
+from helpers import laws, zoo
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import laws
 import slim_jax
-from slim_jax import jaxprs
-from slim_jax import tree
+from slim_jax import jaxprs, tree
 from slim_jax.channels import widen
-import zoo
 
 
 @pytest.fixture
@@ -22,9 +20,14 @@ def always(monkeypatch):
     monkeypatch.setattr(widen, name, value)
 
 
-@pytest.mark.parametrize('case', [
+@pytest.mark.parametrize(
+  'case',
+  [
     pytest.param(case, id=case.name, marks=[] if case.size == 'small' else [pytest.mark.slow])
-    for case in zoo.CASES if case.size != 'inference'])
+    for case in zoo.CASES
+    if case.size != 'inference'
+  ],
+)
 def test_widened_equals_masked_in_double_precision(case, always, x64):
   model = zoo.build(case, jnp.float64)
   dead = laws.random_dead(model.variables, 0.5, seed=3, scales=model.scales)
@@ -45,7 +48,8 @@ def norm(x, scale, bias, train):
 
 def conv(x, kernel):
   return jax.lax.conv_general_dilated(
-      x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+  )
 
 
 def residual(v, x, train=False):
@@ -82,25 +86,41 @@ def variables_of(f, seed=0):
     return jnp.asarray(rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1])))
 
   widths = [WIDTH + INNER * k if f is dense else WIDTH for k in range(4)]
-  return {'stem': array(3, 3, 3, WIDTH), 'head': array(widths[-1], 5), 'blocks': [
-      {'scale': array(n), 'bias': array(n), 'in': array(3, 3, n, INNER),
-       'out': array(3, 3, INNER, WIDTH)} for n in widths[:-1]]}
+  return {
+    'stem': array(3, 3, 3, WIDTH),
+    'head': array(widths[-1], 5),
+    'blocks': [
+      {
+        'scale': array(n),
+        'bias': array(n),
+        'in': array(3, 3, n, INNER),
+        'out': array(3, 3, INNER, WIDTH),
+      }
+      for n in widths[:-1]
+    ],
+  }
 
 
 def planned(f, share=0.5):
   """Variables, images and a plan without this share of the channels of each scale."""
   v, rng = variables_of(f), np.random.default_rng(1)
   scales = tree.map_with_path(lambda path, leaf: path[-1] == 'scale', v)
-  dead = jax.tree.map(lambda leaf, is_scale: rng.permutation(leaf.size) < share * leaf.size
-                      if is_scale else None, v, scales)
+  dead = jax.tree.map(
+    lambda leaf, is_scale: rng.permutation(leaf.size) < share * leaf.size if is_scale else None,
+    v,
+    scales,
+  )
   return v, dead, slim_jax.plan(f, v, jnp.ones((2, 8, 8, 3)), dead=dead)
 
 
 def moved(f, *args):
   """How many selections and placings of channels of images there are."""
   program, _ = jaxprs.trace(f, *args)
-  names = collections.Counter(str(e.primitive) for e in program.equations
-                              if e.in_avals and e.in_avals[0].shape[:3] == (2, 8, 8))
+  names = collections.Counter(
+    str(e.primitive)
+    for e in program.equations
+    if e.in_avals and e.in_avals[0].shape[:3] == (2, 8, 8)
+  )
   return names['gather'] + names['slice'] + names['pad']
 
 
@@ -126,7 +146,7 @@ def test_what_costs_more_is_not_done(f, monkeypatch):
   v, _, plan = planned(f)
   x, thin_variables = jnp.ones((2, 8, 8, 3)), plan.slice(v)
   narrow, wide = (slim_jax.thin(f, plan, widen=widen) for widen in (False, True))
-  assert (slim_jax.count(wide, thin_variables, x) == slim_jax.count(narrow, thin_variables, x))
+  assert slim_jax.count(wide, thin_variables, x) == slim_jax.count(narrow, thin_variables, x)
 
 
 def test_a_few_more_channels_cost_less_than_to_select(x64):
@@ -134,8 +154,10 @@ def test_a_few_more_channels_cost_less_than_to_select(x64):
   for share, is_same in ((1 / WIDTH, False), (0.5, True)):
     v, _, plan = planned(residual, share)
     x, thin_variables = jnp.ones((2, 8, 8, 3)), plan.slice(v)
-    narrow, wide = (moved(slim_jax.thin(residual, plan, widen=widen), thin_variables, x)
-                    for widen in (False, True))
+    narrow, wide = (
+      moved(slim_jax.thin(residual, plan, widen=widen), thin_variables, x)
+      for widen in (False, True)
+    )
     assert narrow > 0
     assert wide == (narrow if is_same else 0)
 
@@ -143,6 +165,8 @@ def test_a_few_more_channels_cost_less_than_to_select(x64):
 def test_nothing_dead_stays_the_function(always):
   v, _, plan = planned(plain, 0.0)
   x = jnp.ones((2, 8, 8, 3))
-  before, after = (collections.Counter(str(e.primitive) for e in jaxprs.trace(f, v, x)[0].equations)
-                   for f in (plain, slim_jax.thin(plain, plan, widen=True)))
+  before, after = (
+    collections.Counter(str(e.primitive) for e in jaxprs.trace(f, v, x)[0].equations)
+    for f in (plain, slim_jax.thin(plain, plan, widen=True))
+  )
   assert before == after

@@ -5,8 +5,8 @@
     run       the equations on the live parts alone
 
 Each is one loop over the equations with the table of `rule`. They keep this invariant:
-the thin array of a value is exactly the `live` block of the full value, and every
-element that some equation reads outside the live block is zero.
+the thin array of a value is exactly the `live` region of the full value, and every
+element that some equation reads outside the live region is zero.
 
 Zeros are structural: they hold for every finite value of the other variables, as
 `0 * x == 0` does. A network that multiplies a removed channel by infinity is not covered.
@@ -20,8 +20,8 @@ import jax
 import numpy as np
 
 from slim_jax import jaxprs
-from slim_jax.channels import blocks
-from slim_jax.channels.blocks import Block
+from slim_jax.channels import regions
+from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import FULL_WIDTH, RULES, Fact
 from slim_jax.jaxprs import Equation, Program
 
@@ -30,16 +30,19 @@ class Analysis(NamedTuple):
   """What the backward pass found.
 
   Attributes:
-    live: per value number, the block to compute (for an input: the block that is read).
-    reads: per equation, the block read of each operand; None when it does not run.
+    live: per value number, the region to compute (for an input: the region that is read).
+    reads: per equation, the region read of each operand; None when it does not run.
     facts: of every value, from `forward`.
   """
-  live: list[Block]
-  reads: list[list[Block] | None]
+
+  live: list[Region]
+  reads: list[list[Region] | None]
   facts: list[Fact]
 
 
-def forward(program: Program, inputs: list[Fact], *, before: list[Fact] | None = None) -> list[Fact]:
+def forward(
+  program: Program, inputs: list[Fact], *, before: list[Fact] | None = None
+) -> list[Fact]:
   """Facts of every value of the program.
 
   Args:
@@ -63,29 +66,32 @@ def forward(program: Program, inputs: list[Fact], *, before: list[Fact] | None =
     if results is None:
       with _place(eqn):
         supports = RULES.get(eqn.primitive, FULL_WIDTH).support(eqn, operands)
-      results = [Fact(blocks.nothing() if 0 in aval.shape else support, _uniform(eqn, operands))
-                 for support, aval in zip(supports, eqn.out_avals, strict=True)]
+      results = [
+        Fact(regions.nothing() if 0 in aval.shape else support, _uniform(eqn, operands))
+        for support, aval in zip(supports, eqn.out_avals, strict=True)
+      ]
     for number, fact in zip(eqn.outputs, results, strict=True):
       facts[number] = fact
   return facts
 
 
-def backward(program: Program, facts: list[Fact], demands: list[Block], *,
-             widening: Any = None) -> Analysis:
+def backward(
+  program: Program, facts: list[Fact], demands: list[Region], *, widening: Any = None
+) -> Analysis:
   """What must be computed so that the outputs can be read at `demands`.
 
   Args:
     program: the program.
     facts: of every value, from `forward`.
-    demands: which block of each output is wanted.
+    demands: which region of each output is wanted.
     widening: of `widen`, where more may be computed than must be.
   """
   facts = list(facts)  # `widening` changes them on the way
-  need = [blocks.nothing()] * len(program.avals)
-  reads: list[list[Block] | None] = [None] * len(program.equations)
+  need = [regions.nothing()] * len(program.avals)
+  reads: list[list[Region] | None] = [None] * len(program.equations)
 
-  def want(number: int, demand: Block) -> None:
-    need[number] = blocks.union(need[number], demand)
+  def want(number: int, demand: Region) -> None:
+    need[number] = regions.union(need[number], demand)
 
   for number, demand in zip(program.outputs, demands, strict=True):
     want(number, demand)
@@ -93,7 +99,7 @@ def backward(program: Program, facts: list[Fact], demands: list[Block], *,
     eqn = program.equations[k]
     if widening:
       widening.results(eqn, need, facts)
-    live = [blocks.intersect(need[i], facts[i].support) for i in eqn.outputs]
+    live = [regions.intersect(need[i], facts[i].support) for i in eqn.outputs]
     for number, l in zip(eqn.outputs, live, strict=True):
       need[number] = l
     if eqn.effects or not all(l.empty for l in live):
@@ -106,37 +112,38 @@ def backward(program: Program, facts: list[Fact], demands: list[Block], *,
       for number, read in zip(eqn.inputs, reads[k], strict=True):
         want(number, read)
   for number in [*program.inputs, *program.constants]:
-    need[number] = blocks.intersect(need[number], facts[number].support)
+    need[number] = regions.intersect(need[number], facts[number].support)
   return Analysis(need, reads, facts)
 
 
-def run(program: Program, analysis: Analysis, arrays: list[Any], have: list[Block],
-        demands: list[Block]) -> list[Any]:
+def run(
+  program: Program, analysis: Analysis, arrays: list[Any], have: list[Region], demands: list[Region]
+) -> list[Any]:
   """Evaluates the program thin.
 
   Args:
     program: what to evaluate.
     analysis: of `backward`, for the same demands.
     arrays: thin arrays of the inputs (anything where `have` is empty).
-    have: which block of each input its array holds.
-    demands: which block of each output to return.
+    have: which region of each input its array holds.
+    demands: which region of each output to return.
 
   Returns:
-    The demanded block of each output; None where the demand is empty.
+    The demanded region of each output; None where the demand is empty.
   """
-  held: dict[int, tuple[Any, Block]] = {}
-  for number, array, block in zip(program.inputs, arrays, have, strict=True):
-    if not block.empty:
-      held[number] = array, block
+  held: dict[int, tuple[Any, Region]] = {}
+  for number, array, region in zip(program.inputs, arrays, have, strict=True):
+    if not region.empty:
+      held[number] = array, region
   for number, value in program.constants.items():
-    held[number] = value, blocks.whole(np.ndim(value))
+    held[number] = value, regions.whole(np.ndim(value))
 
-  def read(number: int, want: Block) -> Any:
+  def read(number: int, want: Region) -> Any:
     if want.empty:
       return None
     aval = program.avals[number]
-    array, block = held.get(number) or (jax.ShapeDtypeStruct((), aval.dtype), blocks.nothing())
-    return blocks.take(array, block, want, aval.shape)
+    array, region = held.get(number) or (jax.ShapeDtypeStruct((), aval.dtype), regions.nothing())
+    return regions.take(array, region, want, aval.shape)
 
   last = jaxprs.last_reads(program)
   for k, (eqn, reads) in enumerate(zip(program.equations, analysis.reads, strict=True)):
@@ -146,9 +153,9 @@ def run(program: Program, analysis: Analysis, arrays: list[Any], have: list[Bloc
       evaluate = RULES.get(eqn.primitive, FULL_WIDTH).evaluate
       with _place(eqn), jax.named_scope(eqn.module) if eqn.module else contextlib.nullcontext():
         results = evaluate(eqn, [analysis.facts[i] for i in eqn.inputs], reads, live, *operands)
-      for number, array, block in zip(eqn.outputs, results, live, strict=True):
-        if not block.empty:
-          held[number] = array, block
+      for number, array, region in zip(eqn.outputs, results, live, strict=True):
+        if not region.empty:
+          held[number] = array, region
     for number in last.get(k, ()):
       held.pop(number, None)
   return [read(number, want) for number, want in zip(program.outputs, demands, strict=True)]
@@ -185,11 +192,14 @@ def _unknown(eqn: Equation) -> list[str]:
 
 def constant(value: Any, aval: Any) -> Fact:
   """The fact of a concrete array (nothing is known of captured tracers, keys and float0)."""
-  if (isinstance(value, jax.core.Tracer) or aval.dtype == jax.dtypes.float0
-      or jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)):
-    return Fact(blocks.whole(len(aval.shape)))
+  if (
+    isinstance(value, jax.core.Tracer)
+    or aval.dtype == jax.dtypes.float0
+    or jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)
+  ):
+    return Fact(regions.whole(len(aval.shape)))
   array = np.asarray(value, aval.dtype)
-  return Fact(blocks.support_of(array), array if _is_small(aval) else None)
+  return Fact(regions.support_of(array), array if _is_small(aval) else None)
 
 
 def _is_small(aval: Any) -> bool:
@@ -208,8 +218,7 @@ def _fold(eqn: Equation, operands: list[Fact]) -> list[Fact] | None:
     return None
   if not all(map(_is_small, eqn.out_avals)) or (jaxprs.bodies(eqn) and not _is_light(eqn)):
     return None
-  if any(fact.known.shape != aval.shape
-         for fact, aval in zip(operands, eqn.in_avals, strict=True)):
+  if any(fact.known.shape != aval.shape for fact, aval in zip(operands, eqn.in_avals, strict=True)):
     return None
   with jax.ensure_compile_time_eval():
     results = jaxprs.bind(eqn, *[fact.known for fact in operands])
@@ -223,8 +232,11 @@ def _uniform(eqn: Equation, operands: list[Fact]) -> np.ndarray | None:
   return None
 
 
-_REPEATS = {jaxprs.primitives.broadcast_in_dim_p, jaxprs.primitives.reshape_p,
-            jaxprs.primitives.copy_p}
+_REPEATS = {
+  jaxprs.primitives.broadcast_in_dim_p,
+  jaxprs.primitives.reshape_p,
+  jaxprs.primitives.copy_p,
+}
 
 
 def _is_light(eqn: Equation) -> bool:

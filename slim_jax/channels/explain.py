@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slim_jax.channels import blocks
+from slim_jax.channels import regions
 from slim_jax.channels.analysis import Analysis
 from slim_jax.channels.rule import RULES
-from slim_jax.jaxprs import Equation, Program, primitives as p
+from slim_jax.jaxprs import Equation, Program
+from slim_jax.jaxprs import primitives as p
 from slim_jax.tree import Path
 
 _JOINS = {p.add_p, p.add_jaxvals_p, p.concatenate_p}
@@ -24,6 +25,7 @@ class _End(NamedTuple):
     near: whether the place itself is read there, as a kernel's inputs are by its convolution.
     joined: whether another value that depends on the data was added or appended on the way.
   """
+
   reason: str
   reader: str
   near: bool = True
@@ -32,11 +34,14 @@ class _End(NamedTuple):
   def __str__(self) -> str:
     if self.reason or self.near:
       return self.reason
-    return f'tied to the stream that {self.reader} reads' if self.joined else f'{self.reader} reads it'
+    return (
+      f'tied to the stream that {self.reader} reads' if self.joined else f'{self.reader} reads it'
+    )
 
 
-def reasons(program: Program, found: Analysis, leaves: Mapping[Path, int],
-            data: list[int]) -> dict[Path, str]:
+def reasons(
+  program: Program, found: Analysis, leaves: Mapping[Path, int], data: list[int]
+) -> dict[Path, str]:
   """Why variables were not cut: of those with an axis that stayed whole and others read.
 
   Args:
@@ -53,8 +58,11 @@ def reasons(program: Program, found: Analysis, leaves: Mapping[Path, int],
   result = {}
   for path, number in leaves.items():
     live = found.live[number]
-    texts = [str(walk.end((number, axis))) for axis, n in enumerate(program.avals[number].shape)
-             if n > 1 and not live.empty and live.axes[axis] is None]
+    texts = [
+      str(walk.end((number, axis)))
+      for axis, n in enumerate(program.avals[number].shape)
+      if n > 1 and not live.empty and live.axes[axis] is None
+    ]
     if text := '; '.join(dict.fromkeys(filter(None, texts))):
       result[path] = text
   return result
@@ -118,11 +126,16 @@ class _Walk:
     size = eqn.in_avals[operand].shape[axis]
     facts = [self.found.facts[i] for i in eqn.inputs]
     live = [self.found.live[i] for i in eqn.outputs]
-    candidates = [(r, b, n) for r, aval in enumerate(eqn.out_avals) if not live[r].empty
-                  for b, n in enumerate(aval.shape) if n > 1 and live[r].axes[b] is None]
+    candidates = [
+      (r, b, n)
+      for r, aval in enumerate(eqn.out_avals)
+      if not live[r].empty
+      for b, n in enumerate(aval.shape)
+      if n > 1 and live[r].axes[b] is None
+    ]
     # Most operations keep position or size: those are tried first.
     for r, b, n in sorted(candidates, key=lambda c: (c[2] != size, c[1] != axis)):
-      fewer = live[:r] + [blocks.along(live[r], b, np.arange(n) > 0)] + live[r + 1:]
+      fewer = live[:r] + [regions.along(live[r], b, np.arange(n) > 0)] + live[r + 1 :]
       read = RULES[eqn.primitive].reads(eqn, facts, fewer)[operand]
       if read.empty or read.axes[axis] is not None:
         return eqn.outputs[r], b

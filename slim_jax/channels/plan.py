@@ -1,6 +1,6 @@
-"""`Plan`: which indices of which variables are left."""
+"""`Plan`: which indices of which variables are left, and which slices are added up."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import json
@@ -8,14 +8,125 @@ import os
 from typing import Any, BinaryIO
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from slim_jax import batch_norms, tree
-from slim_jax.channels import blocks
-from slim_jax.channels.blocks import Block
-from slim_jax.channels.cuts import Cut, Fold
+from slim_jax.channels import regions
+from slim_jax.channels.regions import Region
 from slim_jax.tree import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut:
+  """What is left of one leaf.
+
+  Attributes:
+    shape: shape of the leaf in the original network.
+    live: the region that is left.
+  """
+
+  shape: tuple[int, ...]
+  live: Region
+
+  @property
+  def thin_shape(self) -> tuple[int, ...]:
+    return regions.shape_of(self.live, self.shape)
+
+  @property
+  def indices(self) -> tuple[np.ndarray, ...]:
+    """Live indices of every axis, increasing."""
+    if self.live.empty:
+      return tuple(np.arange(0) for _ in self.shape)
+    return tuple(
+      np.flatnonzero(regions.vector(axis, size))
+      for axis, size in zip(self.live.axes, self.shape, strict=True)
+    )
+
+  @staticmethod
+  def at(shape: tuple[int, ...], indices: Sequence[np.ndarray]) -> 'Cut':
+    """The cut that leaves these indices of every axis."""
+    axes = []
+    for size, index in zip(shape, indices, strict=True):
+      axis = np.zeros(size, bool)
+      axis[index] = True
+      axes.append(axis)
+    return Cut(shape, regions.normal(axes))
+
+  def slice(self, leaf: Any) -> Any:
+    """The live part of an array or a shape."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+      return jax.ShapeDtypeStruct(self.thin_shape, leaf.dtype)
+    if self.live.is_whole:
+      return leaf
+    if isinstance(leaf, jax.core.Tracer):
+      return leaf[jnp.ix_(*self.indices)]
+    # On the host: NumPy raises on a bad index, JAX would clamp it.
+    thin = np.asarray(leaf)
+    for i, index in enumerate(self.indices):
+      if len(index) < self.shape[i]:
+        thin = thin.take(index, i)
+    return thin if isinstance(leaf, np.ndarray) else jax.device_put(thin)
+
+  def expand(self, thin: Any) -> Any:
+    """A thin array or shape as it was, zeros put back."""
+    if isinstance(thin, jax.ShapeDtypeStruct):
+      return jax.ShapeDtypeStruct(self.shape, thin.dtype)
+    if self.live.is_whole:
+      return thin
+    if isinstance(thin, jax.core.Tracer):
+      return jnp.zeros(self.shape, thin.dtype).at[jnp.ix_(*self.indices)].set(thin)
+    full = np.zeros(self.shape, thin.dtype)
+    full[np.ix_(*self.indices)] = np.asarray(thin)
+    return full if isinstance(thin, np.ndarray) else jax.device_put(full)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fold:
+  """Slices of a kernel that become one: `kernel[carrier] = sum(weights * kernel[sources])`.
+
+  The other sources are not used any more.
+
+  Attributes:
+    axis: of the kernel, along which it meets the constant channels.
+    sources: int [n], increasing, the carrier among them if there is one.
+    weights: float64 [n]: constant of each source by that of the carrier.
+    carrier: the index that stays; -1 when every constant is zero and nothing has to.
+  """
+
+  axis: int
+  sources: np.ndarray
+  weights: np.ndarray
+  carrier: int
+
+  def kept(self, size: int) -> np.ndarray:
+    """bool [size]: which indices of the axis are still used."""
+    left = np.ones(size, bool)
+    left[self.sources] = False
+    if self.carrier >= 0:
+      left[self.carrier] = True
+    return left
+
+  def apply(self, kernel: Any) -> Any:
+    """The kernel [..., size, ...] with the carrier's slice replaced (NumPy in, NumPy out)."""
+    if self.carrier < 0 or isinstance(kernel, jax.ShapeDtypeStruct):
+      return kernel
+    at = (slice(None),) * self.axis + (self.carrier,)
+    if not isinstance(kernel, np.ndarray):
+      parts = jnp.moveaxis(kernel, self.axis, -1)[..., self.sources]
+      weights = jnp.asarray(self.weights, kernel.dtype)
+      return kernel.at[at].set(jnp.matmul(parts, weights, precision='highest'))
+    total = np.moveaxis(kernel, self.axis, -1)[..., self.sources] @ self.weights
+    kernel = kernel.copy()
+    kernel[at] = total
+    return kernel
+
+  def renumbered(self, number: np.ndarray) -> 'Fold':
+    """The same where index i is called `number[i]`, or is not there: -1."""
+    sources = number[self.sources]
+    carrier = -1 if self.carrier < 0 else int(number[self.carrier])
+    return Fold(self.axis, sources[sources >= 0], self.weights[sources >= 0], carrier)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +146,7 @@ class Plan:
     folds: kernels that take over what the biases of removed channels contributed, and how
       (`plan` with `bias='keep'`), in order.
   """
+
   cuts: Mapping[Path, Cut]
   unknown: tuple[str, ...] = ()
   reasons: Mapping[Path, str] = dataclasses.field(default_factory=dict)
@@ -43,13 +155,15 @@ class Plan:
   def __getitem__(self, path: str) -> 'Plan':
     """The plan of the part of the tree at `path` ('params/Conv_0')."""
     root = tree.parse(path)
+
     def inside(of: Mapping[Path, Any]) -> dict[Path, Any]:
-      return {p[len(root):]: v for p, v in of.items() if p[:len(root)] == root}
+      return {p[len(root) :]: v for p, v in of.items() if p[: len(root)] == root}
 
     cuts = inside(self.cuts)
     if not cuts:
-      raise KeyError(f'the plan has no {path!r}; it has '
-                     + ', '.join(sorted({p[0] for p in self.cuts if p})))
+      raise KeyError(
+        f'the plan has no {path!r}; it has ' + ', '.join(sorted({p[0] for p in self.cuts if p}))
+      )
     return Plan(cuts, self.unknown, inside(self.reasons), inside(self.folds))
 
   def slice(self, variables: Any) -> Any:
@@ -91,10 +205,15 @@ class Plan:
   def then(self, other: 'Plan') -> 'Plan':
     """The plan that cuts like this one and then, what is left, like `other`."""
     found = {path: cut.thin_shape for path, cut in self.cuts.items()}
-    if wrong := [path for path in {**found, **other.cuts} if path not in found
-                 or path not in other.cuts or other.cuts[path].shape != found[path]]:
-      raise ValueError('the second plan does not continue the first: they differ at '
-                       + ', '.join(map(tree.show, wrong)))
+    if wrong := [
+      path
+      for path in {**found, **other.cuts}
+      if path not in found or path not in other.cuts or other.cuts[path].shape != found[path]
+    ]:
+      raise ValueError(
+        'the second plan does not continue the first: they differ at '
+        + ', '.join(map(tree.show, wrong))
+      )
     cuts = {}
     for path, cut in self.cuts.items():
       inner = other.cuts[path]
@@ -104,7 +223,8 @@ class Plan:
     for path, more in other.folds.items():
       original = self.cuts[path].indices
       folds[path] = folds.get(path, ()) + tuple(
-          fold.renumbered(original[fold.axis]) for fold in more)
+        fold.renumbered(original[fold.axis]) for fold in more
+      )
     return Plan(cuts, other.unknown, other.reasons, folds)
 
   def relative_to(self, earlier: 'Plan') -> 'Plan':
@@ -116,12 +236,14 @@ class Plan:
     cuts = {}
     for path, cut in self.cuts.items():
       before = earlier.cuts[path]
-      if not blocks.contains(before.live, cut.live):
+      if not regions.contains(before.live, cut.live):
         raise ValueError(f'{tree.show(path)}: the plan keeps what the earlier plan removed')
       kept = [np.searchsorted(i, j) for i, j in zip(before.indices, cut.indices, strict=True)]
       cuts[path] = Cut.at(before.thin_shape, kept)
-    folds = {path: tuple(fold.renumbered(_positions(earlier.cuts[path], fold.axis))
-                         for fold in folds) for path, folds in self.folds.items()}
+    folds = {
+      path: tuple(fold.renumbered(_positions(earlier.cuts[path], fold.axis)) for fold in folds)
+      for path, folds in self.folds.items()
+    }
     return Plan(cuts, self.unknown, self.reasons, folds)
 
   def lift(self, dead: Any) -> Any:
@@ -130,6 +252,7 @@ class Plan:
     Everything that this plan removed from a named leaf is dead too, so the result describes
     all passes so far: `plan(f, original_shapes, x, dead=earlier.lift(dead))`.
     """
+
     def lifted(key_path: Any, vector: Any) -> Any:
       cut = self.cuts[tree.path_of(key_path)]
       axis = batch_norms.channel_axis(jax.ShapeDtypeStruct(cut.shape, bool))
@@ -144,15 +267,25 @@ class Plan:
     arrays, leaves = {}, []
     for n, (leaf, cut) in enumerate(self.cuts.items()):
       folds = self.folds.get(leaf, ())
-      leaves.append({'path': leaf, 'shape': cut.shape, 'empty': cut.live.empty,
-                     'folds': [[fold.axis, fold.carrier] for fold in folds]})
+      leaves.append(
+        {
+          'path': leaf,
+          'shape': cut.shape,
+          'empty': cut.live.empty,
+          'folds': [[fold.axis, fold.carrier] for fold in folds],
+        }
+      )
       for i, fold in enumerate(folds):
         arrays |= {f'{n}.fold{i}.sources': fold.sources, f'{n}.fold{i}.weights': fold.weights}
       for i, axis in enumerate(cut.live.axes):
         if axis is not None:
           arrays[f'{n}.{i}'] = axis
-    head = {'version': 1, 'leaves': leaves, 'unknown': self.unknown,
-            'reasons': [[list(leaf), why] for leaf, why in self.reasons.items()]}
+    head = {
+      'version': 1,
+      'leaves': leaves,
+      'unknown': self.unknown,
+      'reasons': [[list(leaf), why] for leaf, why in self.reasons.items()],
+    }
     arrays['head'] = np.array(json.dumps(head))
     with contextlib.ExitStack() as stack:
       file = path if hasattr(path, 'write') else stack.enter_context(open(path, 'wb'))
@@ -177,22 +310,29 @@ class Plan:
     cuts, folds = {}, {}
     for n, leaf in enumerate(head['leaves']):
       axes = tuple(arrays.get(f'{n}.{i}') for i in range(len(leaf['shape'])))
-      live = blocks.nothing() if leaf['empty'] else Block(axes)
+      live = regions.nothing() if leaf['empty'] else Region(axes)
       cuts[tuple(leaf['path'])] = Cut(tuple(leaf['shape']), live)
       if found := leaf.get('folds'):
         folds[tuple(leaf['path'])] = tuple(
-            Fold(axis, arrays[f'{n}.fold{i}.sources'], arrays[f'{n}.fold{i}.weights'], carrier)
-            for i, (axis, carrier) in enumerate(found))
-    return Plan(cuts, tuple(head['unknown']),
-                {tuple(leaf): why for leaf, why in head.get('reasons', ())}, folds)
+          Fold(axis, arrays[f'{n}.fold{i}.sources'], arrays[f'{n}.fold{i}.weights'], carrier)
+          for i, (axis, carrier) in enumerate(found)
+        )
+    return Plan(
+      cuts,
+      tuple(head['unknown']),
+      {tuple(leaf): why for leaf, why in head.get('reasons', ())},
+      folds,
+    )
 
   def _check(self, variables: Any, shape: Callable[[Cut], tuple[int, ...]], verb: str) -> None:
     leaves = tree.flatten(variables)
     wrong = tree.differences(self.cuts, leaves)
     for path, leaf in leaves.items():
       if path in self.cuts and tuple(leaf.shape) != shape(self.cuts[path]):
-        wrong += (f'\n{tree.show(path)} has shape {tuple(leaf.shape)}, '
-                  f'the plan expects {shape(self.cuts[path])}')
+        wrong += (
+          f'\n{tree.show(path)} has shape {tuple(leaf.shape)}, '
+          f'the plan expects {shape(self.cuts[path])}'
+        )
     if wrong:
       raise ValueError(f'cannot {verb} this tree with this plan:\n{wrong.strip()}')
 
@@ -201,14 +341,20 @@ class Plan:
     groups: dict[tuple[str, str, str, str], list[str]] = {}
     for path, cut in self.cuts.items():
       left = 'whole' if cut.live.is_whole else str(list(cut.thin_shape))
-      row = tree.show(path[:-1]) if path[:-1] else '', str(list(cut.shape)), left, self.reasons.get(
-          path, '')
+      row = (
+        tree.show(path[:-1]) if path[:-1] else '',
+        str(list(cut.shape)),
+        left,
+        self.reasons.get(path, ''),
+      )
       groups.setdefault(row, []).append(path[-1] if path else tree.show(path))
     rows = [('module', 'variables', 'before', 'after', 'why an axis stayed whole')]
     rows += [(module, ' '.join(names), *rest) for (module, *rest), names in groups.items()]
     sizes = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = ['  '.join([*(text.ljust(size) for text, size in zip(row, sizes)), row[-1]]).rstrip()
-             for row in rows]
+    lines = [
+      '  '.join([*(text.ljust(size) for text, size in zip(row, sizes)), row[-1]]).rstrip()
+      for row in rows
+    ]
     lines += [f'full width, no rule: {text}' for text in self.unknown]
     return '\n'.join(lines)
 

@@ -7,17 +7,18 @@ import jax
 import numpy as np
 
 from slim_jax import batch_norms, jaxprs, tree
-from slim_jax.channels import analysis, blocks, explain, folding, interface
-from slim_jax.channels.blocks import Block
-from slim_jax.channels.cuts import Cut, Fold
-from slim_jax.channels.plan import Plan
+from slim_jax.channels import absorb, analysis, explain, regions
+from slim_jax.channels.plan import Cut, Fold, Plan
+from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import Fact
+from slim_jax.errors import SlimError
 from slim_jax.jaxprs import Equation, Program
 from slim_jax.tree import Path
 
 
-def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any = None,
-         bias: str = 'zero') -> Plan:
+def plan(
+  f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any = None, bias: str = 'zero'
+) -> Plan:
   """Finds what is left of the variables when dead channels go.
 
   Zeros of the dead scales and biases are followed forward through the jaxpr of `f`, need is
@@ -67,23 +68,28 @@ def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any
   leaves = tree.flatten(variables)
   traced = f if isinstance(f, Traced) else Traced(f, variables, *args)
   program, results = traced.trace
-  states = interface.states(outs, results)
+  states = tree.states(outs, results)
   if lost := [tree.show(path) for path in states if path is not None and path not in leaves]:
     raise ValueError(f'outs: the variables have no leaf {", ".join(lost)}')
 
-  supports = [blocks.whole(len(program.avals[i].shape)) for i in program.inputs]
+  supports = [regions.whole(len(program.avals[i].shape)) for i in program.inputs]
   before = traced.whole_facts()
   for n, (path, leaf) in enumerate(leaves.items()):
     if path in zero:
       axes = list(supports[n].axes)
       axes[batch_norms.channel_axis(leaf)] = ~zero[path]
-      supports[n] = blocks.block(axes)
+      supports[n] = regions.normal(axes)
 
   def following() -> list[Fact]:
     """The forward pass from `supports`."""
-    return analysis.forward(program, [
+    return analysis.forward(
+      program,
+      [
         before[i] if support.is_whole else Fact(support)
-        for i, support in zip(program.inputs, supports, strict=True)], before=before)
+        for i, support in zip(program.inputs, supports, strict=True)
+      ],
+      before=before,
+    )
 
   after = following()
   folds = {}
@@ -92,54 +98,76 @@ def plan(f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any
     for n, (path, leaf) in enumerate(leaves.items()):
       if path in folds:
         fold = folds[path]
-        supports[n] = blocks.along(supports[n], fold.axis, fold.kept(leaf.shape[fold.axis]))
+        supports[n] = regions.along(supports[n], fold.axis, fold.kept(leaf.shape[fold.axis]))
     after = following()
 
   norms = batch_norms.find(variables)
   statistics = {path for norm in norms for path in norm.statistics}
 
-  def needed(facts: list[Fact], kept: Mapping[Path, Block]) -> analysis.Analysis:
+  def needed(facts: list[Fact], kept: Mapping[Path, Region]) -> analysis.Analysis:
     """The backward pass, where the new statistics of `kept` channels are wanted."""
     demands = []
     for number, path in zip(program.outputs, states, strict=True):
-      whole = blocks.whole(len(program.avals[number].shape))
-      demands.append(whole if path is None or path not in statistics
-                     else kept.get(path, blocks.nothing()))
+      whole = regions.whole(len(program.avals[number].shape))
+      demands.append(
+        whole if path is None or path not in statistics else kept.get(path, regions.nothing())
+      )
     return analysis.backward(program, facts, demands)
 
   base = traced.once(tuple(states), lambda: needed(before, {}))
-  reads = {path: _Reads(tuple(leaf.shape), support, base.live[i])
-           for path, leaf, support, i in zip(leaves, leaves.values(), supports, program.inputs)}
-  kept: dict[Path, Block] = {}
+  reads = {
+    path: _Reads(tuple(leaf.shape), support, base.live[i])
+    for path, leaf, support, i in zip(leaves, leaves.values(), supports, program.inputs)
+  }
+  kept: dict[Path, Region] = {}
   wants_statistics = not statistics.isdisjoint(states)
   while True:  # until the statistics that are wanted are those of the channels that are kept
     found = needed(after, kept)
     live = {path: found.live[i] for path, i in zip(leaves, program.inputs)}
-    together = {path: block for norm in norms for path, block in _together(norm, reads, live)}
-    settled = all(path in kept and blocks.same(kept[path], block)
-                  for path, block in together.items())
+    together = {path: region for norm in norms for path, region in _together(norm, reads, live)}
+    settled = all(
+      path in kept and regions.same(kept[path], region) for path, region in together.items()
+    )
     kept = together
     if settled or not wants_statistics:
       break
 
   _check_alive(program, base, found, len(leaves), zero)
-  cuts = {path: Cut(tuple(leaf.shape), kept[path] if path in kept else _left(reads[path], live[path]))
-          for path, leaf in leaves.items()}
-  why = {} if traced is f else explain.reasons(
-      program, found, dict(zip(leaves, program.inputs)), program.inputs[len(leaves):])
-  return Plan(cuts, tuple(analysis.without_rule(program, found)), why,
-              {path: (fold,) for path, fold in folds.items()})
+  cuts = {
+    path: Cut(tuple(leaf.shape), kept[path] if path in kept else _left(reads[path], live[path]))
+    for path, leaf in leaves.items()
+  }
+  why = (
+    {}
+    if traced is f
+    else explain.reasons(
+      program, found, dict(zip(leaves, program.inputs)), program.inputs[len(leaves) :]
+    )
+  )
+  return Plan(
+    cuts,
+    tuple(analysis.without_rule(program, found)),
+    why,
+    {path: (fold,) for path, fold in folds.items()},
+  )
 
 
-def _folds(program: Program, before: list[Fact], after: list[Fact], leaves: Mapping[Path, Any],
-           zero: Mapping[Path, np.ndarray], args: tuple[Any, ...]) -> dict[Path, Fold]:
+def _folds(
+  program: Program,
+  before: list[Fact],
+  after: list[Fact],
+  leaves: Mapping[Path, Any],
+  zero: Mapping[Path, np.ndarray],
+  args: tuple[Any, ...],
+) -> dict[Path, Fold]:
   """Kernels that take over what the biases of dead channels contribute."""
   if shapes := [path for path, v in leaves.items() if isinstance(v, jax.ShapeDtypeStruct)]:
-    raise ValueError("bias='keep' needs the values of the variables, not their shapes: "
-                     f'{tree.show(shapes[0])}')
+    raise ValueError(
+      f"bias='keep' needs the values of the variables, not their shapes: {tree.show(shapes[0])}"
+    )
   arrays = [batch_norms.without(leaf, zero.get(path)) for path, leaf in leaves.items()]
-  data = dict(zip(program.inputs[len(leaves):], jax.tree.leaves(args), strict=True))
-  found = folding.find(program, before, after, arrays, data)
+  data = dict(zip(program.inputs[len(leaves) :], jax.tree.leaves(args), strict=True))
+  found = absorb.find(program, before, after, arrays, data)
   return {list(leaves)[n]: fold for n, fold in found.items()}
 
 
@@ -151,14 +179,18 @@ class Traced:
   """
 
   def __init__(self, f: Callable[..., Any], *args: Any):
-    self.trace = jaxprs.trace(f, *jax.tree.map(interface.struct, args))
+    self.trace = jaxprs.trace(f, *jax.tree.map(jaxprs.struct, args))
     self._found: dict[Hashable, Any] = {}
 
   def whole_facts(self) -> list[Fact]:
     """Where values may be non-zero with nothing dead."""
     program, _ = self.trace
-    return self.once('facts', lambda: analysis.forward(program, [
-        Fact(blocks.whole(len(program.avals[i].shape))) for i in program.inputs]))
+    return self.once(
+      'facts',
+      lambda: analysis.forward(
+        program, [Fact(regions.whole(len(program.avals[i].shape))) for i in program.inputs]
+      ),
+    )
 
   def once(self, key: Hashable, find: Callable[[], Any]) -> Any:
     """What `find` gave when `key` was first asked for."""
@@ -167,25 +199,28 @@ class Traced:
     return self._found[key]
 
 
-class CutThroughError(ValueError):
+class CutThroughError(SlimError, ValueError):
   """So much is dead that the results would no longer depend on the inputs."""
 
 
 class _Reads(NamedTuple):
   """Of one leaf: its shape, where it is not zeroed, and what is read with nothing dead."""
+
   shape: tuple[int, ...]
-  support: Block
-  base: Block
+  support: Region
+  base: Region
 
 
-def _together(norm: batch_norms.BatchNorm, reads: Mapping[Path, _Reads],
-              live: Mapping[Path, Block]) -> list[tuple[Path, Block]]:
+def _together(
+  norm: batch_norms.BatchNorm, reads: Mapping[Path, _Reads], live: Mapping[Path, Region]
+) -> list[tuple[Path, Region]]:
   """The leaves of one BatchNorm cut alike: where any function may need its scale or its bias.
 
   Inference and training read them differently: with a zero input, training needs the bias of a
   channel alone, inference its running mean and scale too. A channel that nobody reads even with
   nothing dead goes too: what feeds it may be gone, so its statistics could not be kept up.
   """
+
   def channels(path: Path) -> np.ndarray:
     shape, support, base = reads[path]
     return _vector(support if base.empty else live[path], shape)
@@ -201,21 +236,23 @@ def _together(norm: batch_norms.BatchNorm, reads: Mapping[Path, _Reads],
       axes: list[Any] = [None] * len(shape)
       # The bias of a channel without a scale may stay alone.
       axes[_channel_axis(shape)] = kept if path == norm.bias else scaled
-      alike.append((path, blocks.block(axes)))
+      alike.append((path, regions.normal(axes)))
   return alike
 
 
-def _vector(block: Block, shape: tuple[int, ...]) -> np.ndarray:
-  """bool [channels] of a block of a leaf."""
+def _vector(region: Region, shape: tuple[int, ...]) -> np.ndarray:
+  """bool [channels] of a region of a leaf."""
   axis = _channel_axis(shape)
-  return np.zeros(shape[axis], bool) if block.empty else blocks.vector(block.axes[axis], shape[axis])
+  return (
+    np.zeros(shape[axis], bool) if region.empty else regions.vector(region.axes[axis], shape[axis])
+  )
 
 
 def _channel_axis(shape: tuple[int, ...]) -> int:
   return batch_norms.channel_axis(jax.ShapeDtypeStruct(shape, bool))
 
 
-def _left(reads: _Reads, live: Block) -> Block:
+def _left(reads: _Reads, live: Region) -> Region:
   """What is left of a leaf: all but what went because of dead channels, axis by axis.
 
   An index that nobody reads even with nothing dead stays, unless it was zeroed itself.
@@ -227,12 +264,17 @@ def _left(reads: _Reads, live: Block) -> Block:
     return live
   axes = []
   for now, always, size in zip(live.axes, base.axes, shape, strict=True):
-    axes.append(blocks.vector(now, size) | ~blocks.vector(always, size))
-  return blocks.intersect(blocks.block(axes), support)
+    axes.append(regions.vector(now, size) | ~regions.vector(always, size))
+  return regions.intersect(regions.normal(axes), support)
 
 
-def _check_alive(program: Program, base: analysis.Analysis, found: analysis.Analysis, first: int,
-                 zero: Mapping[Path, np.ndarray]) -> None:
+def _check_alive(
+  program: Program,
+  base: analysis.Analysis,
+  found: analysis.Analysis,
+  first: int,
+  zero: Mapping[Path, np.ndarray],
+) -> None:
   """Raises when no argument is read any more that was read before."""
   numbers = program.inputs[first:]
   read = [i for i in numbers if not base.live[i].empty]
@@ -240,11 +282,12 @@ def _check_alive(program: Program, base: analysis.Analysis, found: analysis.Anal
     gone = [tree.show(path) for path in zero if zero[path].all()]
     ends = [str(eqn) for eqn in _dead_ends(program, found.facts, numbers)]
     raise CutThroughError(
-        'the network is cut through: its results no longer depend on its inputs. '
-        f'Layers that lose every channel: {", ".join(gone) or "none"}. '
-        f'What depends on the inputs ends in: {"; ".join(ends[:3]) or "its results"}. '
-        'Remove a smaller fraction, or keep some channels of every layer (min_channels=, '
-        'max_fraction=).')
+      'the network is cut through: its results no longer depend on its inputs. '
+      f'Layers that lose every channel: {", ".join(gone) or "none"}. '
+      f'What depends on the inputs ends in: {"; ".join(ends[:3]) or "its results"}. '
+      'Remove a smaller fraction, or keep some channels of every layer (min_channels=, '
+      'max_fraction=).'
+    )
 
 
 def _dead_ends(program: Program, facts: list[Fact], inputs: list[int]) -> list[Equation]:

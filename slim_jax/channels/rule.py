@@ -2,8 +2,8 @@
 
 A rule says three things of one primitive:
 
-    support(eqn, facts) -> [Block]              where each result may be non-zero
-    reads(eqn, facts, live) -> [Block]          what it reads of each operand to make `live` of
+    support(eqn, facts) -> [Region]              where each result may be non-zero
+    reads(eqn, facts, live) -> [Region]          what it reads of each operand to make `live` of
                                                 each result
     evaluate(eqn, facts, reads, live, *arrays) -> [Array]
                                                 `live` of each result from `reads` of each operand
@@ -22,8 +22,8 @@ from jax import lax
 import numpy as np
 
 from slim_jax import jaxprs
-from slim_jax.channels import blocks
-from slim_jax.channels.blocks import Block
+from slim_jax.channels import regions
+from slim_jax.channels.regions import Region
 from slim_jax.jaxprs import Equation
 
 
@@ -31,61 +31,69 @@ class Fact(NamedTuple):
   """What is known of a value before the network runs.
 
   Attributes:
-    support: outside this block the value is zero.
+    support: outside this region the value is zero.
     known: the value itself where it is a small constant (indices, literals); an array
       of the value's shape, or a scalar when every element is that scalar. None: not known.
   """
-  support: Block
+
+  support: Region
   known: np.ndarray | None = None
 
 
 class Rule(NamedTuple):
   """How one primitive treats channels; see the module docstring."""
-  support: Callable[[Equation, list[Fact]], list[Block]]
-  reads: Callable[[Equation, list[Fact], list[Block]], list[Block]]
+
+  support: Callable[[Equation, list[Fact]], list[Region]]
+  reads: Callable[[Equation, list[Fact], list[Region]], list[Region]]
   evaluate: Callable[..., list[Any]]
 
 
-def full_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+def full_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
   """Nothing is known to be zero."""
   del facts
-  return [blocks.whole(len(a.shape)) for a in eqn.out_avals]
+  return [regions.whole(len(a.shape)) for a in eqn.out_avals]
 
 
-def read_whole(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+def read_whole(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
   """Every operand is read whole."""
   del facts, live
-  return [blocks.whole(len(a.shape)) for a in eqn.in_avals]
+  return [regions.whole(len(a.shape)) for a in eqn.in_avals]
 
 
-def run_whole(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
-              *arrays: Any) -> list[Any]:
+def run_whole(
+  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
+) -> list[Any]:
   """Runs at full width and cuts the results."""
   del facts, reads
-  return cut(jaxprs.bind(eqn, *arrays), eqn, [blocks.whole(len(a.shape)) for a in eqn.out_avals], live)
+  return cut(
+    jaxprs.bind(eqn, *arrays), eqn, [regions.whole(len(a.shape)) for a in eqn.out_avals], live
+  )
 
 
-def run_thin(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
-             *arrays: Any) -> list[Any]:
+def run_thin(
+  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
+) -> list[Any]:
   """The same operation on thin operands: no parameter of it names a shape."""
   del facts, reads, live
   return jaxprs.bind(eqn, *arrays)
 
 
-def cut(results: list[Any], eqn: Equation, have: list[Block], live: list[Block]) -> list[Any]:
+def cut(results: list[Any], eqn: Equation, have: list[Region], live: list[Region]) -> list[Any]:
   """The `live` part of results that were computed at `have`."""
-  return [None if l.empty else blocks.take(r, h, l, a.shape)
-          for r, h, l, a in zip(results, have, live, eqn.out_avals, strict=True)]
+  return [
+    None if l.empty else regions.take(r, h, l, a.shape)
+    for r, h, l, a in zip(results, have, live, eqn.out_avals, strict=True)
+  ]
 
 
-def untouched(reads: list[Block], live: list[Block]) -> bool:
+def untouched(reads: list[Region], live: list[Region]) -> bool:
   """Whether nothing is cut: the operation can run as it is."""
-  return all(block.is_whole for block in [*reads, *live])
+  return all(region.is_whole for region in [*reads, *live])
 
 
-def wanted(live: list[Block]) -> list[Block | None]:
+def wanted(live: list[Region]) -> list[Region | None]:
   """None for what is empty, as `present` and `restore` take it."""
-  return [None if block.empty else block for block in live]
+  return [None if region.empty else region for region in live]
 
 
 def present(items: Sequence[Any], by: Sequence[Any]) -> list[Any]:
@@ -99,8 +107,13 @@ def restore(items: Sequence[Any], by: Sequence[Any]) -> list[Any]:
   return [None if flag is None else next(rest) for flag in by]
 
 
-def bind_fenced(eqn: Equation, along: Callable[[Block], Block], facts: list[Fact],
-                live: list[Block], arrays: Iterable[Any]) -> list[Any]:
+def bind_fenced(
+  eqn: Equation,
+  along: Callable[[Region], Region],
+  facts: list[Fact],
+  live: list[Region],
+  arrays: Iterable[Any],
+) -> list[Any]:
   """Runs an operation with windows, behind barriers where zeros are put back along them.
 
   XLA's simplifier folds a window that slides over a padded axis of size 1 wrongly (on CPU, to a
@@ -108,13 +121,13 @@ def bind_fenced(eqn: Equation, along: Callable[[Block], Block], facts: list[Fact
 
   Args:
     eqn: the operation.
-    along: makes the axes of a block whole that the windows slide along.
+    along: makes the axes of a region whole that the windows slide along.
     facts: of the operands.
-    live: blocks of the results.
+    live: regions of the results.
     arrays: the operands.
   """
   cut_axes = [f.support for f, a in zip(facts, eqn.in_avals, strict=True) if a.shape] + live
-  if all(blocks.same(along(block), block) for block in cut_axes):
+  if all(regions.same(along(region), region) for region in cut_axes):
     return jaxprs.bind(eqn, *arrays)
   return lax.optimization_barrier(jaxprs.bind(eqn, *lax.optimization_barrier(tuple(arrays))))
 

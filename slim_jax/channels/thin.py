@@ -7,15 +7,16 @@ from typing import Any
 import jax
 
 from slim_jax import batch_norms, jaxprs, tree
-from slim_jax.channels import analysis, blocks, interface
-from slim_jax.channels.blocks import Block
+from slim_jax.channels import analysis, regions
 from slim_jax.channels.plan import Plan
+from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import Fact
 from slim_jax.channels.widen import Widening
 
 
-def thin(f: Callable[..., Any], plan: Plan, *, ins: Any = None, outs: Any = None,
-         widen: bool = False) -> Callable[..., Any]:
+def thin(
+  f: Callable[..., Any], plan: Plan, *, ins: Any = None, outs: Any = None, widen: bool = False
+) -> Callable[..., Any]:
   """Transforms `f` into a function of thin variables that does only thin arithmetic.
 
       thin(f, plan)(plan.slice(v), *args) == f(plan.expand(plan.slice(v)), *args)
@@ -38,36 +39,41 @@ def thin(f: Callable[..., Any], plan: Plan, *, ins: Any = None, outs: Any = None
   Returns:
     The thin function. It raises ValueError when a thin argument does not have the plan's shape.
   """
+
   @functools.wraps(f)
   def thin_f(*args: Any, **kwargs: Any) -> Any:
     given = ('',) + (None,) * (len(args) - 1) if ins is None else tuple(ins)
     if len(given) != len(args):
-      raise ValueError(f'ins has {len(given)} entries, the function was called with {len(args)} '
-                       'positional arguments')
+      raise ValueError(
+        f'ins has {len(given)} entries, the function was called with {len(args)} '
+        'positional arguments'
+      )
     leaves, structure = jax.tree.flatten((args, kwargs))
     have, full = [], []
     roots = tree.spread((given, None), (args, kwargs), name='ins')
     for leaf, (root, below) in zip(leaves, roots, strict=True):
-      shape = interface.struct(leaf)
-      block = blocks.whole(len(shape.shape))
+      shape = jaxprs.struct(leaf)
+      region = regions.whole(len(shape.shape))
       if root is not None:
-        block, shape = _original(plan, tree.parse(root) + below, shape)
-      have.append(block)
+        region, shape = _original(plan, tree.parse(root) + below, shape)
+      have.append(region)
       full.append(shape)
     full_args, full_kwargs = jax.tree.unflatten(structure, full)
     program, results = jaxprs.trace(f, *full_args, **full_kwargs)
 
     demands = []
-    for number, path in zip(program.outputs, interface.states(outs, results), strict=True):
+    for number, path in zip(program.outputs, tree.states(outs, results), strict=True):
       rank = len(program.avals[number].shape)
-      demands.append(blocks.whole(rank) if path is None else _cut(plan, path, 'outs').live)
-    facts = analysis.forward(program, [Fact(block) for block in have])
+      demands.append(regions.whole(rank) if path is None else _cut(plan, path, 'outs').live)
+    facts = analysis.forward(program, [Fact(region) for region in have])
     found = analysis.backward(program, facts, demands)
     if widen:
       found = analysis.backward(program, facts, demands, widening=Widening(program, found))
     arrays = analysis.run(program, found, leaves, have, demands)
-    arrays = [_empty(program.avals[n]) if a is None else a
-              for a, n in zip(arrays, program.outputs, strict=True)]
+    arrays = [
+      _empty(program.avals[n]) if a is None else a
+      for a, n in zip(arrays, program.outputs, strict=True)
+    ]
     return jax.tree.unflatten(jax.tree.structure(results), arrays)
 
   return thin_f
@@ -96,14 +102,15 @@ def _cut(plan: Plan, path: tree.Path, name: str) -> Any:
   return plan.cuts[path]
 
 
-def _original(plan: Plan, path: tree.Path, found: jax.ShapeDtypeStruct) -> tuple[Block, Any]:
+def _original(plan: Plan, path: tree.Path, found: jax.ShapeDtypeStruct) -> tuple[Region, Any]:
   """What a thin leaf holds, and the shape of the leaf it was cut from."""
   cut = _cut(plan, path, 'ins')
   if found.shape != cut.thin_shape:
     raise ValueError(
-        f'{tree.show(path)} has shape {found.shape}, the plan expects {cut.thin_shape} (cut from '
-        f'{cut.shape}). Slice the variables with plan.slice; if this is state that a thin '
-        'function returned, declare it with outs=.')
+      f'{tree.show(path)} has shape {found.shape}, the plan expects {cut.thin_shape} (cut from '
+      f'{cut.shape}). Slice the variables with plan.slice; if this is state that a thin '
+      'function returned, declare it with outs=.'
+    )
   return cut.live, jax.ShapeDtypeStruct(cut.shape, found.dtype, weak_type=found.weak_type)
 
 

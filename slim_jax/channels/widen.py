@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slim_jax.channels import blocks
+from slim_jax.channels import regions
 from slim_jax.channels.analysis import Analysis
-from slim_jax.channels.blocks import Axis, Block
+from slim_jax.channels.regions import Axis, Region
 from slim_jax.channels.rule import RULES, Fact
 from slim_jax.channels.rules import elementwise
-from slim_jax.jaxprs import Equation, Program, primitives as p
+from slim_jax.jaxprs import Equation, Program
+from slim_jax.jaxprs import primitives as p
 
 # What it costs to select an element, to put one in its place, and to run BatchNorm and ReLU on one,
 # in multiply-adds of a convolution. Measured on CPUs, in inference and in training.
@@ -40,6 +41,7 @@ _MOST = 200
 
 class _Kernel(NamedTuple):
   """Of x [..., rows, ...] * kernel [..., rows, columns, ...] -> y [..., columns, ...]."""
+
   x: int
   rows: int
   columns: int
@@ -60,12 +62,12 @@ class Widening:
     self._made = {number: eqn for eqn in program.equations for number in eqn.outputs}
     self._held = self._kept(program, narrow)
 
-  def results(self, eqn: Equation, need: list[Block], facts: list[Fact]) -> None:
+  def results(self, eqn: Equation, need: list[Region], facts: list[Fact]) -> None:
     """Before an equation: widens what is needed of its result, and where it may be non-zero."""
     number = eqn.outputs[0] if len(eqn.outputs) == 1 else None
     if number is None or need[number].empty or facts[number].support.empty:
       return
-    need[number] = blocks.union(need[number], self._held[number])
+    need[number] = regions.union(need[number], self._held[number])
     if eqn.primitive is p.reduce_sum_p:
       self._sum(eqn, need, facts)
     wanted, support = need[number], facts[number].support
@@ -73,8 +75,8 @@ class Widening:
     if len(beyond) != 1:
       return
     (axis,), size = beyond, eqn.out_avals[0].shape[beyond[0]]
-    then = blocks.either(wanted.axes[axis], support.axes[axis])
-    width, place = blocks.width(then, size), PLACE * blocks.width(then, size)
+    then = regions.either(wanted.axes[axis], support.axes[axis])
+    width, place = regions.width(then, size), PLACE * regions.width(then, size)
 
     def is_wide(value: int) -> bool:
       has = facts[value].support
@@ -89,17 +91,23 @@ class Widening:
       if has.empty:
         return
       column = self._column(value, axis, facts)
-      if column * (width - blocks.width(has.axes[axis], size)) < place:
+      if column * (width - regions.width(has.axes[axis], size)) < place:
         widened = [*widened, value]
-        cost += column * (width - blocks.width(support.axes[axis], size))
+        cost += column * (width - regions.width(support.axes[axis], size))
       elif _within(support.axes[axis], has.axes[axis]):  # else it is put in its places anyway
         cost += place
     if cost < place:
       for value in widened:
         facts[value] = _widened(facts[value], axis, then)
 
-  def operands(self, eqn: Equation, need: list[Block], facts: list[Fact], live: list[Block],
-               reads: list[Block]) -> list[Fact] | None:
+  def operands(
+    self,
+    eqn: Equation,
+    need: list[Region],
+    facts: list[Fact],
+    live: list[Region],
+    reads: list[Region],
+  ) -> list[Fact] | None:
     """Facts by which to read the operands, if not by their own; widens those on the way to them."""
     kernel = _kernel(eqn)
     if not kernel or live[0].empty or any(read.empty for read in reads):
@@ -109,34 +117,43 @@ class Widening:
     x, axis, now = eqn.inputs[0], kernel.x, reads[0].axes[kernel.x]
     size, outputs = eqn.in_avals[0].shape[axis], eqn.out_avals[0].shape[kernel.y]
     places = _size(eqn.out_avals[0].shape) / outputs * size / _size(eqn.in_avals[0].shape)
-    row = places * kernel.taps * blocks.width(live[0].axes[kernel.y], outputs) + ELEMENT
+    row = places * kernel.taps * regions.width(live[0].axes[kernel.y], outputs) + ELEMENT
     then = self._streamed(x, axis, size, now, row, need, facts)
-    if blocks.same_axis(then, now):
+    if regions.same_axis(then, now):
       return own
     return [_widened(facts[x], axis, then), _widened(own[1], kernel.rows, then)]
 
-  def _sum(self, eqn: Equation, need: list[Block], facts: list[Fact]) -> None:
+  def _sum(self, eqn: Equation, need: list[Region], facts: list[Fact]) -> None:
     """A statistic of some channels of a stream: of all that the stream holds, if that is sooner."""
     (aval,), number = eqn.in_avals, eqn.outputs[0]
     kept = [i for i in range(len(aval.shape)) if i not in eqn.params['axes']]
     for n, (axis, now) in enumerate(zip(kept, need[number].axes, strict=True)):
       then = self._streamed(eqn.inputs[0], axis, aval.shape[axis], now, ELEMENT, need, facts)
-      if not blocks.same_axis(then, now):
-        need[number] = blocks.along(need[number], n, then)
+      if not regions.same_axis(then, now):
+        need[number] = regions.along(need[number], n, then)
         facts[number] = _widened(facts[number], n, then)
 
-  def _streamed(self, number: int, axis: int, size: int, now: Axis, cost: float,
-                need: list[Block], facts: list[Fact]) -> Axis:
+  def _streamed(
+    self,
+    number: int,
+    axis: int,
+    size: int,
+    now: Axis,
+    cost: float,
+    need: list[Region],
+    facts: list[Fact],
+  ) -> Axis:
     """What to read along an axis of `size` instead of `now`, at this cost for each index more."""
+
     def is_held(value: int) -> bool:
       held = self._held[value]
       return not need[value].empty or not (held.empty or _within(held.axes[axis], now))
 
     between, sources = self._behind(number, is_held)
-    held = [blocks.union(need[value], self._held[value]) for value in sources]
-    if now is None or any(block.empty for block in held):
+    held = [regions.union(need[value], self._held[value]) for value in sources]
+    if now is None or any(region.empty for region in held):
       return now
-    then = now | np.logical_and.reduce([blocks.vector(block.axes[axis], size) for block in held])
+    then = now | np.logical_and.reduce([regions.vector(region.axes[axis], size) for region in held])
     more = int(then.sum() - now.sum())
     if not more or more * cost >= SELECT * now.sum():
       return now
@@ -144,7 +161,7 @@ class Widening:
       facts[value] = _widened(facts[value], axis, then)
     return None if then.all() else then
 
-  def _kept(self, program: Program, narrow: Analysis) -> list[Block]:
+  def _kept(self, program: Program, narrow: Analysis) -> list[Region]:
     """Of every value what it holds, with what a stream does not drop."""
     held = list(narrow.live)
     for eqn, reads in zip(program.equations, narrow.reads, strict=True):
@@ -154,14 +171,17 @@ class Widening:
       wide = held[number]
       if eqn.primitive is p.concatenate_p:
         axis = eqn.params['dimension']
-        parts = [np.zeros(a.shape[axis], bool) if held[i].empty
-                 else blocks.vector(held[i].axes[axis], a.shape[axis])
-                 for i, a in zip(eqn.inputs, eqn.in_avals, strict=True)]
-        wide = blocks.along(wide, axis, blocks.either(wide.axes[axis], np.concatenate(parts)))
+        parts = [
+          np.zeros(a.shape[axis], bool)
+          if held[i].empty
+          else regions.vector(held[i].axes[axis], a.shape[axis])
+          for i, a in zip(eqn.inputs, eqn.in_avals, strict=True)
+        ]
+        wide = regions.along(wide, axis, regions.either(wide.axes[axis], np.concatenate(parts)))
       elif _is_elementwise(eqn):
         for value in self._large(eqn):
-          wide = blocks.union(wide, held[value])
-      sizes = [_size(blocks.shape_of(block, shape)) for block in (wide, held[number])]
+          wide = regions.union(wide, held[value])
+      sizes = [_size(regions.shape_of(region, shape)) for region in (wide, held[number])]
       if sizes[0] <= (1 + SLACK) * sizes[1]:
         held[number] = wide
     return held
@@ -183,14 +203,19 @@ class Widening:
 
   def _large(self, eqn: Equation) -> list[int]:
     """Operands as large as the result that do not repeat a few elements."""
-    return [i for i, aval in zip(eqn.inputs, eqn.in_avals, strict=True)
-            if aval.shape == eqn.out_avals[0].shape and not self._is_repeated(i)]
+    return [
+      i
+      for i, aval in zip(eqn.inputs, eqn.in_avals, strict=True)
+      if aval.shape == eqn.out_avals[0].shape and not self._is_repeated(i)
+    ]
 
   def _is_repeated(self, number: int) -> bool:
     eqn = self._made.get(number)
     return number in self._constants or (
-        eqn is not None and eqn.primitive is p.broadcast_in_dim_p
-        and 4 * _size(eqn.in_avals[0].shape) <= _size(eqn.out_avals[0].shape))
+      eqn is not None
+      and eqn.primitive is p.broadcast_in_dim_p
+      and 4 * _size(eqn.in_avals[0].shape) <= _size(eqn.out_avals[0].shape)
+    )
 
   def _column(self, number: int, axis: int, facts: list[Fact]) -> float:
     """What one more index of the axis costs for each index of the others."""
@@ -199,14 +224,15 @@ class Widening:
     if not kernel or kernel.y != axis or facts[eqn.inputs[1]].support.empty:
       return math.inf
     rows = facts[eqn.inputs[1]].support.axes[kernel.rows]
-    return kernel.taps * blocks.width(rows, eqn.in_avals[1].shape[kernel.rows]) + ELEMENT
+    return kernel.taps * regions.width(rows, eqn.in_avals[1].shape[kernel.rows]) + ELEMENT
 
 
 def _is_elementwise(eqn: Equation) -> bool:
   """Custom derivatives count, too: most are of activations, and no mistake does harm."""
   rule = RULES.get(eqn.primitive)
   return len(eqn.outputs) == 1 and (
-      eqn.primitive is p.custom_jvp_call_p or (rule is not None and rule.reads is elementwise.reads))
+    eqn.primitive is p.custom_jvp_call_p or (rule is not None and rule.reads is elementwise.reads)
+  )
 
 
 def _kernel(eqn: Equation) -> _Kernel | None:
@@ -215,8 +241,13 @@ def _kernel(eqn: Equation) -> _Kernel | None:
     if eqn.params['batch_group_count'] != 1 or eqn.params['feature_group_count'] != 1:
       return None
     dims = eqn.params['dimension_numbers']
-    return _Kernel(dims.lhs_spec[1], dims.rhs_spec[1], dims.rhs_spec[0], dims.out_spec[1],
-                   math.prod(eqn.in_avals[1].shape[i] for i in dims.rhs_spec[2:]))
+    return _Kernel(
+      dims.lhs_spec[1],
+      dims.rhs_spec[1],
+      dims.rhs_spec[0],
+      dims.out_spec[1],
+      math.prod(eqn.in_avals[1].shape[i] for i in dims.rhs_spec[2:]),
+    )
   if eqn.primitive is p.dot_general_p:
     (lhs, rhs), (batch, _) = eqn.params['dimension_numbers']
     if len(lhs) == 1 and not batch and len(eqn.in_avals[1].shape) == 2:
@@ -226,15 +257,17 @@ def _kernel(eqn: Equation) -> _Kernel | None:
 
 def _within(a: Axis, b: Axis) -> bool:
   """Whether every index of `a` is one of `b`."""
-  return blocks.same_axis(blocks.either(a, b), b)
+  return regions.same_axis(regions.either(a, b), b)
 
 
 def _widened(fact: Fact, axis: int, index_set: Axis) -> Fact:
   """The fact where these indices of an axis, too, may be non-zero."""
   if fact.support.empty:
     return fact
-  return Fact(blocks.along(fact.support, axis, blocks.either(fact.support.axes[axis], index_set)),
-              fact.known)
+  return Fact(
+    regions.along(fact.support, axis, regions.either(fact.support.axes[axis], index_set)),
+    fact.known,
+  )
 
 
 def _size(shape: tuple[Any, ...]) -> int:

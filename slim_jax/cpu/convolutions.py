@@ -22,7 +22,6 @@ For the CPU, XLA has fast code for many convolutions, but not for these:
 from collections.abc import Callable, Sequence
 import functools
 import itertools
-import math
 from typing import Any
 
 import jax
@@ -54,9 +53,18 @@ def _axes(eqn: Equation) -> list[tuple[Any, ...]]:
   """Along each spatial axis the arguments of `_inside`."""
   (x, kernel), (y,), params = eqn.in_avals, eqn.out_avals, eqn.params
   lhs, rhs, out = params['dimension_numbers']
-  return [(kernel.shape[k], x.shape[i], y.shape[o], *rest) for k, i, o, *rest in zip(
-      rhs[2:], lhs[2:], out[2:], params['padding'], params['window_strides'],
-      params['rhs_dilation'], strict=True)]
+  return [
+    (kernel.shape[k], x.shape[i], y.shape[o], *rest)
+    for k, i, o, *rest in zip(
+      rhs[2:],
+      lhs[2:],
+      out[2:],
+      params['padding'],
+      params['window_strides'],
+      params['rhs_dilation'],
+      strict=True,
+    )
+  ]
 
 
 def channels_last(way: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -66,12 +74,17 @@ def channels_last(way: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   shape of its result and the dtype of sums: of half precision they are held in single, as a
   convolution holds them.
   """
+
   @functools.wraps(way)
   def compute(eqn: Equation, x: jax.Array, kernel: jax.Array) -> jax.Array:
     dims, out = eqn.params['dimension_numbers'], eqn.out_avals[0]
-    y = way(eqn, x.transpose(last(dims.lhs_spec)), kernel.transpose(kernel_last(dims.rhs_spec)),
-            tuple(out.shape[i] for i in dims.out_spec[2:]),
-            jnp.promote_types(out.dtype, jnp.float32))
+    y = way(
+      eqn,
+      x.transpose(last(dims.lhs_spec)),
+      kernel.transpose(kernel_last(dims.rhs_spec)),
+      tuple(out.shape[i] for i in dims.out_spec[2:]),
+      jnp.promote_types(out.dtype, jnp.float32),
+    )
     return y.transpose(inverse(last(dims.out_spec))).astype(out.dtype)
 
   return compute
@@ -93,8 +106,9 @@ def inverse(order: Sequence[int]) -> list[int]:
 
 
 @channels_last
-def depthwise(eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...],
-              dtype: Any) -> jax.Array:
+def depthwise(
+  eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...], dtype: Any
+) -> jax.Array:
   """Channels do not mix. The input is padded once: its gradient is then one sum, too."""
   multiplier = kernel.shape[-1] // eqn.params['feature_group_count']
   x = jnp.repeat(padded(x, eqn.params['padding']), multiplier, axis=-1).astype(dtype)
@@ -107,17 +121,22 @@ def depthwise(eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int
 
 
 @channels_last
-def products(eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...],
-             dtype: Any) -> jax.Array:
+def products(
+  eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...], dtype: Any
+) -> jax.Array:
   """Products with padding are left out: of tiny inputs they would be half of them."""
   along = [_inside(*each) for each in _axes(eqn)]
   total = None
   for taps in itertools.product(*along):
     tap, reads, pads = zip(*taps)
     part = x[(slice(None), *reads)]
-    product = lax.dot_general(part.reshape(-1, part.shape[-1]), kernel[tap],
-                              (((1,), (0,)), ((), ())), precision=eqn.params['precision'],
-                              preferred_element_type=dtype)
+    product = lax.dot_general(
+      part.reshape(-1, part.shape[-1]),
+      kernel[tap],
+      (((1,), (0,)), ((), ())),
+      precision=eqn.params['precision'],
+      preferred_element_type=dtype,
+    )
     product = product.reshape(*part.shape[:-1], -1)
     if any(map(any, pads)):
       product = jnp.pad(product, ((0, 0), *pads, (0, 0)))
@@ -127,8 +146,9 @@ def products(eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int,
   return total
 
 
-def _inside(width: int, size: int, results: int, padding: tuple[int, int], stride: int,
-            dilation: int) -> list[tuple[int, slice, tuple[int, int]]]:
+def _inside(
+  width: int, size: int, results: int, padding: tuple[int, int], stride: int, dilation: int
+) -> list[tuple[int, slice, tuple[int, int]]]:
   """Along an axis: each tap, what of the input it reads, and how many results it misses."""
   found = []
   for tap in range(width):
@@ -180,32 +200,46 @@ def has_few_outputs(eqn: Equation) -> bool:
 
 
 @channels_last
-def few_outputs(eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...],
-                dtype: Any) -> jax.Array:
+def few_outputs(
+  eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...], dtype: Any
+) -> jax.Array:
   """Products first, which read each element once, then the sum of the shifted taps."""
   *window, channels, outputs = kernel.shape
   columns = jnp.moveaxis(kernel, -2, 0).reshape(channels, -1)
   taps = list(itertools.product(*map(range, window)))
 
   def part(x: jax.Array) -> jax.Array:
-    products = lax.dot_general(x.reshape(-1, channels), columns, (((1,), (0,)), ((), ())),
-                               precision=eqn.params['precision'], preferred_element_type=dtype)
+    products = lax.dot_general(
+      x.reshape(-1, channels),
+      columns,
+      (((1,), (0,)), ((), ())),
+      precision=eqn.params['precision'],
+      preferred_element_type=dtype,
+    )
     products = padded(products.reshape(*x.shape[:-1], -1), eqn.params['padding'])
-    return sum(products[(*read(eqn, tap, spatial), slice(n * outputs, (n + 1) * outputs))]
-               for n, tap in enumerate(taps))
+    return sum(
+      products[(*read(eqn, tap, spatial), slice(n * outputs, (n + 1) * outputs))]
+      for n, tap in enumerate(taps)
+    )
 
   return parts.joined(part, x, (x.shape[0], *spatial, outputs), dtype)
 
 
 def padded(x: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
   """x [batch, spatial..., channels] with zeros around it; less than nothing cuts it."""
-  return lax.pad(x, jnp.zeros([], x.dtype),
-                 [(0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)])
+  return lax.pad(
+    x, jnp.zeros([], x.dtype), [(0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)]
+  )
 
 
 def read(eqn: Equation, tap: Sequence[int], spatial: Sequence[int]) -> tuple[slice, ...]:
   """What a tap reads of the padded input."""
-  return (slice(None), *(
+  return (
+    slice(None),
+    *(
       slice(t * dilation, t * dilation + (n - 1) * stride + 1, stride)
-      for t, n, stride, dilation in zip(tap, spatial, eqn.params['window_strides'],
-                                        eqn.params['rhs_dilation'], strict=True)))
+      for t, n, stride, dilation in zip(
+        tap, spatial, eqn.params['window_strides'], eqn.params['rhs_dilation'], strict=True
+      )
+    ),
+  )

@@ -30,9 +30,12 @@ def is_by_columns(eqn: Equation) -> bool:
   dims = eqn.params['dimension_numbers']
   outputs, channels = convolutions.widths(eqn)
   is_large = math.prod(eqn.out_avals[0].shape[i] for i in dims.out_spec[2:]) >= _LARGE
-  return (all(step == 1 for name in ('window_strides', 'rhs_dilation') for step in eqn.params[name])
-          and isinstance(eqn.in_avals[0].shape[dims.lhs_spec[0]], int)
-          and 2 * outputs <= channels and (is_large or convolutions.has_few_outputs(eqn)))
+  return (
+    all(step == 1 for name in ('window_strides', 'rhs_dilation') for step in eqn.params[name])
+    and isinstance(eqn.in_avals[0].shape[dims.lhs_spec[0]], int)
+    and 2 * outputs <= channels
+    and (is_large or convolutions.has_few_outputs(eqn))
+  )
 
 
 def with_gradient(eqn: Equation, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -63,24 +66,34 @@ def _kernel_gradient(eqn: Equation, x: jax.Array, slope: jax.Array) -> jax.Array
   slope = slope.transpose(convolutions.last(dims.out_spec))
   taps = list(itertools.product(*map(range, window)))
   pads = _pads_back(eqn, slope, window, x.shape[1:-1])
-  reads = [convolutions.read(eqn, [n - 1 - t for n, t in zip(window, tap)], x.shape[1:-1])
-           for tap in taps]
+  reads = [
+    convolutions.read(eqn, [n - 1 - t for n, t in zip(window, tap)], x.shape[1:-1]) for tap in taps
+  ]
   dtype = jnp.promote_types(aval.dtype, jnp.float32)
 
   def part(x: jax.Array, slope: jax.Array) -> jax.Array:
     padded = convolutions.padded(slope, pads)
     columns = jnp.concatenate([padded[read] for read in reads], -1)
     flat = [a.reshape(-1, a.shape[-1]) for a in (x, columns)]
-    return lax.dot_general(*flat, (((0,), (0,)), ((), ())), precision=eqn.params['precision'],
-                           preferred_element_type=dtype)
+    return lax.dot_general(
+      *flat,
+      (((0,), (0,)), ((), ())),
+      precision=eqn.params['precision'],
+      preferred_element_type=dtype,
+    )
 
   zeros = jnp.zeros((channels, len(taps) * outputs), dtype)
   total = parts.summed(part, zeros, x, slope).reshape(channels, *window, outputs)
   return jnp.moveaxis(total, 0, -2).transpose(convolutions.inverse(order)).astype(aval.dtype)
 
 
-def _pads_back(eqn: Equation, slope: jax.Array, window: Sequence[int],
-               size: Sequence[int]) -> list[tuple[int, int]]:
+def _pads_back(
+  eqn: Equation, slope: jax.Array, window: Sequence[int], size: Sequence[int]
+) -> list[tuple[int, int]]:
   """Pads the slope of results so that tap t of input q reads index q - t + width - 1 (stride 1)."""
-  return [(n - 1 - low, length + low - results) for n, (low, _), length, results in zip(
-      window, eqn.params['padding'], size, slope.shape[1:-1], strict=True)]
+  return [
+    (n - 1 - low, length + low - results)
+    for n, (low, _), length, results in zip(
+      window, eqn.params['padding'], size, slope.shape[1:-1], strict=True
+    )
+  ]

@@ -8,8 +8,13 @@ from slim_jax import jaxprs
 from slim_jax.jaxprs import Equation
 
 
-def with_gradient_of(eqn: Equation, fast: Callable[..., jax.Array], x: jax.Array,
-                     *index: jax.Array, back: Callable[..., jax.Array] | None = None) -> jax.Array:
+def with_gradient_of(
+  eqn: Equation,
+  fast: Callable[..., jax.Array],
+  x: jax.Array,
+  *index: jax.Array,
+  back: Callable[..., jax.Array] | None = None,
+) -> jax.Array:
   """`fast(x, *index)`, linear in x, with the gradient of the equation as it was, or `back`."""
   full = jax.ShapeDtypeStruct(x.shape, x.dtype)
 

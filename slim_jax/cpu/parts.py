@@ -16,8 +16,14 @@ PyTree = Any
 _ROWS = 1024
 
 
-def joined(f: Callable[[jax.Array], jax.Array], x: jax.Array, shape: tuple[int, ...], dtype: Any, *,
-           cores: int = 1) -> jax.Array:
+def joined(
+  f: Callable[[jax.Array], jax.Array],
+  x: jax.Array,
+  shape: tuple[int, ...],
+  dtype: Any,
+  *,
+  cores: int = 1,
+) -> jax.Array:
   """`f(x)`, of this shape.
 
   Args:
@@ -44,8 +50,9 @@ def summed(f: Callable[..., PyTree], zeros: PyTree, *batches: jax.Array, cores: 
   count, size = number(batches[0].shape, cores)
 
   def add(i: jax.Array, total: PyTree) -> PyTree:
-    return jax.tree.map(jnp.add, total, f(
-        *(lax.dynamic_slice_in_dim(batch, i * size, size) for batch in batches)))
+    return jax.tree.map(
+      jnp.add, total, f(*(lax.dynamic_slice_in_dim(batch, i * size, size) for batch in batches))
+    )
 
   return lax.fori_loop(0, count, add, zeros)
 

@@ -25,12 +25,18 @@ def is_of_channels(eqn: Equation) -> bool:
   (x, index), params = eqn.in_avals, eqn.params
   *spatial, last = range(len(x.shape))
   numbers = params['dimension_numbers']
-  return (len(spatial) > 1 and jnp.issubdtype(x.dtype, jnp.floating)
-          and all(isinstance(n, int) for n in x.shape) and math.prod(x.shape) < 1 << 31
-          and numbers.offset_dims == tuple(spatial) and not numbers.operand_batching_dims
-          and numbers.collapsed_slice_dims == numbers.start_index_map == (last,)
-          and params['slice_sizes'] == (*x.shape[:-1], 1) and len(index.shape) == 2
-          and params['mode'] in _FAST_MODES)
+  return (
+    len(spatial) > 1
+    and jnp.issubdtype(x.dtype, jnp.floating)
+    and all(isinstance(n, int) for n in x.shape)
+    and math.prod(x.shape) < 1 << 31
+    and numbers.offset_dims == tuple(spatial)
+    and not numbers.operand_batching_dims
+    and numbers.collapsed_slice_dims == numbers.start_index_map == (last,)
+    and params['slice_sizes'] == (*x.shape[:-1], 1)
+    and len(index.shape) == 2
+    and params['mode'] in _FAST_MODES
+  )
 
 
 def selection(eqn: Equation, x: jax.Array, index: jax.Array) -> jax.Array:

@@ -49,6 +49,7 @@ def for_cpu(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
     A function like it: wrap it in `jit`, `grad`, `vmap`, `pmap`. Outside `jit` every call traces
     `f` anew.
   """
+
   @functools.wraps(f)
   def fast(*args: Any, **kwargs: Any) -> PyTree:
     if not is_default():
@@ -76,9 +77,13 @@ def _way(eqn: Equation) -> Callable[..., jax.Array] | None:
 def _of_convolution(eqn: Equation) -> Callable[..., jax.Array] | None:
   (x, kernel), dims = eqn.in_avals, eqn.params['dimension_numbers']
   window = [kernel.shape[i] for i in dims.rhs_spec[2:]]
-  if (eqn.params['batch_group_count'] != 1 or math.prod(window) > _MOST_TAPS
-      or any(step != 1 for step in eqn.params['lhs_dilation'])
-      or not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype != kernel.dtype):
+  if (
+    eqn.params['batch_group_count'] != 1
+    or math.prod(window) > _MOST_TAPS
+    or any(step != 1 for step in eqn.params['lhs_dilation'])
+    or not jnp.issubdtype(x.dtype, jnp.floating)
+    or x.dtype != kernel.dtype
+  ):
     return None
   groups = eqn.params['feature_group_count']
   if groups > 1:
@@ -107,8 +112,8 @@ def _of_gather(eqn: Equation) -> Callable[..., jax.Array] | None:
 
 
 _WAYS = {
-    primitives.conv_general_dilated_p: _of_convolution,
-    primitives.reduce_window_sum_p: _of_sums,
-    primitives.reduce_window_max_p: _of_maxima,
-    primitives.gather_p: _of_gather,
+  primitives.conv_general_dilated_p: _of_convolution,
+  primitives.reduce_window_sum_p: _of_sums,
+  primitives.reduce_window_max_p: _of_maxima,
+  primitives.gather_p: _of_gather,
 }

@@ -66,8 +66,9 @@ def _back_to_kernel(u: _Arrays) -> list[jax.Array]:
   return [u[0] + both, (u[1] - u[2]) / 2, both + u[3]]
 
 
-def _along_both(step: Callable[[_Arrays], list[jax.Array]],
-                square: Sequence[_Arrays]) -> list[list[jax.Array]]:
+def _along_both(
+  step: Callable[[_Arrays], list[jax.Array]], square: Sequence[_Arrays]
+) -> list[list[jax.Array]]:
   """A transformation of the columns of a square of arrays, and of the rows of that."""
   columns = [step(column) for column in zip(*square)]
   return [step(row) for row in zip(*columns)]
@@ -77,21 +78,26 @@ def is_faster(eqn: Equation) -> bool:
   """Whether a dense convolution has a 3x3 window, many channels, and many tiles."""
   (x, kernel), (y,), params = eqn.in_avals, eqn.out_avals, eqn.params
   dims = params['dimension_numbers']
-  sides = [aval.shape[i] for aval, spec in ((x, dims.lhs_spec), (y, dims.out_spec))
-           for i in spec[2:]]
-  return (tuple(kernel.shape[i] for i in dims.rhs_spec[2:]) == (3, 3)
-          and all(step == 1 for name in ('window_strides', 'rhs_dilation') for step in params[name])
-          and min(convolutions.widths(eqn)) >= _CHANNELS
-          and all(isinstance(n, int) for n in x.shape)
-          and all(side >= 4 and side % 2 == 0 for side in sides)
-          and math.prod(y.shape[i] for i in (dims.out_spec[0], *dims.out_spec[2:])) >= 4 * _TILES
-          and x.dtype == y.dtype and x.dtype in (jnp.float32, jnp.float64)
-          and params['precision'] in (None, (lax.Precision.DEFAULT,) * 2))
+  sides = [
+    aval.shape[i] for aval, spec in ((x, dims.lhs_spec), (y, dims.out_spec)) for i in spec[2:]
+  ]
+  return (
+    tuple(kernel.shape[i] for i in dims.rhs_spec[2:]) == (3, 3)
+    and all(step == 1 for name in ('window_strides', 'rhs_dilation') for step in params[name])
+    and min(convolutions.widths(eqn)) >= _CHANNELS
+    and all(isinstance(n, int) for n in x.shape)
+    and all(side >= 4 and side % 2 == 0 for side in sides)
+    and math.prod(y.shape[i] for i in (dims.out_spec[0], *dims.out_spec[2:])) >= 4 * _TILES
+    and x.dtype == y.dtype
+    and x.dtype in (jnp.float32, jnp.float64)
+    and params['precision'] in (None, (lax.Precision.DEFAULT,) * 2)
+  )
 
 
 @convolutions.channels_last
-def convolution(eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...],
-                dtype: Any) -> jax.Array:
+def convolution(
+  eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...], dtype: Any
+) -> jax.Array:
   """The convolution, and its gradients in the same way."""
   del spatial, dtype
   pads = eqn.params['padding']
@@ -102,16 +108,19 @@ def convolution(eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[i
 
   def back(operands: tuple[jax.Array, jax.Array], slope: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = operands
-    return (_convolve(slope, jnp.flip(kernel, (0, 1)), back_pads, transposed=True),
-            _kernel_gradient(x, slope, pads))
+    return (
+      _convolve(slope, jnp.flip(kernel, (0, 1)), back_pads, transposed=True),
+      _kernel_gradient(x, slope, pads),
+    )
 
   fast = jax.custom_vjp(lambda x, kernel: _convolve(x, kernel, pads))
   fast.defvjp(forward, back)
   return fast(x, kernel)
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]], *,
-              transposed: bool = False) -> jax.Array:
+def _convolve(
+  x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]], *, transposed: bool = False
+) -> jax.Array:
   """x [n, height, width, c] and kernel [3, 3, c, o], or [3, 3, o, c] if transposed -> [n, ..., o].
 
   The kernel is transposed when it has been transformed: XLA would transform it element by element.
@@ -123,8 +132,9 @@ def _convolve(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]], 
   outputs = kernels[0][0].shape[1]
 
   def part(x: jax.Array) -> jax.Array:
-    products = [[_flat(tile) @ k for tile, k in zip(*rows)]
-                for rows in zip(_tiles(x, pads), kernels)]
+    products = [
+      [_flat(tile) @ k for tile, k in zip(*rows)] for rows in zip(_tiles(x, pads), kernels)
+    ]
     square = _along_both(_of_products, products)
     shape = (x.shape[0], sides[0] // 2, sides[1] // 2, outputs)
     rows = [jnp.stack([y.reshape(shape) for y in row], 3) for row in square]
@@ -133,13 +143,14 @@ def _convolve(x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]], 
   return parts.joined(part, x, (x.shape[0], *sides, outputs), x.dtype, cores=parts.all_cores())
 
 
-def _kernel_gradient(x: jax.Array, slope: jax.Array,
-                     pads: Sequence[tuple[int, int]]) -> jax.Array:
+def _kernel_gradient(x: jax.Array, slope: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
   """x [n, height, width, c] and slope [n, ..., o] -> [3, 3, c, o]."""
+
   def part(x: jax.Array, slope: jax.Array) -> list[list[jax.Array]]:
     slopes = _along_both(_of_slopes, [[slope[:, i::2, j::2] for j in (0, 1)] for i in (0, 1)])
-    return [[_flat(tile).T @ _flat(y) for tile, y in zip(*rows)]
-            for rows in zip(_tiles(x, pads), slopes)]
+    return [
+      [_flat(tile).T @ _flat(y) for tile, y in zip(*rows)] for rows in zip(_tiles(x, pads), slopes)
+    ]
 
   zeros = jnp.zeros((x.shape[-1], slope.shape[-1]), x.dtype)
   total = parts.summed(part, [[zeros] * 4] * 4, x, slope, cores=parts.all_cores())
@@ -150,8 +161,10 @@ def _tiles(x: jax.Array, pads: Sequence[tuple[int, int]]) -> list[list[jax.Array
   """B^T x B of each tile, [n, rows of tiles, tiles in a row, channels] for each of 4x4 elements."""
   x = convolutions.padded(x, pads)
   height, width = (side - 2 for side in x.shape[1:-1])
-  return _along_both(_of_operand, [
-      [x[:, i:i + height - 1:2, j:j + width - 1:2] for j in range(4)] for i in range(4)])
+  return _along_both(
+    _of_operand,
+    [[x[:, i : i + height - 1 : 2, j : j + width - 1 : 2] for j in range(4)] for i in range(4)],
+  )
 
 
 def _flat(x: jax.Array) -> jax.Array:

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from slim_jax.data import colors
-from slim_jax.data.load import ArrayData
-from slim_jax.data.stream import part_size
-from slim_jax.data.stream import StreamData
+from slim_jax.data.arrays import ArrayData
+from slim_jax.data.stream import StreamData, part_size
 
 # What `augment` can do. The figures of 'imagenet' are those of the network slimming
 # paper, which are those of fb.resnet.torch.
@@ -38,8 +37,9 @@ def epoch_order(key: jax.Array, n: int) -> jax.Array:
   return jax.random.permutation(key, jnp.arange(n, dtype=jnp.int32))
 
 
-def take_batch(data: Mapping[str, jax.Array], order: jax.Array, start: Any,
-               batch_size: int) -> dict[str, jax.Array]:
+def take_batch(
+  data: Mapping[str, jax.Array], order: jax.Array, start: Any, batch_size: int
+) -> dict[str, jax.Array]:
   """Takes examples `order[start : start + batch_size]`.
 
   Args:
@@ -57,15 +57,16 @@ def take_batch(data: Mapping[str, jax.Array], order: jax.Array, start: Any,
     ValueError: the batch is larger than the data set.
   """
   if batch_size > order.shape[0]:
-    raise ValueError(f'a batch of {batch_size} is larger than the data set of '
-                     f'{order.shape[0]} examples')
+    raise ValueError(
+      f'a batch of {batch_size} is larger than the data set of {order.shape[0]} examples'
+    )
   index = jax.lax.dynamic_slice_in_dim(order, start, batch_size)
-  return {name: value.at[index].get(mode='promise_in_bounds')
-          for name, value in data.items()}
+  return {name: value.at[index].get(mode='promise_in_bounds') for name, value in data.items()}
 
 
-def augment(key: jax.Array, image: jax.Array, *, kind: str = 'crop_flip', pad: int,
-            flip: bool) -> jax.Array:
+def augment(
+  key: jax.Array, image: jax.Array, *, kind: str = 'crop_flip', pad: int, flip: bool
+) -> jax.Array:
   """Changes each image at random.
 
   'crop_flip' pads with zeros, crops to the old size at a uniformly drawn place, and
@@ -98,8 +99,9 @@ def augment(key: jax.Array, image: jax.Array, *, kind: str = 'crop_flip', pad: i
   if kind == 'crop_flip':
     return image
   if image.shape[-1] != 3:
-    raise ValueError(f"the augmentation 'imagenet' is for images of 3 channels, not "
-                     f'{image.shape[-1]}')
+    raise ValueError(
+      f"the augmentation 'imagenet' is for images of 3 channels, not {image.shape[-1]}"
+    )
   jitter_key, lighting_key = jax.random.split(jax.random.fold_in(key, 1))
   image = colors.color_jitter(jitter_key, image.astype(jnp.float32), strength=JITTER)
   return colors.lighting(lighting_key, image, std=LIGHTING)
@@ -113,8 +115,7 @@ def _crop_flip(key, image, *, pad, flip):
     padded = jnp.pad(image, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
 
     def crop(one, start):
-      return jax.lax.dynamic_slice(one, (start[0], start[1], 0),
-                                   (height, width, channels))
+      return jax.lax.dynamic_slice(one, (start[0], start[1], 0), (height, width, channels))
 
     image = jax.vmap(crop)(padded, start)
   if flip:
@@ -123,8 +124,9 @@ def _crop_flip(key, image, *, pad, flip):
   return image
 
 
-def normalize(image: jax.Array, mean: jax.Array, std: jax.Array, *,
-              dtype: Any = jnp.float32) -> jax.Array:
+def normalize(
+  image: jax.Array, mean: jax.Array, std: jax.Array, *, dtype: Any = jnp.float32
+) -> jax.Array:
   """Returns `(image - mean) / std`, computed in float32 and cast to `dtype`.
 
   Args:
@@ -142,9 +144,9 @@ def normalize(image: jax.Array, mean: jax.Array, std: jax.Array, *,
   return ((image.astype(jnp.float32) - mean) / std).astype(dtype)
 
 
-def eval_batches(data: ArrayData | StreamData, batch_size: int, *,
-                 process_index: int = 0,
-                 process_count: int = 1) -> Iterator[dict[str, np.ndarray]]:
+def eval_batches(
+  data: ArrayData | StreamData, batch_size: int, *, process_index: int = 0, process_count: int = 1
+) -> Iterator[dict[str, np.ndarray]]:
   """Yields the data set once, in order, in batches of one shape.
 
   The last batch is filled up with zeros, which `mask` marks, so that sums
@@ -164,17 +166,19 @@ def eval_batches(data: ArrayData | StreamData, batch_size: int, *,
     ValueError: the batch cannot be divided among the processes.
   """
   if isinstance(data, StreamData):
-    yield from data.eval_batches(batch_size, process_index=process_index,
-                                 process_count=process_count)
+    yield from data.eval_batches(
+      batch_size, process_index=process_index, process_count=process_count
+    )
     return
   part = part_size(batch_size, process_count)
   for start in range(0, len(data), batch_size):
     begin = start + process_index * part
-    batch = {name: value[begin:begin + part] for name, value in data.arrays().items()}
+    batch = {name: value[begin : begin + part] for name, value in data.arrays().items()}
     batch['mask'] = np.ones(len(batch['label']), np.float32)
     missing = part - len(batch['label'])
     if missing:
-      batch = {name: np.concatenate(
-          [value, np.zeros((missing,) + value.shape[1:], value.dtype)])
-               for name, value in batch.items()}
+      batch = {
+        name: np.concatenate([value, np.zeros((missing,) + value.shape[1:], value.dtype)])
+        for name, value in batch.items()
+      }
     yield batch

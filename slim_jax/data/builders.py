@@ -21,8 +21,7 @@ import PIL.Image
 import scipy.io
 import tensorflow_datasets as tfds
 from tensorflow_datasets.datasets.svhn_cropped import svhn_cropped_dataset_builder
-from tensorflow_datasets.image_classification import cifar
-from tensorflow_datasets.image_classification import mnist
+from tensorflow_datasets.image_classification import cifar, mnist
 
 
 def png(image: np.ndarray) -> bytes:
@@ -60,7 +59,8 @@ class _Idx:
   def _split_generators(self, dl_manager):
     # The files stay gzipped: `_generate_examples` opens them.
     return super()._split_generators(
-        types.SimpleNamespace(download_and_extract=dl_manager.download))
+      types.SimpleNamespace(download_and_extract=dl_manager.download)
+    )
 
   def _generate_examples(self, num_examples, data_path, label_path):
     del num_examples  # The files say it themselves.
@@ -95,8 +95,10 @@ class _CifarBinary:
     for key, file in zip(info.label_keys, info.label_files):
       (text,) = self._read(path, [file])
       self.info.features[key].names = text.decode().split()
-    return {'train': self._generate_examples('train_', path, info.train_files),
-            'test': self._generate_examples('test_', path, info.test_files)}
+    return {
+      'train': self._generate_examples('train_', path, info.train_files),
+      'test': self._generate_examples('test_', path, info.test_files),
+    }
 
   def _read(self, path, files):
     with tarfile.open(path, 'r:gz') as archive:
@@ -110,10 +112,9 @@ class _CifarBinary:
     for data in self._read(path, files):
       records = np.frombuffer(data, np.uint8).reshape(-1, len(keys) + 3 * 32 * 32)
       for record in records:
-        image = record[len(keys):].reshape(3, 32, 32).transpose(1, 2, 0)
+        image = record[len(keys) :].reshape(3, 32, 32).transpose(1, 2, 0)
         labels = {key: int(value) for key, value in zip(keys, record)}
-        yield index, {'id': f'{split_prefix}{index:05d}', 'image': png(image),
-                      **labels}
+        yield index, {'id': f'{split_prefix}{index:05d}', 'image': png(image), **labels}
         index += 1
 
 
@@ -134,8 +135,9 @@ class Cifar100(_CifarBinary, cifar.Cifar100, skip_registration=True):
 # Written shard by shard, because the shuffle of the stock builder needs
 # TensorFlow for splits over 1000 MiB, as `extra` is. The records are in the order
 # of the original files.
-class SvhnCropped(tfds.core.ShardBasedBuilder,
-                  svhn_cropped_dataset_builder.Builder, skip_registration=True):
+class SvhnCropped(
+  tfds.core.ShardBasedBuilder, svhn_cropped_dataset_builder.Builder, skip_registration=True
+):
   """`svhn_cropped` of TFDS, with the splits `train`, `test` and `extra`."""
 
   name = 'svhn_cropped'
@@ -143,14 +145,17 @@ class SvhnCropped(tfds.core.ShardBasedBuilder,
   url_infos = _checksums('datasets/svhn_cropped/checksums.tsv')
 
   def _shard_iterators_per_split(self, dl_manager):
-    return {split.name: [functools.partial(
-                self._generate_examples, **split.gen_kwargs)]
-            for split in self._split_generators(dl_manager)}
+    return {
+      split.name: [functools.partial(self._generate_examples, **split.gen_kwargs)]
+      for split in self._split_generators(dl_manager)
+    }
 
   def _generate_examples(self, split_prefix, filepath):
     data = scipy.io.loadmat(os.fspath(filepath))
     images, labels = np.moveaxis(data['X'], -1, 0), data['y'][:, 0]
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
       # The files number the digit 0 as 10.
-      yield index, {'id': f'{split_prefix}{index:06d}', 'image': png(image),
-                    'label': int(label) % 10}
+      yield (
+        index,
+        {'id': f'{split_prefix}{index:06d}', 'image': png(image), 'label': int(label) % 10},
+      )

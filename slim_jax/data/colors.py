@@ -16,9 +16,7 @@ GREY = (0.299, 0.587, 0.114)
 # VECTORS for each channel, a column for each component (Krizhevsky et al., NeurIPS
 # 2012, section 4.1; the figures of fb.resnet.torch).
 VALUES = (0.2175, 0.0188, 0.0045)
-VECTORS = ((-0.5675, 0.7192, 0.4009),
-           (-0.5808, -0.0045, -0.8140),
-           (-0.5836, -0.6948, 0.4203))
+VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
 
 def color_jitter(key: jax.Array, image: jax.Array, *, strength: float) -> jax.Array:
@@ -41,14 +39,13 @@ def color_jitter(key: jax.Array, image: jax.Array, *, strength: float) -> jax.Ar
   """
   batch = image.shape[0]
   weight_key, order_key = jax.random.split(key)
-  weight = jax.random.uniform(weight_key, (3, batch, 1, 1, 1), image.dtype,
-                              1 - strength, 1 + strength)
-  order = jax.vmap(lambda key: jax.random.permutation(key, 3))(
-      jax.random.split(order_key, batch))
+  weight = jax.random.uniform(
+    weight_key, (3, batch, 1, 1, 1), image.dtype, 1 - strength, 1 + strength
+  )
+  order = jax.vmap(lambda key: jax.random.permutation(key, 3))(jax.random.split(order_key, batch))
   for place in range(3):
     change = order[:, place].reshape(-1, 1, 1, 1)
-    grey = jnp.sum(image * jnp.array(GREY, image.dtype).reshape(1, 1, 1, 3), -1,
-                   keepdims=True)
+    grey = jnp.sum(image * jnp.array(GREY, image.dtype).reshape(1, 1, 1, 3), -1, keepdims=True)
     other = jnp.where(change == 1, jnp.mean(grey, (1, 2, 3), keepdims=True), grey)
     other = jnp.where(change == 0, jnp.zeros([], image.dtype), other)
     image = weight[place] * image + (1 - weight[place]) * other

@@ -26,7 +26,7 @@ def test_mask(label: np.ndarray) -> np.ndarray:
   share = counts * TEST_EXAMPLES / len(label)
   sizes = np.floor(share).astype(int)
   largest = np.argsort(sizes - share, kind='stable')
-  sizes[largest[:TEST_EXAMPLES - sizes.sum()]] += 1
+  sizes[largest[: TEST_EXAMPLES - sizes.sum()]] += 1
   mask = np.zeros(len(label), bool)
   for value, size in zip(classes, sizes):
     mask[random.permutation(np.flatnonzero(label == value))[:size]] = True
@@ -47,25 +47,30 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _info(self):
     return tfds.core.DatasetInfo(
-        builder=self,
-        description='Handwritten digits of 8x8 pixels, from scikit-learn.',
-        features=tfds.features.FeaturesDict({
-            'image': tfds.features.Image(shape=(8, 8, 1)),
-            'label': tfds.features.ClassLabel(num_classes=10),
-        }),
-        supervised_keys=('image', 'label'),
-        homepage='https://archive.ics.uci.edu/dataset/80',
+      builder=self,
+      description='Handwritten digits of 8x8 pixels, from scikit-learn.',
+      features=tfds.features.FeaturesDict(
+        {
+          'image': tfds.features.Image(shape=(8, 8, 1)),
+          'label': tfds.features.ClassLabel(num_classes=10),
+        }
+      ),
+      supervised_keys=('image', 'label'),
+      homepage='https://archive.ics.uci.edu/dataset/80',
     )
 
   def _split_generators(self, dl_manager):
     del dl_manager
     # Here, because it takes a second that every worker process of a stream would wait.
     from sklearn import datasets
+
     digits = datasets.load_digits()
     image = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     test = test_mask(digits.target)
-    return {'train': self._generate_examples(image, digits.target, ~test),
-            'test': self._generate_examples(image, digits.target, test)}
+    return {
+      'train': self._generate_examples(image, digits.target, ~test),
+      'test': self._generate_examples(image, digits.target, test),
+    }
 
   def _generate_examples(self, image, label, mask):
     for index in np.flatnonzero(mask):

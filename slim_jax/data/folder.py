@@ -15,13 +15,14 @@ from slim_jax.data.errors import DataError
 # Names of data sets that are folders: 'folder:/path'.
 PREFIX = 'folder:'
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm',
-            '.pgm')
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
 
 _SPLITS = ('train', 'val', 'valid', 'validation', 'test')
 
-_LAYOUT = ('Lay it out as SPLIT/CLASS/IMAGE, with the splits train and val, or as '
-           "CLASS/IMAGE, with the splits 'train[:90%]' and 'train[90%:]'")
+_LAYOUT = (
+  'Lay it out as SPLIT/CLASS/IMAGE, with the splits train and val, or as '
+  "CLASS/IMAGE, with the splits 'train[:90%]' and 'train[90%:]'"
+)
 
 
 class Folder:
@@ -50,8 +51,9 @@ class Folder:
   def __init__(self, path: str, *, split: str):
     self.path = pathlib.Path(path).expanduser().resolve()
     if not self.path.is_dir():
-      raise DataError(f'no folder {self.path}; give the directory of the images as '
-                      f"'{PREFIX}/PATH'. {_LAYOUT}")
+      raise DataError(
+        f"no folder {self.path}; give the directory of the images as '{PREFIX}/PATH'. {_LAYOUT}"
+      )
     there = {name: self.path / name for name in _SPLITS if (self.path / name).is_dir()}
     # A test set without labels is often a directory of images.
     labelled = {name: path for name, path in there.items() if _directories(path)}
@@ -86,27 +88,31 @@ class Folder:
     for other, theirs in others:
       if theirs != names:
         raise DataError(
-            f'{self.path}: the classes of {first} and {other} differ. Only {first} has '
-            f'{_some(set(names) - set(theirs))}; only {other} has '
-            f'{_some(set(theirs) - set(names))}. Give both the same directories, or '
-            f'move away the split that is not used')
+          f'{self.path}: the classes of {first} and {other} differ. Only {first} has '
+          f'{_some(set(names) - set(theirs))}; only {other} has '
+          f'{_some(set(theirs) - set(names))}. Give both the same directories, or '
+          f'move away the split that is not used'
+        )
     return tuple(names)
 
   def _take(self, split):
     """Names and labels of a split, a part of one or a sum of such."""
-    orders = {name: self._order(name) for name in self._splits
-              if name in split or 'all' in split}
-    sizes = {name: types.SimpleNamespace(num_examples=len(labels))
-             for name, (_, labels) in orders.items()}
+    orders = {name: self._order(name) for name in self._splits if name in split or 'all' in split}
+    sizes = {
+      name: types.SimpleNamespace(num_examples=len(labels)) for name, (_, labels) in orders.items()
+    }
     try:
       parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes)
     except (ValueError, KeyError, AssertionError) as error:
       raise DataError(
-          f'{self.path} has no split {split!r}. It has {", ".join(self._splits)}, and '
-          f"parts and sums of them such as '{next(iter(self._splits))}[:90%]' ({error})"
+        f'{self.path} has no split {split!r}. It has {", ".join(self._splits)}, and '
+        f"parts and sums of them such as '{next(iter(self._splits))}[:90%]' ({error})"
       ) from error
-    taken = [(names[part.from_:part.to], labels[part.from_:part.to]) for part in parts
-             for names, labels in [orders[part.splitname]]]
+    taken = [
+      (names[part.from_ : part.to], labels[part.from_ : part.to])
+      for part in parts
+      for names, labels in [orders[part.splitname]]
+    ]
     names, labels = zip(*taken)
     return np.concatenate(names), np.concatenate(labels)
 
@@ -117,8 +123,9 @@ class Folder:
       found = list(_images(self._splits[split] / name))
       if not found:
         raise DataError(
-            f'{self._splits[split] / name} is the directory of a class and holds no '
-            f'images ({", ".join(SUFFIXES)}); fill it or remove it')
+          f'{self._splits[split] / name} is the directory of a class and holds no '
+          f'images ({", ".join(SUFFIXES)}); fill it or remove it'
+        )
       names += [os.fsencode(os.path.relpath(path, self.path)) for path in found]
       labels += [label] * len(found)
     digests = [hashlib.blake2b(name, digest_size=8).digest() for name in names]
@@ -127,8 +134,9 @@ class Folder:
 
 
 def _directories(path):
-  return sorted(each.name for each in path.iterdir()
-                if each.is_dir() and not each.name.startswith('.'))
+  return sorted(
+    each.name for each in path.iterdir() if each.is_dir() and not each.name.startswith('.')
+  )
 
 
 def _images(directory):
@@ -140,5 +148,6 @@ def _images(directory):
 
 def _some(names):
   listed = sorted(names)
-  return (', '.join(listed[:5]) + (f' and {len(listed) - 5} more' if listed[5:] else '')
-          or 'nothing else')
+  return (
+    ', '.join(listed[:5]) + (f' and {len(listed) - 5} more' if listed[5:] else '') or 'nothing else'
+  )

@@ -29,6 +29,7 @@ _SHARDS = {TRAIN: 1024, VALIDATION: 64}
 
 class _Place(NamedTuple):
   """Where an image lies in an archive."""
+
   name: str
   label: str
   offset: int
@@ -48,30 +49,33 @@ class Imagenet2012(tfds.core.ShardBasedBuilder, stock.Builder, skip_registration
   COUNTS = {TRAIN: 1_281_167, VALIDATION: 50_000}
 
   def _shard_iterators_per_split(self, dl_manager):
-    return {'train': self._shards(dl_manager.manual_dir / TRAIN, _train_places),
-            'validation': self._shards(dl_manager.manual_dir / VALIDATION,
-                                       _validation_places)}
+    return {
+      'train': self._shards(dl_manager.manual_dir / TRAIN, _train_places),
+      'validation': self._shards(dl_manager.manual_dir / VALIDATION, _validation_places),
+    }
 
   def _shards(self, path, read_places):
     logging.info('reading the index of %s', path)
     try:
       places = list(read_places(path))
     except (tarfile.TarError, OSError) as error:
-      raise DataError(f'{path} is damaged ({error}); fetch it again from {SITE}'
-                      ) from error
+      raise DataError(f'{path} is damaged ({error}); fetch it again from {SITE}') from error
     if len(places) != self.COUNTS[path.name]:
-      raise DataError(f'{path} holds {len(places)} images, not '
-                      f'{self.COUNTS[path.name]}; fetch it again from {SITE}')
+      raise DataError(
+        f'{path} holds {len(places)} images, not '
+        f'{self.COUNTS[path.name]}; fetch it again from {SITE}'
+      )
     places.sort(key=lambda place: hashlib.blake2b(place.name.encode()).digest())
     number = min(_SHARDS[path.name], len(places))
     edges = [shard * len(places) // number for shard in range(number + 1)]
     logging.info('writing %d images, which takes as long as copying them', len(places))
-    return [functools.partial(_examples, path, places[start:stop])
-            for start, stop in zip(edges, edges[1:])]
+    return [
+      functools.partial(_examples, path, places[start:stop])
+      for start, stop in zip(edges, edges[1:])
+    ]
 
 
-def _examples(path: os.PathLike[str], places: list[_Place],
-              ) -> Iterator[tuple[str, dict[str, Any]]]:
+def _examples(path: os.PathLike[str], places: list[_Place]) -> Iterator[tuple[str, dict[str, Any]]]:
   with open(path, 'rb') as file:
     for place in places:
       file.seek(place.offset)
@@ -88,8 +92,9 @@ def _train_places(path: os.PathLike[str]) -> Iterator[_Place]:
     for part in archive:
       with tarfile.open(fileobj=archive.extractfile(part), mode='r:') as inner:
         for one in inner:
-          yield _Place(one.name, part.name.removesuffix('.tar'),
-                       part.offset_data + one.offset_data, one.size)
+          yield _Place(
+            one.name, part.name.removesuffix('.tar'), part.offset_data + one.offset_data, one.size
+          )
 
 
 def _validation_places(path: os.PathLike[str]) -> Iterator[_Place]:

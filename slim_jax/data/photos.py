@@ -28,9 +28,14 @@ CENTRAL = 224 / 256
 _ATTEMPTS = 10
 
 
-def random_box(rng: np.random.Generator, width: int, height: int, *,
-               area: tuple[float, float] = AREA,
-               ratio: tuple[float, float] = RATIO) -> Box:
+def random_box(
+  rng: np.random.Generator,
+  width: int,
+  height: int,
+  *,
+  area: tuple[float, float] = AREA,
+  ratio: tuple[float, float] = RATIO,
+) -> Box:
   """Draws the box of a random sized crop.
 
   The part of the area is uniform, the ratio of width to height uniform in its
@@ -80,12 +85,17 @@ def central_box(width: int, height: int, *, size: int) -> Box:
   shorter = round(size / CENTRAL)
   across, down = (int(shorter * side / min(width, height)) for side in (width, height))
   left, top = round((across - size) / 2), round((down - size) / 2)
-  return (left * width / across, top * height / down,
-          (left + size) * width / across, (top + size) * height / down)
+  return (
+    left * width / across,
+    top * height / down,
+    (left + size) * width / across,
+    (top + size) * height / down,
+  )
 
 
-def decode(encoded: bytes, choose: Callable[[int, int], Box], size: int, *,
-           where: str, reduce: bool = True) -> np.ndarray:
+def decode(
+  encoded: bytes, choose: Callable[[int, int], Box], size: int, *, where: str, reduce: bool = True
+) -> np.ndarray:
   """Decodes the part of an image inside a box, scaled to a square.
 
   Args:
@@ -115,8 +125,9 @@ def decode(encoded: bytes, choose: Callable[[int, int], Box], size: int, *,
       pixels = rgb.resize((size, size), PIL.Image.Resampling.BILINEAR, box=box)
       return np.asarray(pixels)
   except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-    raise DataError(f'{where} is not an image that can be decoded ({error}); mend or '
-                    f'remove it') from error
+    raise DataError(
+      f'{where} is not an image that can be decoded ({error}); mend or remove it'
+    ) from error
 
 
 def _scale(box: Box, size: int) -> int:

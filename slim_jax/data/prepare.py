@@ -10,30 +10,29 @@ from absl import logging
 import requests
 import tensorflow_datasets as tfds
 
-from slim_jax.data import builders
-from slim_jax.data import digits
-from slim_jax.data import imagenet
+from slim_jax.data import builders, digits, imagenet
 from slim_jax.data.errors import DataError
 
 # Data sets that are prepared on first use.
 BUILDERS = {
-    'digits': digits.Digits,
-    'mnist': builders.Mnist,
-    'fashion_mnist': builders.FashionMnist,
-    'cifar10': builders.Cifar10,
-    'cifar100': builders.Cifar100,
-    'svhn_cropped': builders.SvhnCropped,
-    'imagenet2012': imagenet.Imagenet2012,
+  'digits': digits.Digits,
+  'mnist': builders.Mnist,
+  'fashion_mnist': builders.FashionMnist,
+  'cifar10': builders.Cifar10,
+  'cifar100': builders.Cifar100,
+  'svhn_cropped': builders.SvhnCropped,
+  'imagenet2012': imagenet.Imagenet2012,
 }
 
 DEFAULT_DATA_DIR = '~/tensorflow_datasets'
 
 _OWN_DATA = (
-    'To use data of your own, write a TFDS builder with the features `image` and '
-    '`label`, prepare it once with '
-    "`MyBuilder(data_dir=...).download_and_prepare(file_format='array_record')`, "
-    "and give its name and the same data_dir; or give a folder of images, a directory "
-    "for each class, as 'folder:/PATH'")
+  'To use data of your own, write a TFDS builder with the features `image` and '
+  '`label`, prepare it once with '
+  "`MyBuilder(data_dir=...).download_and_prepare(file_format='array_record')`, "
+  'and give its name and the same data_dir; or give a folder of images, a directory '
+  "for each class, as 'folder:/PATH'"
+)
 
 
 def directory(name: str, *, data_dir: str = '') -> pathlib.Path:
@@ -60,16 +59,16 @@ def directory(name: str, *, data_dir: str = '') -> pathlib.Path:
     return found
   here = sorted(path.name for path in root.glob('*') if _versions(path))
   raise DataError(
-      f'no data set {name!r} in {root}, which holds '
-      f'{", ".join(here) or "no data set"}. Prepared on first use are '
-      f'{", ".join(BUILDERS)}. {_OWN_DATA}.')
+    f'no data set {name!r} in {root}, which holds '
+    f'{", ".join(here) or "no data set"}. Prepared on first use are '
+    f'{", ".join(BUILDERS)}. {_OWN_DATA}.'
+  )
 
 
 def _versions(path: pathlib.Path) -> list[pathlib.Path]:
   """Prepared directories `[config/]version` of the data set at path."""
   found = [*path.glob('*/dataset_info.json'), *path.glob('*/*/dataset_info.json')]
-  return [each.parent for each in found
-          if tfds.core.Version.is_valid(each.parent.name)]
+  return [each.parent for each in found if tfds.core.Version.is_valid(each.parent.name)]
 
 
 def _find(name: str, root: pathlib.Path) -> pathlib.Path | None:
@@ -77,8 +76,9 @@ def _find(name: str, root: pathlib.Path) -> pathlib.Path | None:
     try:
       held = json.loads((root / 'dataset_info.json').read_text())['name']
     except (ValueError, KeyError) as error:
-      raise DataError(f'{root}: dataset_info.json is damaged; prepare the data set '
-                      f'again') from error
+      raise DataError(
+        f'{root}: dataset_info.json is damaged; prepare the data set again'
+      ) from error
     if held != name:
       raise DataError(f'{root} is the data set {held!r}, not {name!r}')
     return root
@@ -88,8 +88,10 @@ def _find(name: str, root: pathlib.Path) -> pathlib.Path | None:
     return None
   configs = sorted({str(each.parent.relative_to(root)) for each in found})
   if len(configs) > 1:
-    raise DataError(f'the data set {name!r} in {root} has several configurations, '
-                    f'give one of them: {", ".join(configs)}')
+    raise DataError(
+      f'the data set {name!r} in {root} has several configurations, '
+      f'give one of them: {", ".join(configs)}'
+    )
   return max(found, key=lambda each: tfds.core.Version(each.name))
 
 
@@ -98,36 +100,37 @@ def _prepare(name: str, root: pathlib.Path) -> None:
   manual = root / 'downloads' / 'manual' / name
   if name == 'imagenet2012':
     manual = _imagenet_archives(manual)
-  (tfds.enable_progress_bar if sys.stderr.isatty()
-   else tfds.disable_progress_bar)()
+  (tfds.enable_progress_bar if sys.stderr.isatty() else tfds.disable_progress_bar)()
   logging.info('preparing the data set %s in %s', name, root)
   try:
     builder = BUILDERS[name](data_dir=root)
     # TFDS prints that it downloads, even where there is nothing to download.
     with contextlib.redirect_stdout(io.StringIO()):
       builder.download_and_prepare(
-          file_format='array_record',
-          download_config=tfds.download.DownloadConfig(
-              manual_dir=manual, force_checksums_validation=True,
-              # The copies on Google Cloud are in another format.
-              try_download_gcs=False))
-  except (requests.exceptions.RequestException,
-          tfds.download.DownloadError) as error:
+        file_format='array_record',
+        download_config=tfds.download.DownloadConfig(
+          manual_dir=manual,
+          force_checksums_validation=True,
+          # The copies on Google Cloud are in another format.
+          try_download_gcs=False,
+        ),
+      )
+  except (requests.exceptions.RequestException, tfds.download.DownloadError) as error:
     raise DataError(
-        f'cannot download the data set {name!r}: {error}. Without a network, '
-        f'fetch its files elsewhere ({", ".join(BUILDERS[name].url_infos)}) and put '
-        f'them, under their own names, into {manual}; or give a data_dir where '
-        f"the data set is prepared; or use 'digits', which needs no download") from error
+      f'cannot download the data set {name!r}: {error}. Without a network, '
+      f'fetch its files elsewhere ({", ".join(BUILDERS[name].url_infos)}) and put '
+      f'them, under their own names, into {manual}; or give a data_dir where '
+      f"the data set is prepared; or use 'digits', which needs no download"
+    ) from error
   except tfds.download.download_manager.NonMatchingChecksumError as error:
     raise DataError(
-        f'the files of the data set {name!r} are not the known ones. Remove what '
-        f'is damaged below {root / "downloads"} and try again. {error}') from error
+      f'the files of the data set {name!r} are not the known ones. Remove what '
+      f'is damaged below {root / "downloads"} and try again. {error}'
+    ) from error
   except OSError as error:
-    raise DataError(f'cannot write the data set {name!r} to {root}: {error}'
-                    ) from error
+    raise DataError(f'cannot write the data set {name!r} to {root}: {error}') from error
   if _find(name, root) is None:
-    raise DataError(f'{builder.data_dir} holds no complete data set; remove it and '
-                    f'try again')
+    raise DataError(f'{builder.data_dir} holds no complete data set; remove it and try again')
 
 
 def _imagenet_archives(manual: pathlib.Path) -> pathlib.Path:
@@ -136,8 +139,9 @@ def _imagenet_archives(manual: pathlib.Path) -> pathlib.Path:
     if all((path / file).exists() for file in imagenet.ARCHIVES):
       return path
   raise DataError(
-      f"the data set 'imagenet2012' is not prepared, and cannot be downloaded without "
-      f'an account. Register at {imagenet.SITE}, put {" and ".join(imagenet.ARCHIVES)} '
-      f'(148 and 6.7 GB) into {manual}, and run the same command again: it prepares the '
-      f'data set once, which needs 155 GB more and no TensorFlow. Or give the data_dir '
-      f"in which it is prepared, or, for the images in directories, 'folder:/PATH'")
+    f"the data set 'imagenet2012' is not prepared, and cannot be downloaded without "
+    f'an account. Register at {imagenet.SITE}, put {" and ".join(imagenet.ARCHIVES)} '
+    f'(148 and 6.7 GB) into {manual}, and run the same command again: it prepares the '
+    f'data set once, which needs 155 GB more and no TensorFlow. Or give the data_dir '
+    f"in which it is prepared, or, for the images in directories, 'folder:/PATH'"
+  )

@@ -10,9 +10,7 @@ from google.protobuf.message import DecodeError
 import numpy as np
 import tensorflow_datasets as tfds
 
-from slim_jax.data import folder
-from slim_jax.data import prepare
-from slim_jax.data import tfrecord
+from slim_jax.data import folder, prepare, tfrecord
 from slim_jax.data.errors import DataError
 
 CHANNELS = (1, 3, 4)
@@ -20,6 +18,7 @@ CHANNELS = (1, 3, 4)
 
 class Record(NamedTuple):
   """An example as it is kept."""
+
   image: bytes  # PNG, JPEG or the like
   label: int  # 0 .. num_classes - 1
   where: str  # for messages: directory, number, split and, if it has one, file name
@@ -75,9 +74,11 @@ class Records:
     where = f'{self.path}: example {key} of {self.title}' + (f' ({name})' if name else '')
     label = int(found['label'])
     if not 0 <= label < len(self.class_names):
-      raise DataError(f'{where} has the label {label}, outside '
-                      f'0..{len(self.class_names) - 1}; choose a split in which every '
-                      f'example is labelled')
+      raise DataError(
+        f'{where} has the label {label}, outside '
+        f'0..{len(self.class_names) - 1}; choose a split in which every '
+        f'example is labelled'
+      )
     return Record(found['image'], label, where)
 
 
@@ -102,16 +103,23 @@ def open_records(name: str, *, data_dir: str = '', split: str) -> Records:
   builder = _builder(path)
   features = dict(builder.info.features.items())
   _check_features(features, path)
-  return Records(_source(builder, split, path), path, f'{name} {split}',
-                 features['image'].shape[-1], tuple(features['label'].names))
+  return Records(
+    _source(builder, split, path),
+    path,
+    f'{name} {split}',
+    features['image'].shape[-1],
+    tuple(features['label'].names),
+  )
 
 
 def _builder(path):
   try:
     return tfds.builder_from_directory(path)
   except (ValueError, json_format.ParseError) as error:
-    raise DataError(f'{path}: dataset_info.json or features.json is damaged or '
-                    f'missing; prepare the data set again ({error})') from error
+    raise DataError(
+      f'{path}: dataset_info.json or features.json is damaged or '
+      f'missing; prepare the data set again ({error})'
+    ) from error
 
 
 def _check_features(features, path):
@@ -122,12 +130,13 @@ def _check_features(features, path):
   elif image.shape[-1] not in (*CHANNELS, None):
     wrong = f'image has {image.shape[-1]} channels, not 1, 3 or 4'
   elif not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
-    wrong = (f'label is {label!r}, not tfds.features.ClassLabel() with its number of '
-             f'classes')
+    wrong = f'label is {label!r}, not tfds.features.ClassLabel() with its number of classes'
   else:
     return
-  raise DataError(f'{path}: {wrong}. The features are {", ".join(sorted(features))}; '
-                  f'prepare the data set with `image` and `label`')
+  raise DataError(
+    f'{path}: {wrong}. The features are {", ".join(sorted(features))}; '
+    f'prepare the data set with `image` and `label`'
+  )
 
 
 def _source(builder, split, path):
@@ -140,20 +149,23 @@ def _source(builder, split, path):
     if formats & tfds.core.FileFormat.with_random_access():
       source = builder.as_data_source(split, decoders=decoders)
     elif tfds.core.FileFormat.TFRECORD in formats:
-      source = tfrecord.TfRecords(builder.info.splits[split].file_instructions,
-                                  builder.info.features, decoders)
+      source = tfrecord.TfRecords(
+        builder.info.splits[split].file_instructions, builder.info.features, decoders
+      )
     else:
       raise DataError(
-          f'{path} is in the format {builder.info.file_format.value}, which cannot be '
-          f'read without TensorFlow. Give another data_dir, to have a data set that '
-          f'slim_jax knows prepared afresh; or convert it where TensorFlow is '
-          f'installed: tfds convert_format --dataset_version_dir={path} '
-          f'--out_file_format=array_record --out_dir=NEW_DATA_DIR')
+        f'{path} is in the format {builder.info.file_format.value}, which cannot be '
+        f'read without TensorFlow. Give another data_dir, to have a data set that '
+        f'slim_jax knows prepared afresh; or convert it where TensorFlow is '
+        f'installed: tfds convert_format --dataset_version_dir={path} '
+        f'--out_file_format=array_record --out_dir=NEW_DATA_DIR'
+      )
   except (ValueError, KeyError) as error:
     raise DataError(
-        f'{path} has no split {split!r}. It has '
-        f'{", ".join(builder.info.splits)}, and parts and sums of them such as '
-        f"'train[:1000]' or 'train+test' ({error})") from error
+      f'{path} has no split {split!r}. It has '
+      f'{", ".join(builder.info.splits)}, and parts and sums of them such as '
+      f"'train[:1000]' or 'train+test' ({error})"
+    ) from error
   except RuntimeError as error:
     raise _unreadable(path, split, error) from error
   if not len(source):
@@ -162,5 +174,7 @@ def _source(builder, split, path):
 
 
 def _unreadable(path, title, error):
-  return DataError(f'{path}: the files of {title!r} are damaged or missing '
-                   f'({error}). Remove the directory and prepare the data set again')
+  return DataError(
+    f'{path}: the files of {title!r} are damaged or missing '
+    f'({error}). Remove the directory and prepare the data set again'
+  )

@@ -6,8 +6,8 @@ holds which images, and how each is cropped, follows from the seed and the numbe
 step alone, not from who does it.
 """
 
-from collections.abc import Callable, Iterator
 import collections
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import functools
@@ -20,8 +20,7 @@ import numpy as np
 
 from slim_jax.data import photos
 from slim_jax.data.errors import DataError
-from slim_jax.data.records import Record
-from slim_jax.data.records import Records
+from slim_jax.data.records import Record, Records
 
 # Mean and standard deviation of the channels of ImageNet, in pixel values; they serve
 # for photographs of any kind.
@@ -77,9 +76,15 @@ class StreamData:
     """Standard deviation, likewise."""
     return np.array(STD, np.float32)
 
-  def train_batches(self, batch_size: int, *, seed: int, start: int = 0,
-                    process_index: int = 0, process_count: int = 1,
-                    ) -> Iterator[dict[str, np.ndarray]]:
+  def train_batches(
+    self,
+    batch_size: int,
+    *,
+    seed: int,
+    start: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+  ) -> Iterator[dict[str, np.ndarray]]:
     """Random sized crops of all images, in a new order each epoch, without end.
 
     An epoch is `len(self) // batch_size` steps; the images left over differ from
@@ -103,19 +108,25 @@ class StreamData:
       DataError: an image cannot be read or decoded, or a worker process is gone.
     """
     if not 0 < batch_size <= len(self):
-      raise ValueError(f'a batch of {batch_size} is larger than the data set of '
-                       f'{len(self)} examples')
+      raise ValueError(
+        f'a batch of {batch_size} is larger than the data set of {len(self)} examples'
+      )
     part = part_size(batch_size, process_count)
     crop = functools.partial(_train_example, size=self.image_size)
     # The generator of a crop is seeded by the place of its image among those of all
     # epochs and processes.
-    batches = (grain.MapDataset.source(self.records).shuffle(seed=seed)
-               [:len(self) // batch_size * batch_size].repeat()
-               .random_map(crop, seed=seed).batch(part))
-    return self._run(batches[start * process_count + process_index::process_count])
+    batches = (
+      grain.MapDataset.source(self.records)
+      .shuffle(seed=seed)[: len(self) // batch_size * batch_size]
+      .repeat()
+      .random_map(crop, seed=seed)
+      .batch(part)
+    )
+    return self._run(batches[start * process_count + process_index :: process_count])
 
-  def eval_batches(self, batch_size: int, *, process_index: int = 0,
-                   process_count: int = 1) -> Iterator[dict[str, np.ndarray]]:
+  def eval_batches(
+    self, batch_size: int, *, process_index: int = 0, process_count: int = 1
+  ) -> Iterator[dict[str, np.ndarray]]:
     """Central crops of all images, once and in order.
 
     Every process gets as many batches, all of one shape. What is missing in the last
@@ -144,17 +155,18 @@ class StreamData:
   def _run(self, batches):
     threads = 0 if self.workers else min(os.cpu_count() or 1, _MOST_THREADS)
     dataset = batches.to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
+      grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    )
     if self.workers:
       if not flags.FLAGS.is_parsed():  # as in a notebook; Grain asks for its own
         flags.FLAGS.mark_as_parsed()
-      dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(
-          num_workers=self.workers, per_worker_buffer_size=_BUFFER))
+      dataset = dataset.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=_BUFFER)
+      )
     return _closing(iter(dataset), self)
 
 
-def prefetch(batches: Iterator[Any], put: Callable[[Any], Any], *,
-             depth: int = 2) -> Iterator[Any]:
+def prefetch(batches: Iterator[Any], put: Callable[[Any], Any], *, depth: int = 2) -> Iterator[Any]:
   """Puts batches on devices before they are asked for.
 
   Args:
@@ -185,10 +197,11 @@ def _closing(iterator, stream):
       raise
     records = stream.records
     raise DataError(
-        f'{records.path}: a worker process that reads {records.title} has ended '
-        f'({error}). It may have run out of memory, or of shared memory (/dev/shm): try '
-        f"fewer workers, or 0 for threads. A script of one's own that uses workers must "
-        f"start under `if __name__ == '__main__':`") from error
+      f'{records.path}: a worker process that reads {records.title} has ended '
+      f'({error}). It may have run out of memory, or of shared memory (/dev/shm): try '
+      f"fewer workers, or 0 for threads. A script of one's own that uses workers must "
+      f"start under `if __name__ == '__main__':`"
+    ) from error
   finally:
     iterator.close()
 
@@ -196,21 +209,24 @@ def _closing(iterator, stream):
 def part_size(batch_size: int, process_count: int) -> int:
   """Images of a batch that each process takes; ValueError if it cannot be divided."""
   if batch_size < 1 or batch_size % process_count:
-    raise ValueError(f'a batch of {batch_size} cannot be divided among {process_count} '
-                     f'processes')
+    raise ValueError(f'a batch of {batch_size} cannot be divided among {process_count} processes')
   return batch_size // process_count
 
 
 def _train_example(record: Record, rng: np.random.Generator, *, size: int):
-  image = photos.decode(record.image, functools.partial(photos.random_box, rng), size,
-                        where=record.where)
+  image = photos.decode(
+    record.image, functools.partial(photos.random_box, rng), size, where=record.where
+  )
   return {'image': image, 'label': np.int32(record.label)}
 
 
 def _eval_example(index: int, *, records: Records, size: int):
   if index >= len(records):
-    return {'image': np.zeros((size, size, 3), np.uint8), 'label': np.int32(0),
-            'mask': np.float32(0)}
+    return {
+      'image': np.zeros((size, size, 3), np.uint8),
+      'label': np.int32(0),
+      'mask': np.float32(0),
+    }
   record = records[index]
   crop = functools.partial(photos.central_box, size=size)
   image = photos.decode(record.image, crop, size, where=record.where)

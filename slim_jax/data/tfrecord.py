@@ -30,13 +30,16 @@ class TfRecords:
     RuntimeError: a file is missing or does not hold what it should.
   """
 
-  def __init__(self, instructions: Sequence[Any], features: tfds.features.FeaturesDict,
-               decoders: Mapping[str, Any]):
+  def __init__(
+    self,
+    instructions: Sequence[Any],
+    features: tfds.features.FeaturesDict,
+    decoders: Mapping[str, Any],
+  ):
     self._files = [os.fspath(one.filename) for one in instructions]
     self._features, self._decoders = features, decoders
     places = [_places(one) for one in instructions]
-    self._file = np.repeat(np.arange(len(places), dtype=np.int32),
-                           [len(part) for part in places])
+    self._file = np.repeat(np.arange(len(places), dtype=np.int32), [len(part) for part in places])
     self._place = np.concatenate([*places, np.empty((0, 2), np.int64)])
 
   def __len__(self) -> int:
@@ -44,8 +47,10 @@ class TfRecords:
 
   def __getitems__(self, keys: Sequence[int]) -> list[dict[str, Any]]:
     """Reads some examples; raises RuntimeError where a file cannot be read."""
-    return [self._features.deserialize_example_np(self._bytes(key), decoders=self._decoders)
-            for key in keys]
+    return [
+      self._features.deserialize_example_np(self._bytes(key), decoders=self._decoders)
+      for key in keys
+    ]
 
   def _bytes(self, key):
     # Opened each time: simple, safe in threads, and little beside reading an image.
@@ -72,7 +77,8 @@ def _places(instruction):
   except OSError as error:
     raise RuntimeError(str(error)) from error
   if offset != size or len(found) != instruction.examples_in_shard:
-    raise RuntimeError(f'{path} does not hold {instruction.examples_in_shard} records '
-                       f'in {size} bytes')
-  part = found[instruction.skip:instruction.skip + instruction.take]
+    raise RuntimeError(
+      f'{path} does not hold {instruction.examples_in_shard} records in {size} bytes'
+    )
+  part = found[instruction.skip : instruction.skip + instruction.take]
   return np.array(part, np.int64).reshape(-1, 2)

@@ -11,10 +11,8 @@ import jax.numpy as jnp
 from slim_jax.models.densenet import DenseNet
 from slim_jax.models.mlp import MLP
 from slim_jax.models.preresnet import PreResNet
-from slim_jax.models.resnet import ResNet
-from slim_jax.models.resnet import STAGES
-from slim_jax.models.vgg import VGG
-from slim_jax.models.vgg import WIDTHS
+from slim_jax.models.resnet import STAGES, ResNet
+from slim_jax.models.vgg import VGG, WIDTHS
 
 
 def _resnet(name: str) -> Callable[..., nn.Module]:
@@ -23,47 +21,52 @@ def _resnet(name: str) -> Callable[..., nn.Module]:
 
 
 def _vgg_bn(name: str) -> Callable[..., nn.Module]:
-  return functools.partial(VGG, widths=(*WIDTHS[name], 'M'), dense_widths=(4096, 4096),
-                           conv_bias=True, dense_norm=False, drop_rate=0.5)
+  return functools.partial(
+    VGG,
+    widths=(*WIDTHS[name], 'M'),
+    dense_widths=(4096, 4096),
+    conv_bias=True,
+    dense_norm=False,
+    drop_rate=0.5,
+  )
 
 
 # Constructors by the name that a config gives. 'preresnet' and 'densenet' are for small
 # images, 'resnet' and 'vgg_a' for ImageNet; 'resnet18' and so on and 'vgg11_bn' and so on
 # are those of torchvision.
 MODELS = {
-    'vgg': VGG,
-    'vgg11': functools.partial(VGG, widths=WIDTHS['vgg11']),
-    'vgg13': functools.partial(VGG, widths=WIDTHS['vgg13']),
-    'vgg16': functools.partial(VGG, widths=WIDTHS['vgg16']),
-    'vgg19': functools.partial(VGG, widths=WIDTHS['vgg19']),
-    'vgg_a': functools.partial(VGG, widths=WIDTHS['vgg_a'], dense_widths=(4096, 4096),
-                               conv_bias=True),
-    'vgg11_bn': _vgg_bn('vgg11'),
-    'vgg13_bn': _vgg_bn('vgg13'),
-    'vgg16_bn': _vgg_bn('vgg16'),
-    'vgg19_bn': _vgg_bn('vgg19'),
-    'preresnet': PreResNet,
-    'preresnet20': functools.partial(PreResNet, depth=20),
-    'preresnet56': functools.partial(PreResNet, depth=56),
-    'preresnet110': functools.partial(PreResNet, depth=110),
-    'preresnet164': functools.partial(PreResNet, depth=164),
-    'densenet': DenseNet,
-    'densenet40': functools.partial(DenseNet, depth=40),
-    'densenet100': functools.partial(DenseNet, depth=100),
-    'densenet_bc100': functools.partial(DenseNet, depth=100, bottleneck=True,
-                                        compression=0.5),
-    'resnet': ResNet,
-    'resnet18': _resnet('resnet18'),
-    'resnet34': _resnet('resnet34'),
-    'resnet50': _resnet('resnet50'),
-    'resnet101': _resnet('resnet101'),
-    'resnet152': _resnet('resnet152'),
-    'mlp': MLP,
+  'vgg': VGG,
+  'vgg11': functools.partial(VGG, widths=WIDTHS['vgg11']),
+  'vgg13': functools.partial(VGG, widths=WIDTHS['vgg13']),
+  'vgg16': functools.partial(VGG, widths=WIDTHS['vgg16']),
+  'vgg19': functools.partial(VGG, widths=WIDTHS['vgg19']),
+  'vgg_a': functools.partial(
+    VGG, widths=WIDTHS['vgg_a'], dense_widths=(4096, 4096), conv_bias=True
+  ),
+  'vgg11_bn': _vgg_bn('vgg11'),
+  'vgg13_bn': _vgg_bn('vgg13'),
+  'vgg16_bn': _vgg_bn('vgg16'),
+  'vgg19_bn': _vgg_bn('vgg19'),
+  'preresnet': PreResNet,
+  'preresnet20': functools.partial(PreResNet, depth=20),
+  'preresnet56': functools.partial(PreResNet, depth=56),
+  'preresnet110': functools.partial(PreResNet, depth=110),
+  'preresnet164': functools.partial(PreResNet, depth=164),
+  'densenet': DenseNet,
+  'densenet40': functools.partial(DenseNet, depth=40),
+  'densenet100': functools.partial(DenseNet, depth=100),
+  'densenet_bc100': functools.partial(DenseNet, depth=100, bottleneck=True, compression=0.5),
+  'resnet': ResNet,
+  'resnet18': _resnet('resnet18'),
+  'resnet34': _resnet('resnet34'),
+  'resnet50': _resnet('resnet50'),
+  'resnet101': _resnet('resnet101'),
+  'resnet152': _resnet('resnet152'),
+  'mlp': MLP,
 }
 
 
-def create(name: str, *, num_classes: int, dtype: Any = jnp.float32,
-           **arguments: Any) -> nn.Module:
+def create(name: str, *, num_classes: int, dtype: Any = jnp.float32, **arguments: Any) -> nn.Module:
   """Makes a model of `MODELS`.
 
   Args:
@@ -82,10 +85,12 @@ def create(name: str, *, num_classes: int, dtype: Any = jnp.float32,
   if name not in MODELS:
     raise ValueError(f'no model named {name!r}; there are {", ".join(MODELS)}')
   constructor = MODELS[name]
-  accepted = sorted(set(inspect.signature(constructor).parameters)
-                    - {'parent', 'name', 'num_classes', 'dtype'})
+  accepted = sorted(
+    set(inspect.signature(constructor).parameters) - {'parent', 'name', 'num_classes', 'dtype'}
+  )
   unknown = sorted(set(arguments) - set(accepted))
   if unknown:
-    raise TypeError(f'model {name!r} takes no argument {", ".join(unknown)}; '
-                    f'it takes {", ".join(accepted)}')
+    raise TypeError(
+      f'model {name!r} takes no argument {", ".join(unknown)}; it takes {", ".join(accepted)}'
+    )
   return constructor(num_classes=num_classes, dtype=dtype, **arguments)

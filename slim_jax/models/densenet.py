@@ -67,8 +67,9 @@ class DenseNet(nn.Module):
     """
     self._check(x)
     conv = functools.partial(layers.Conv, dtype=self.dtype)
-    norm = functools.partial(layers.BatchNorm, use_running_average=not train,
-                             dtype=self.dtype, axis_name=self.axis_name)
+    norm = functools.partial(
+      layers.BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
+    )
     x = jnp.asarray(x, self.dtype)
     x = conv(self.stem, (3, 3), padding=1)(x)
     for block in range(3):
@@ -92,12 +93,10 @@ class DenseNet(nn.Module):
 
   def _check(self, x: jax.Array) -> None:
     layers.check_images(x, model='DenseNet', smallest=4)  # halved twice
-    layers.check_positive(model='DenseNet', depth=self.depth, growth=self.growth,
-                          stem=self.stem)
+    layers.check_positive(model='DenseNet', depth=self.depth, growth=self.growth, stem=self.stem)
     step = 6 if self.bottleneck else 3
     if self.depth < step + 4 or (self.depth - 4) % step:
-      raise ValueError(f'DenseNet: depth must be {step}n + 4, such as 40 or 100, got '
-                       f'{self.depth}')
+      raise ValueError(f'DenseNet: depth must be {step}n + 4, such as 40 or 100, got {self.depth}')
     if not 0 < self.compression <= 1:
       raise ValueError(f'DenseNet: compression must be in (0, 1], got {self.compression}')
     if not 0 <= self.drop_rate < 1:

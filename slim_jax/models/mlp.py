@@ -46,14 +46,16 @@ class MLP(nn.Module):
     """
     for width in self.widths:
       if not (isinstance(width, numbers.Integral) and width > 0):
-        raise ValueError(f'MLP: widths must be positive integers, got {width!r} '
-                         f'in {tuple(self.widths)}')
+        raise ValueError(
+          f'MLP: widths must be positive integers, got {width!r} in {tuple(self.widths)}'
+        )
     x = jnp.asarray(x, self.dtype)
     x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
     for width in self.widths:
       x = layers.Dense(width, dtype=self.dtype, kernel_init=layers.he_fan_out)(x)
-      x = layers.BatchNorm(use_running_average=not train, dtype=self.dtype,
-                           axis_name=self.axis_name)(x)
+      x = layers.BatchNorm(
+        use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
+      )(x)
       x = nn.relu(x)
     x = layers.Dense(self.num_classes, dtype=self.dtype)(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

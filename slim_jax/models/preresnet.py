@@ -88,15 +88,17 @@ class PreResNet(nn.Module):
     """
     self._check(x)
     conv = functools.partial(layers.Conv, dtype=self.dtype)
-    norm = functools.partial(layers.BatchNorm, use_running_average=not train,
-                             dtype=self.dtype, axis_name=self.axis_name)
+    norm = functools.partial(
+      layers.BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
+    )
     x = jnp.asarray(x, self.dtype)
     x = conv(self.width, (3, 3), padding=1)(x)
     for stage in range(3):
       for block in range((self.depth - 2) // 9):
         first = block == 0
-        x = Bottleneck(self.width * 2**stage, conv, norm, project=first,
-                       stride=2 if first and stage > 0 else 1)(x)
+        x = Bottleneck(
+          self.width * 2**stage, conv, norm, project=first, stride=2 if first and stage > 0 else 1
+        )(x)
     x = nn.relu(norm()(x))
     x = jnp.mean(x, axis=(1, 2))
     x = layers.Dense(self.num_classes, dtype=self.dtype)(x)
@@ -106,5 +108,6 @@ class PreResNet(nn.Module):
     layers.check_images(x, model='PreResNet')
     layers.check_positive(model='PreResNet', depth=self.depth, width=self.width)
     if self.depth < 11 or (self.depth - 2) % 9:
-      raise ValueError(f'PreResNet: depth must be 9n + 2, such as 20, 56, 110 or 164, '
-                       f'got {self.depth}')
+      raise ValueError(
+        f'PreResNet: depth must be 9n + 2, such as 20, 56, 110 or 164, got {self.depth}'
+      )

@@ -17,11 +17,11 @@ from slim_jax.models import layers
 
 # Blocks of each stage, and whether they are bottlenecks.
 STAGES = {
-    'resnet18': ((2, 2, 2, 2), False),
-    'resnet34': ((3, 4, 6, 3), False),
-    'resnet50': ((3, 4, 6, 3), True),
-    'resnet101': ((3, 4, 23, 3), True),
-    'resnet152': ((3, 8, 36, 3), True),
+  'resnet18': ((2, 2, 2, 2), False),
+  'resnet34': ((3, 4, 6, 3), False),
+  'resnet50': ((3, 4, 6, 3), True),
+  'resnet101': ((3, 4, 23, 3), True),
+  'resnet152': ((3, 8, 36, 3), True),
 }
 
 
@@ -102,15 +102,21 @@ class ResNet(nn.Module):
     """
     self._check(x)
     conv = functools.partial(layers.Conv, dtype=self.dtype)
-    norm = functools.partial(layers.BatchNorm, use_running_average=not train,
-                             dtype=self.dtype, axis_name=self.axis_name)
+    norm = functools.partial(
+      layers.BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
+    )
     x = jnp.asarray(x, self.dtype)
     x = nn.relu(norm()(conv(self.width, (7, 7), (2, 2), padding=3)(x)))
     x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
     for stage, blocks in enumerate(self.blocks):
       for block in range(blocks):
-        x = Block(self.width * 2**stage, conv, norm, bottleneck=self.bottleneck,
-                  stride=2 if block == 0 and stage > 0 else 1)(x)
+        x = Block(
+          self.width * 2**stage,
+          conv,
+          norm,
+          bottleneck=self.bottleneck,
+          stride=2 if block == 0 and stage > 0 else 1,
+        )(x)
     x = jnp.mean(x, axis=(1, 2))
     x = layers.Dense(self.num_classes, dtype=self.dtype)(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

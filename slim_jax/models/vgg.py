@@ -20,14 +20,32 @@ from slim_jax.models import layers
 
 # Output channels of each 3x3 convolution; 'M' is a 2x2 max-pool.
 WIDTHS = {
-    'vgg11': (64, 'M', 128, 'M', 256, 256, 'M', 512, 512, 'M', 512, 512),
-    'vgg13': (64, 64, 'M', 128, 128, 'M', 256, 256, 'M', 512, 512, 'M',
-              512, 512),
-    'vgg16': (64, 64, 'M', 128, 128, 'M', 256, 256, 256, 'M', 512, 512, 512, 'M',
-              512, 512, 512),
-    'vgg19': (64, 64, 'M', 128, 128, 'M', 256, 256, 256, 256, 'M',
-              512, 512, 512, 512, 'M', 512, 512, 512, 512),
-    'vgg_a': (64, 'M', 128, 'M', 256, 256, 'M', 512, 512, 'M', 512, 512, 'M'),
+  'vgg11': (64, 'M', 128, 'M', 256, 256, 'M', 512, 512, 'M', 512, 512),
+  'vgg13': (64, 64, 'M', 128, 128, 'M', 256, 256, 'M', 512, 512, 'M', 512, 512),
+  'vgg16': (64, 64, 'M', 128, 128, 'M', 256, 256, 256, 'M', 512, 512, 512, 'M', 512, 512, 512),
+  'vgg19': (
+    64,
+    64,
+    'M',
+    128,
+    128,
+    'M',
+    256,
+    256,
+    256,
+    256,
+    'M',
+    512,
+    512,
+    512,
+    512,
+    'M',
+    512,
+    512,
+    512,
+    512,
+  ),
+  'vgg_a': (64, 'M', 128, 'M', 256, 256, 'M', 512, 512, 'M', 512, 512, 'M'),
 }
 
 
@@ -82,15 +100,15 @@ class VGG(nn.Module):
         `drop_rate` is out of range.
     """
     self._check(x)
-    norm = functools.partial(layers.BatchNorm, use_running_average=not train,
-                             dtype=self.dtype, axis_name=self.axis_name)
+    norm = functools.partial(
+      layers.BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
+    )
     x = jnp.asarray(x, self.dtype)
     for width in self.widths:
       if width == 'M':
         x = nn.max_pool(x, (2, 2), strides=(2, 2))
         continue
-      x = layers.Conv(width, (3, 3), padding=1, use_bias=self.conv_bias,
-                      dtype=self.dtype)(x)
+      x = layers.Conv(width, (3, 3), padding=1, use_bias=self.conv_bias, dtype=self.dtype)(x)
       x = nn.relu(norm()(x))
     x = self._flatten(x) if self.dense_widths else jnp.mean(x, axis=(1, 2))
     for width in self.dense_widths:
@@ -104,8 +122,9 @@ class VGG(nn.Module):
     for width in self.widths:
       if width != 'M' and not (isinstance(width, numbers.Integral) and width > 0):
         raise ValueError(
-            f"VGG: widths must be positive integers or 'M' (a 2x2 max-pool), got "
-            f'{width!r} in {tuple(self.widths)}')
+          f"VGG: widths must be positive integers or 'M' (a 2x2 max-pool), got "
+          f'{width!r} in {tuple(self.widths)}'
+        )
     for width in self.dense_widths:
       layers.check_positive(model='VGG', dense_widths=width)
     if not 0 <= self.drop_rate < 1:
@@ -115,9 +134,10 @@ class VGG(nn.Module):
     height, width = x.shape[1:3]
     if min(height, width) < 2**pools:
       raise ValueError(
-          f'VGG: images of {height}x{width} are too small for {pools} max-pools, '
-          f'which need at least {2**pools}x{2**pools}; use larger images or '
-          f"widths with fewer 'M' than {tuple(self.widths)}")
+        f'VGG: images of {height}x{width} are too small for {pools} max-pools, '
+        f'which need at least {2**pools}x{2**pools}; use larger images or '
+        f"widths with fewer 'M' than {tuple(self.widths)}"
+      )
 
   def _flatten(self, x: jax.Array) -> jax.Array:
     """[batch, height * width * channels], checked against the first dense layer."""
@@ -126,7 +146,8 @@ class VGG(nn.Module):
       rows = self.get_variable('params', 'Dense_0')['kernel'].shape[0]
       if rows != flat.shape[1]:
         raise ValueError(
-            f'VGG: the first dense layer takes {rows} values, after the max-pools there '
-            f'are {"x".join(map(str, x.shape[1:]))}; use images of the size that the '
-            f'parameters were made for')
+          f'VGG: the first dense layer takes {rows} values, after the max-pools there '
+          f'are {"x".join(map(str, x.shape[1:]))}; use images of the size that the '
+          f'parameters were made for'
+        )
     return flat

@@ -15,9 +15,10 @@ import time
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[2])]
 
-from networks import network, NETWORKS  # noqa: E402
+from networks import NETWORKS, network  # noqa: E402
+
 import slim_jax  # noqa: E402
-from slim_jax import budget  # noqa: E402
+from slim_jax.selection import budget  # noqa: E402
 
 
 def main():
@@ -37,8 +38,11 @@ def main():
         seconds = time.perf_counter() - start
         print(f'| {name} | {target} | {error} | | | {seconds:.1f} |', flush=True)
         continue
-      print(f'| {name} | {target} | {found.reached:.5f} | {found.probes} | '
-            f'{found.seconds / max(found.probes, 1):.2f} | {found.seconds:.1f} |', flush=True)
+      print(
+        f'| {name} | {target} | {found.reached:.5f} | {found.probes} | '
+        f'{found.seconds / max(found.probes, 1):.2f} | {found.seconds:.1f} |',
+        flush=True,
+      )
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """How planning grows with depth: pre-activation ResNets of 20 to 1199 layers.
 
-  python tests/benchmarks/growth.py
+python tests/benchmarks/growth.py
 """
 
 import time
@@ -22,14 +22,17 @@ def seconds(f, *args, **kwargs):
 
 def main():
   x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-  print('| layers | equations | trace s | plan s (with tracing) | slice s | thin trace s '
-        '| plan + slice - trace, ms per equation |')
+  print(
+    '| layers | equations | trace s | plan s (with tracing) | slice s | thin trace s '
+    '| plan + slice - trace, ms per equation |'
+  )
   print('|---|---|---|---|---|---|---|')
   rng = np.random.default_rng(0)
   for depth in (20, 56, 110, 164, 326, 650, 1199):
     module = models.create('preresnet', num_classes=10, depth=depth)
     shapes = jax.eval_shape(
-        lambda key: module.init(key, jnp.zeros(x.shape), train=False), jax.random.key(0))
+      lambda key: module.init(key, jnp.zeros(x.shape), train=False), jax.random.key(0)
+    )
     variables = jax.tree.map(lambda a: rng.uniform(size=a.shape).astype(a.dtype), shapes)
     apply = lambda variables, x: module.apply(variables, x, train=False)
     dead = slim_jax.select_global(variables, fraction=0.5)
@@ -39,8 +42,11 @@ def main():
     thin_variables, slicing = seconds(plan.slice, variables)
     _, again = seconds(jax.eval_shape, slim_jax.thin(apply, plan), thin_variables, x)
     each = 1000 * (planning + slicing - tracing) / len(program.equations)
-    print(f'| {depth} | {len(program.equations)} | {tracing:.2f} | {planning:.2f} | {slicing:.2f} '
-          f'| {again:.2f} | {each:.2f} |', flush=True)
+    print(
+      f'| {depth} | {len(program.equations)} | {tracing:.2f} | {planning:.2f} | {slicing:.2f} '
+      f'| {again:.2f} | {each:.2f} |',
+      flush=True,
+    )
 
 
 if __name__ == '__main__':

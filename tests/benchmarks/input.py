@@ -52,13 +52,21 @@ def decoding():
       rates = []
       for reduce in (True, False):
         rng = np.random.default_rng(0)
-        choose = (functools.partial(photos.random_box, rng) if crop == 'random'
-                  else functools.partial(photos.central_box, size=SIZE))
-        calls = [functools.partial(photos.decode, one, choose, SIZE, where='', reduce=reduce)
-                 for one in encoded * 20]
+        choose = (
+          functools.partial(photos.random_box, rng)
+          if crop == 'random'
+          else functools.partial(photos.central_box, size=SIZE)
+        )
+        calls = [
+          functools.partial(photos.decode, one, choose, SIZE, where='', reduce=reduce)
+          for one in encoded * 20
+        ]
         rates.append(rate(calls, len(calls)))
-      print(f'| {width}x{height} | {len(encoded[0]) / 1e3:.0f} | {crop} | {rates[0]:.0f} '
-            f'| {rates[1]:.0f} | {rates[0] / rates[1]:.2f} |', flush=True)
+      print(
+        f'| {width}x{height} | {len(encoded[0]) / 1e3:.0f} | {crop} | {rates[0]:.0f} '
+        f'| {rates[1]:.0f} | {rates[0] / rates[1]:.2f} |',
+        flush=True,
+      )
 
 
 def streaming(root):

@@ -18,8 +18,16 @@ import sys
 import networks
 import side_by_side
 
-COLUMNS = ('network', 'batch', 'planning, MiB', 'training full, MiB', 'training thin, MiB',
-           'PyTorch full, MiB', 'ratio full', 'thin/full')
+COLUMNS = (
+  'network',
+  'batch',
+  'planning, MiB',
+  'training full, MiB',
+  'training thin, MiB',
+  'PyTorch full, MiB',
+  'ratio full',
+  'thin/full',
+)
 STATUS = pathlib.Path('/proc/self/status')
 
 
@@ -31,6 +39,7 @@ def start(name: str, batch: int) -> None:
 def planning(name: str, batch: int):
   """Select, plan and slice, all but the scales shapes; then what a thin step needs."""
   import slim_jax  # pylint: disable=import-outside-toplevel
+
   apply, variables, image = networks.network(name, batch)
   dead = slim_jax.select_global(variables, fraction=0.5, min_channels=1)
   plan = slim_jax.plan(apply, variables, image, dead=dead)
@@ -46,8 +55,9 @@ def training_full(name: str, batch: int) -> None:
 def training_thin(name: str, batch: int) -> None:
   """Two steps; planning is in it, the full weights never are."""
   plan, variables = planning(name, batch)
-  _steps(networks.thin_training(networks.create(name), plan), networks.filled(variables), name,
-         batch)
+  _steps(
+    networks.thin_training(networks.create(name), plan), networks.filled(variables), name, batch
+  )
 
 
 def _steps(apply, variables, name: str, batch: int) -> None:
@@ -60,19 +70,23 @@ def start_torch(name: str, batch: int) -> None:
   """What every process of PyTorch's does: it imports our side too, for the batch."""
   del name, batch
   import peers  # pylint: disable=import-outside-toplevel
+
   peers.torch.ones(1)
 
 
 def training_torch(name: str, batch: int) -> None:
   """Two steps."""
   import peers  # pylint: disable=import-outside-toplevel
+
   step = peers.stepper(peers.create(name), networks.batch_of(name, batch))
   step()
   step()
 
 
-WORK = {f.__name__: f for f in (
-    start, planning, training_full, training_thin, start_torch, training_torch)}
+WORK = {
+  f.__name__: f
+  for f in (start, planning, training_full, training_thin, start_torch, training_torch)
+}
 
 
 def peak() -> float:
@@ -82,16 +96,26 @@ def peak() -> float:
 
 def measured(what: str, name: str, batch: int) -> float:
   """The peak of a process that does it, MiB."""
-  command = [sys.executable, __file__, '--network', name, '--batch', str(batch), '--work', what,
-             '--alone']  # which looks for no PyTorch
+  command = [
+    sys.executable,
+    __file__,
+    '--network',
+    name,
+    '--batch',
+    str(batch),
+    '--work',
+    what,
+    '--alone',
+  ]  # which looks for no PyTorch
   ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
   return float(ran.stdout.split()[-1])
 
 
 def main() -> None:
   parser = side_by_side.options(__doc__, rounds=1)
-  parser.add_argument('--network', nargs='+', default=list(networks.NETWORKS),
-                      choices=list(networks.NETWORKS))
+  parser.add_argument(
+    '--network', nargs='+', default=list(networks.NETWORKS), choices=list(networks.NETWORKS)
+  )
   parser.add_argument('--batch', type=int, help='images of a batch (64, for ResNet-50 16)')
   parser.add_argument('--work', choices=list(WORK), help=argparse.SUPPRESS)
   options = side_by_side.parse(parser)
@@ -105,10 +129,14 @@ def main() -> None:
   for name in options.network:
     batch = options.batch or networks.BATCH[name]
     base = measured('start', name, batch)
-    plan, full, thin = (measured(what, name, batch) - base for what in (
-        'planning', 'training_full', 'training_thin'))
-    theirs = None if options.alone else (
-        measured('training_torch', name, batch) - measured('start_torch', name, batch))
+    plan, full, thin = (
+      measured(what, name, batch) - base for what in ('planning', 'training_full', 'training_thin')
+    )
+    theirs = (
+      None
+      if options.alone
+      else (measured('training_torch', name, batch) - measured('start_torch', name, batch))
+    )
     table.add(name, batch, plan, full, thin, theirs, side_by_side.ratio(full, theirs), thin / full)
 
 

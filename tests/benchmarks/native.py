@@ -35,7 +35,8 @@ def create(name: str, params: Any) -> nn.Module:
     return models.VGG(classes, widths=tuple(widths))
   shapes = jax.tree.map(lambda leaf: tuple(leaf.shape), params)
   return {'preresnet164': PreResNet, 'densenet40': DenseNet, 'resnet50': ResNet}[name](
-      classes, _frozen(shapes))
+    classes, _frozen(shapes)
+  )
 
 
 def _frozen(shapes: Any) -> Any:
@@ -55,7 +56,7 @@ class _Native(nn.Module):
 
   def read(self, x: jax.Array, name: str) -> jax.Array:
     """The last channels of a stream, as many as a BatchNorm takes."""
-    return x[..., x.shape[-1] - self.shapes[name]['scale'][0]:]
+    return x[..., x.shape[-1] - self.shapes[name]['scale'][0] :]
 
 
 def _tools(train: bool):
@@ -77,7 +78,7 @@ class _Bottleneck(_Native):
     y = conv(self.out('Conv_2'), (1, 1))(y)
     if 'projection' in self.shapes:
       x = conv(self.out('projection'), (1, 1), strides, name='projection')(x)
-    return x[..., :y.shape[-1]] + y
+    return x[..., : y.shape[-1]] + y
 
 
 class PreResNet(_Native):
@@ -92,7 +93,8 @@ class PreResNet(_Native):
       shapes = self.shapes[f'Bottleneck_{i}']
       stride = 2 if i and 'projection' in shapes else 1
       x = _Bottleneck(self.num_classes, shapes, stride=stride, name=f'Bottleneck_{i}')(
-          x, train=train)
+        x, train=train
+      )
     x = nn.relu(norm()(self.read(x, 'BatchNorm_0')))
     return layers.Dense(self.num_classes)(jnp.mean(x, (1, 2)))
 
@@ -143,13 +145,16 @@ class ResNet(_Native):
     conv, norm = _tools(train)
     x = nn.relu(norm()(conv(self.out('Conv_0'), (7, 7), (2, 2), padding=3)(x)))
     x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-    blocks = [self.shapes[f'Block_{i}'] for i in range(
-        sum(name.startswith('Block') for name in self.shapes))]
+    blocks = [
+      self.shapes[f'Block_{i}']
+      for i in range(sum(name.startswith('Block') for name in self.shapes))
+    ]
     widths = [block['Conv_0']['kernel'][2] for block in blocks[1:]]
     for i, (block, width) in enumerate(zip(blocks, [*widths, self.shapes['Dense_0']['kernel'][0]])):
       stride = 2 if i and 'projection' in block else 1
       x = _Block(self.num_classes, block, width=width, stride=stride, name=f'Block_{i}')(
-          x, train=train)
+        x, train=train
+      )
     return layers.Dense(self.num_classes)(jnp.mean(x, (1, 2)))
 
 

@@ -9,20 +9,25 @@ stride on the 3x3 convolution) and the other networks for photographs are in pee
 from collections.abc import Callable
 from typing import Any
 
+import networks
 import numpy as np
+import peers_imagenet
+import side_by_side
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-import networks
-import peers_imagenet
-import side_by_side
-from slim_jax import import_torch
 from slim_jax import tree
+from slim_jax.models import from_torch
 
 # What PyTorch calls a leaf of ours, and the axes of our kernel among those of its weight.
-_LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias',
-           'mean': 'running_mean', 'var': 'running_var'}
+_LEAVES = {
+  'kernel': 'weight',
+  'scale': 'weight',
+  'bias': 'bias',
+  'mean': 'running_mean',
+  'var': 'running_var',
+}
 _AXES = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 
 torch.set_num_threads(side_by_side.cores())
@@ -47,8 +52,28 @@ class Select(nn.Module):
 class VGG(nn.Module):
   """VGG-19: `feature`, a 2x2 average pool, `classifier`."""
 
-  WIDTHS = (64, 64, 'M', 128, 128, 'M', 256, 256, 256, 256, 'M', 512, 512, 512, 512, 'M',
-            512, 512, 512, 512)
+  WIDTHS = (
+    64,
+    64,
+    'M',
+    128,
+    128,
+    'M',
+    256,
+    256,
+    256,
+    256,
+    'M',
+    512,
+    512,
+    512,
+    512,
+    'M',
+    512,
+    512,
+    512,
+    512,
+  )
 
   def __init__(self):
     super().__init__()
@@ -163,9 +188,12 @@ def create(name: str, select: bool = True) -> nn.Module:
     select: whether channels are selected by index, as that code does before the cut too.
   """
   torch.manual_seed(0)
-  model = {'vgg19': VGG, 'resnet50': peers_imagenet.resnet50,
-           'preresnet164': lambda: PreResNet(select=select),
-           'densenet40': lambda: DenseNet(select=select)}[name]()
+  model = {
+    'vgg19': VGG,
+    'resnet50': peers_imagenet.resnet50,
+    'preresnet164': lambda: PreResNet(select=select),
+    'densenet40': lambda: DenseNet(select=select),
+  }[name]()
   for module in model.modules():
     if isinstance(module, nn.Conv2d):
       nn.init.kaiming_normal_(module.weight, mode='fan_out')
@@ -179,7 +207,7 @@ def variables(name: str, model: nn.Module) -> Any:
   arrays = {key: value.detach().numpy().copy() for key, value in model.state_dict().items()}
   ours = networks.create(name)
   if name != 'resnet50':
-    return import_torch.from_state_dict(ours, arrays)
+    return from_torch.from_state_dict(ours, arrays)
   _, shapes, _ = networks.network(name)
   return tree.map_with_path(lambda path, leaf: _resnet50_leaf(arrays, path[1:], leaf.shape), shapes)
 
@@ -215,8 +243,12 @@ def stepper(model: nn.Module, batch: Any) -> Callable[[], float]:
 
 def step_function(model: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], float]:
   """One step of training on `(image, label)`: SGD with momentum, and the L1 term."""
-  sgd = torch.optim.SGD(model.parameters(), networks.LEARNING_RATE, networks.MOMENTUM,
-                        weight_decay=networks.WEIGHT_DECAY)
+  sgd = torch.optim.SGD(
+    model.parameters(),
+    networks.LEARNING_RATE,
+    networks.MOMENTUM,
+    weight_decay=networks.WEIGHT_DECAY,
+  )
 
   def call(image: torch.Tensor, label: torch.Tensor) -> float:
     model.train()

@@ -9,15 +9,23 @@ import torch
 from torch import nn
 
 # Parameters with 1,000 classes.
-PARAMS = {'ResNet50': 25_557_032, 'DenseNet121': 7_978_856, 'MobileNetV2': 3_504_872,
-          'EfficientNetB0': 5_288_548}
+PARAMS = {
+  'ResNet50': 25_557_032,
+  'DenseNet121': 7_978_856,
+  'MobileNetV2': 3_504_872,
+  'EfficientNetB0': 5_288_548,
+}
 
 
 def create(name: str) -> nn.Module:
   """A network of `PARAMS` with random weights, in inference mode."""
   torch.manual_seed(0)
-  model = {'ResNet50': resnet50, 'DenseNet121': densenet121, 'MobileNetV2': mobilenet_v2,
-           'EfficientNetB0': efficientnet_b0}[name]().eval()
+  model = {
+    'ResNet50': resnet50,
+    'DenseNet121': densenet121,
+    'MobileNetV2': mobilenet_v2,
+    'EfficientNetB0': efficientnet_b0,
+  }[name]().eval()
   params = sum(p.numel() for p in model.parameters())
   if params != PARAMS[name]:
     raise AssertionError(f'{name} has {params} parameters, not {PARAMS[name]}')
@@ -78,8 +86,13 @@ class DenseLayer(nn.Module):
   def __init__(self, inputs: int, growth: int):
     super().__init__()
     self.layers = nn.Sequential(
-        nn.BatchNorm2d(inputs), nn.ReLU(), _conv(inputs, 4 * growth),
-        nn.BatchNorm2d(4 * growth), nn.ReLU(), _conv(4 * growth, growth, 3))
+      nn.BatchNorm2d(inputs),
+      nn.ReLU(),
+      _conv(inputs, 4 * growth),
+      nn.BatchNorm2d(4 * growth),
+      nn.ReLU(),
+      _conv(4 * growth, growth, 3),
+    )
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     return torch.cat([x, self.layers(x)], 1)
@@ -95,8 +108,14 @@ def densenet121() -> nn.Module:
       width //= 2
     found += [DenseLayer(width + 32 * j, 32) for j in range(layers)]
     width += 32 * layers
-  return nn.Sequential(*found, nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
-                       nn.Flatten(), nn.Linear(width, 1000))
+  return nn.Sequential(
+    *found,
+    nn.BatchNorm2d(width),
+    nn.ReLU(),
+    nn.AdaptiveAvgPool2d(1),
+    nn.Flatten(),
+    nn.Linear(width, 1000),
+  )
 
 
 class Excite(nn.Module):
@@ -105,8 +124,12 @@ class Excite(nn.Module):
   def __init__(self, width: int, squeezed: int):
     super().__init__()
     self.layers = nn.Sequential(
-        nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, squeezed, 1), nn.SiLU(),
-        nn.Conv2d(squeezed, width, 1), nn.Sigmoid())
+      nn.AdaptiveAvgPool2d(1),
+      nn.Conv2d(width, squeezed, 1),
+      nn.SiLU(),
+      nn.Conv2d(squeezed, width, 1),
+      nn.Sigmoid(),
+    )
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     return x * self.layers(x)
@@ -115,8 +138,16 @@ class Excite(nn.Module):
 class Inverted(nn.Module):
   """Expansion, depthwise convolution, perhaps squeeze-and-excite, projection, perhaps added."""
 
-  def __init__(self, inputs: int, outputs: int, expand: int, size: int, stride: int,
-               activation: type[nn.Module], squeeze: bool):
+  def __init__(
+    self,
+    inputs: int,
+    outputs: int,
+    expand: int,
+    size: int,
+    stride: int,
+    activation: type[nn.Module],
+    squeeze: bool,
+  ):
     super().__init__()
     width, found = inputs * expand, []
     if expand > 1:
@@ -137,21 +168,53 @@ def _inverted(stages, stem: int, activation: type[nn.Module], squeeze: bool) -> 
   width = stem
   for expand, outputs, blocks, stride, size in stages:
     for block in range(blocks):
-      found.append(Inverted(width, outputs, expand, size, 1 if block else stride, activation,
-                            squeeze))
+      found.append(
+        Inverted(width, outputs, expand, size, 1 if block else stride, activation, squeeze)
+      )
       width = outputs
-  return nn.Sequential(*found, _conv(width, 1280), nn.BatchNorm2d(1280), activation(),
-                       nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2),
-                       nn.Linear(1280, 1000))
+  return nn.Sequential(
+    *found,
+    _conv(width, 1280),
+    nn.BatchNorm2d(1280),
+    activation(),
+    nn.AdaptiveAvgPool2d(1),
+    nn.Flatten(),
+    nn.Dropout(0.2),
+    nn.Linear(1280, 1000),
+  )
 
 
 def mobilenet_v2() -> nn.Module:
   """Width 1."""
-  return _inverted(((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 32, 3, 2, 3), (6, 64, 4, 2, 3),
-                    (6, 96, 3, 1, 3), (6, 160, 3, 2, 3), (6, 320, 1, 1, 3)), 32, nn.ReLU6, False)
+  return _inverted(
+    (
+      (1, 16, 1, 1, 3),
+      (6, 24, 2, 2, 3),
+      (6, 32, 3, 2, 3),
+      (6, 64, 4, 2, 3),
+      (6, 96, 3, 1, 3),
+      (6, 160, 3, 2, 3),
+      (6, 320, 1, 1, 3),
+    ),
+    32,
+    nn.ReLU6,
+    False,
+  )
 
 
 def efficientnet_b0() -> nn.Module:
   """Without stochastic depth."""
-  return _inverted(((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3),
-                    (6, 112, 3, 1, 5), (6, 192, 4, 2, 5), (6, 320, 1, 1, 3)), 32, nn.SiLU, True)
+  return _inverted(
+    (
+      (1, 16, 1, 1, 3),
+      (6, 24, 2, 2, 3),
+      (6, 40, 2, 2, 5),
+      (6, 80, 3, 2, 3),
+      (6, 112, 3, 1, 5),
+      (6, 192, 4, 2, 5),
+      (6, 320, 1, 1, 3),
+    ),
+    32,
+    nn.SiLU,
+    True,
+  )

@@ -15,27 +15,41 @@ import os
 
 os.environ.setdefault('KERAS_BACKEND', 'jax')
 
-import argparse  # noqa: E402
-from typing import Any  # noqa: E402
+import argparse
+from typing import Any
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import side_by_side
 
-import networks  # noqa: E402
-import side_by_side  # noqa: E402
-import slim_jax  # noqa: E402
-from slim_jax import models  # noqa: E402
+import slim_jax
+from slim_jax import models
 
 NETWORKS = ('ResNet50', 'DenseNet121', 'MobileNetV2', 'EfficientNetB0')
-COLUMNS = ('network', 'select, s', 'plan, s', 'slice, s', 'slim_jax, s', 'graph, s', 'step, s',
-           'Torch-Pruning, s', 'ratio', 'params left', 'of theirs', 'thin trace, s',
-           'first thin call, s', 'first call of PyTorch, s')
+COLUMNS = (
+  'network',
+  'select, s',
+  'plan, s',
+  'slice, s',
+  'slim_jax, s',
+  'graph, s',
+  'step, s',
+  'Torch-Pruning, s',
+  'ratio',
+  'params left',
+  'of theirs',
+  'thin trace, s',
+  'first thin call, s',
+  'first call of PyTorch, s',
+)
 
 
 def keras_network(name: str) -> tuple[Any, Any, jax.Array]:
   """(apply, variables, image) of Keras Applications."""
   import keras  # pylint: disable=import-outside-toplevel  (it takes seconds)
+
   net = vars(keras.applications)[name](weights=None, classifier_activation=None)
   parts = {'trainable': net.trainable_variables, 'non_trainable': net.non_trainable_variables}
   paths = {part: [v.path for v in found] for part, found in parts.items()}
@@ -61,8 +75,10 @@ def with_random_scales(variables: Any) -> Any:
   """Uniform in [0, 1), so that the channels of a layer differ."""
   rng = np.random.default_rng(0)
   return jax.tree.map(
-      lambda leaf, is_scale: rng.uniform(size=leaf.shape).astype('float32') if is_scale else leaf,
-      variables, slim_jax.batch_norm_scales(variables))
+    lambda leaf, is_scale: rng.uniform(size=leaf.shape).astype('float32') if is_scale else leaf,
+    variables,
+    slim_jax.batch_norm_scales(variables),
+  )
 
 
 def ours(case: Any, options: argparse.Namespace) -> tuple[dict[str, float], Any]:
@@ -86,6 +102,7 @@ def theirs(make: Any, x: jax.Array, options: argparse.Namespace) -> tuple[dict[s
   """Seconds to the cut of what `make` makes, and what it leaves: (call, share of parameters)."""
   import torch  # pylint: disable=import-outside-toplevel  (it is not needed with --alone)
   import torch_pruning  # pylint: disable=import-outside-toplevel
+
   torch.set_num_threads(side_by_side.cores())
   model, image = make(), torch.from_numpy(np.array(x).transpose(0, 3, 1, 2))
   for module in model.modules():
@@ -95,8 +112,12 @@ def theirs(make: Any, x: jax.Array, options: argparse.Namespace) -> tuple[dict[s
   head = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
   seconds, lap = side_by_side.stopwatch(options)
   pruner = torch_pruning.pruner.BNScalePruner(
-      model, image, torch_pruning.importance.BNScaleImportance(), pruning_ratio=0.5,
-      ignored_layers=[head])
+    model,
+    image,
+    torch_pruning.importance.BNScaleImportance(),
+    pruning_ratio=0.5,
+    ignored_layers=[head],
+  )
   lap('graph')
   pruner.step()
   lap('step')
@@ -146,11 +167,17 @@ def row(name: str, case: Any, make: Any, options: argparse.Namespace) -> list[An
   if make and not options.no_call:
     call()
     lap('call')
-  return [name, *(mine[stage] for stage in ('select', 'plan', 'slice', 'together')),
-          *(other.get(stage) for stage in ('graph', 'step', 'together')),
-          side_by_side.ratio(mine['together'], other.get('together')),
-          params(left) / params(case), share, first.get('trace'), first.get('call'),
-          seconds.get('call')]
+  return [
+    name,
+    *(mine[stage] for stage in ('select', 'plan', 'slice', 'together')),
+    *(other.get(stage) for stage in ('graph', 'step', 'together')),
+    side_by_side.ratio(mine['together'], other.get('together')),
+    params(left) / params(case),
+    share,
+    first.get('trace'),
+    first.get('call'),
+    seconds.get('call'),
+  ]
 
 
 def main() -> None:

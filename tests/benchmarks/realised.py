@@ -10,21 +10,32 @@ steps (forward, backward, SGD, L1 term), else inference.
 """
 
 import jax
-
 import native
 import networks
 import side_by_side
+
 import slim_jax
 
-COLUMNS = ('network', 'batch', 'what', 'fraction', 'MACs, thin/full', 'full, s', 'thin, s',
-           'native, s', 'time, thin/full', 'realised', 'realised, native', 'thin/native')
+COLUMNS = (
+  'network',
+  'batch',
+  'what',
+  'fraction',
+  'MACs, thin/full',
+  'full, s',
+  'thin, s',
+  'native, s',
+  'time, thin/full',
+  'realised',
+  'realised, native',
+  'thin/native',
+)
 
 
 def natively(name: str, thin_variables, x):
   """The native network of a thin one, after a look whether it has the same layers."""
   module = native.create(name, thin_variables['params'])
-  shapes = jax.eval_shape(
-      lambda x: module.init(jax.random.key(0), x, train=False), x)
+  shapes = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), x)
   want, have = (jax.tree.map(lambda leaf: leaf.shape, t) for t in (thin_variables, shapes))
   if want != have:
     raise AssertionError(f'the native {name} has other layers than the thin one')
@@ -39,26 +50,33 @@ def calls(name: str, batch: int, fraction: float, train: bool):
   plan = slim_jax.plan(apply, variables, image, dead=dead)
   thin, cut = slim_jax.thin(apply, plan), plan.slice(variables)
   module, narrow = networks.create(name), natively(name, cut, image)
-  macs = [slim_jax.count(f, v, image).macs for f, v in (
-      (apply, variables), (thin, cut), (networks.predicting(narrow), cut))]
+  macs = [
+    slim_jax.count(f, v, image).macs
+    for f, v in ((apply, variables), (thin, cut), (networks.predicting(narrow), cut))
+  ]
   if macs[1] != macs[2]:
     raise AssertionError(f'{name}: {macs[1]} MACs thin and {macs[2]} native')
   if train:
-    found = {'full': networks.stepper(networks.training(module), variables, data),
-             'thin': networks.stepper(networks.thin_training(module, plan), cut, data),
-             'native': networks.stepper(networks.training(narrow), cut, data)}
+    found = {
+      'full': networks.stepper(networks.training(module), variables, data),
+      'thin': networks.stepper(networks.thin_training(module, plan), cut, data),
+      'native': networks.stepper(networks.training(narrow), cut, data),
+    }
   else:
     x = data['image']
-    found = {'full': networks.predictor(apply, variables, x),
-             'thin': networks.predictor(slim_jax.thin(apply, plan, widen=True), cut, x),
-             'native': networks.predictor(networks.predicting(narrow), cut, x)}
+    found = {
+      'full': networks.predictor(apply, variables, x),
+      'thin': networks.predictor(slim_jax.thin(apply, plan, widen=True), cut, x),
+      'native': networks.predictor(networks.predicting(narrow), cut, x),
+    }
   return found, macs[1] / macs[0]
 
 
 def main() -> None:
   parser = side_by_side.options(__doc__, rounds=5, peer=False)
-  parser.add_argument('--network', nargs='+', default=list(networks.NETWORKS),
-                      choices=list(networks.NETWORKS))
+  parser.add_argument(
+    '--network', nargs='+', default=list(networks.NETWORKS), choices=list(networks.NETWORKS)
+  )
   parser.add_argument('--fraction', nargs='+', type=float, default=[0.3, 0.5, 0.7])
   parser.add_argument('--batch', type=int, help='images of a batch (64, for ResNet-50 16)')
   parser.add_argument('--train', action='store_true', help='training steps, not inference')
@@ -70,9 +88,20 @@ def main() -> None:
       found, macs = calls(name, batch, fraction, options.train)
       seconds = side_by_side.medians(side_by_side.take_turns(found, options))
       full, thin, narrow = (seconds[what] for what in ('full', 'thin', 'native'))
-      table.add(name, batch, 'training step' if options.train else 'inference', fraction,
-                macs, full, thin, narrow, thin / full, thin / full / macs, narrow / full / macs,
-                thin / narrow)
+      table.add(
+        name,
+        batch,
+        'training step' if options.train else 'inference',
+        fraction,
+        macs,
+        full,
+        thin,
+        narrow,
+        thin / full,
+        thin / full / macs,
+        narrow / full / macs,
+        thin / narrow,
+      )
       del found
       jax.clear_caches()
 

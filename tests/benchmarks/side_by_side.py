@@ -28,12 +28,17 @@ def options(description: str, *, rounds: int, peer: bool = True) -> argparse.Arg
     rounds: how often each call takes its turn, unless told.
     peer: whether there is a PyTorch side, which can be left out.
   """
-  parser = argparse.ArgumentParser(description=description,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(
+    description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument('--rounds', type=int, default=rounds, help='turns of each call (%(default)s)')
-  parser.add_argument('--clock', choices=list(CLOCKS), default='wall',
-                      help='wall time, or CPU time of the process: with one core (taskset -c 0) a '
-                      'measure that other programs disturb less (%(default)s)')
+  parser.add_argument(
+    '--clock',
+    choices=list(CLOCKS),
+    default='wall',
+    help='wall time, or CPU time of the process: with one core (taskset -c 0) a '
+    'measure that other programs disturb less (%(default)s)',
+  )
   parser.add_argument('--json', type=pathlib.Path, help='file for the results')
   if peer:
     parser.add_argument('--alone', action='store_true', help='without PyTorch')
@@ -46,8 +51,10 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
   if found.rounds < 1:
     parser.error(f'--rounds must be at least 1, got {found.rounds}')
   if not getattr(found, 'alone', True) and importlib.util.find_spec('torch') is None:
-    parser.error('PyTorch is not installed: python -m pip install -e .[bench], or --alone to '
-                 'measure slim_jax without it')
+    parser.error(
+      'PyTorch is not installed: python -m pip install -e .[bench], or --alone to '
+      'measure slim_jax without it'
+    )
   return found
 
 
@@ -56,8 +63,13 @@ def cores() -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
-def take_turns(calls: Mapping[str, Callable[[], Any]], found: argparse.Namespace, *,
-               rounds: int = 0, warm: int = 1) -> Times:
+def take_turns(
+  calls: Mapping[str, Callable[[], Any]],
+  found: argparse.Namespace,
+  *,
+  rounds: int = 0,
+  warm: int = 1,
+) -> Times:
   """Seconds of each call, called in turn so that a noisy machine is noisy to all alike.
 
   Args:
@@ -110,8 +122,10 @@ class Table:
     if path and title:
       path = path.with_stem(f'{path.stem}-{title.replace(" ", "_")}')
     self._path, self._columns, self._rows = path, tuple(columns), []
-    self._head = {'machine': machine(),
-                  'options': {name: str(value) for name, value in vars(found).items()}}
+    self._head = {
+      'machine': machine(),
+      'options': {name: str(value) for name, value in vars(found).items()},
+    }
     self._print(columns)
     self._print(['---'] * len(columns))
 
@@ -120,8 +134,9 @@ class Table:
     self._rows.append(dict(zip(self._columns, cells, strict=True)))
     self._print(map(_text, cells))
     if self._path:
-      self._path.write_text(json.dumps(
-          {**self._head, 'columns': self._columns, 'rows': self._rows}, indent=1) + '\n')
+      self._path.write_text(
+        json.dumps({**self._head, 'columns': self._columns, 'rows': self._rows}, indent=1) + '\n'
+      )
 
   def _print(self, cells: Any) -> None:
     print('|', ' | '.join(cells), '|', flush=True)
@@ -133,8 +148,13 @@ def machine() -> dict[str, Any]:
   for name in ('jax', 'flax', 'torch', 'torch-pruning', 'keras'):
     if importlib.util.find_spec(name.replace('-', '_')):
       versions[name] = importlib.metadata.version(name)
-  return {'processor': _processor(), 'cores': cores(), 'python': platform.python_version(),
-          'malloc': os.environ.get('GLIBC_TUNABLES', ''), **versions}
+  return {
+    'processor': _processor(),
+    'cores': cores(),
+    'python': platform.python_version(),
+    'malloc': os.environ.get('GLIBC_TUNABLES', ''),
+    **versions,
+  }
 
 
 def _processor() -> str:
@@ -148,8 +168,11 @@ def _text(cell: Any) -> str:
   """Three digits of a number, nothing for None."""
   if cell is None:
     return ''
-  return f'{cell:.3g}' if isinstance(cell, float) and cell < 1000 else (
-      f'{cell:,.0f}' if isinstance(cell, (int, float)) else str(cell))
+  return (
+    f'{cell:.3g}'
+    if isinstance(cell, float) and cell < 1000
+    else (f'{cell:,.0f}' if isinstance(cell, (int, float)) else str(cell))
+  )
 
 
 def ratio(a: float | None, b: float | None) -> float | None:

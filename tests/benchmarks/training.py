@@ -15,19 +15,17 @@ noise.
 import jax
 import jax.numpy as jnp
 import ml_collections
+import networks
 import numpy as np
 import optax
 import PIL.Image
 import PIL.ImageOps
-
-import networks
 import side_by_side
+
 import slim_jax
 from slim_jax import data
-from slim_jax import devices
-from slim_jax import feed
-from slim_jax import loop
-from slim_jax import train
+from slim_jax.runtime import devices
+from slim_jax.training import feed, loop, train_state
 
 COLUMNS = ('network', 'batch', 'what', 'slim_jax, s', 'PyTorch, s', 'ratio')
 TERM = ('network', 'side', 'optimiser without term, s', 'with, s', 'share of a step, %')
@@ -38,27 +36,43 @@ MEAN = STD = np.full(3, 127.5, np.float32)
 def images(count: int) -> data.ArrayData:
   """Random images of 32x32 with labels."""
   rng = np.random.default_rng(0)
-  return data.ArrayData(rng.integers(0, 256, (count, 32, 32, 3), np.uint8),
-                        rng.integers(0, 10, count, np.int32), 10, tuple('0123456789'), MEAN, STD)
+  return data.ArrayData(
+    rng.integers(0, 256, (count, 32, 32, 3), np.uint8),
+    rng.integers(0, 10, count, np.int32),
+    10,
+    tuple('0123456789'),
+    MEAN,
+    STD,
+  )
 
 
 def epoch(apply, variables, batch: int, batches: int):
   """So many steps of the loop, as a call."""
   split = images(batch * batches)
-  config = ml_collections.ConfigDict({
-      'batch_size': batch, 'devices': 1, 'accumulate_steps': 1, 'steps_per_call': 1,
-      'augment': {'kind': 'crop_flip', 'pad': 4, 'flip': True}})
+  config = ml_collections.ConfigDict(
+    {
+      'batch_size': batch,
+      'devices': 1,
+      'accumulate_steps': 1,
+      'steps_per_call': 1,
+      'augment': {'kind': 'crop_flip', 'pad': 4, 'flip': True},
+    }
+  )
   source = feed.create(split, config, key=jax.random.key(0))
   run = loop.make_step(source, split, config, key=jax.random.key(1))
   places = devices.local(1)
   state = devices.replicate(
-      train.create_state(slim_jax.for_cpu(apply), jax.device_put(variables),
-                         networks.make_tx()), places)
+    train_state.create_state(
+      slim_jax.for_cpu(apply), jax.device_put(variables), networks.make_tx()
+    ),
+    places,
+  )
 
   def call() -> float:
     nonlocal state
     totals = devices.replicate(
-        {name: np.float32(0) for name in ('loss', 'accuracy', 'steps')}, places)
+      {name: np.float32(0) for name in ('loss', 'accuracy', 'steps')}, places
+    )
     steps = source.steps(int(state.step))
     for _ in range(batches):
       state, totals = run(state, totals, next(steps), 1)
@@ -70,9 +84,14 @@ def epoch(apply, variables, batch: int, batches: int):
 def peer_epoch(peers, model, batch: int, batches: int):
   """The same in PyTorch."""
   loader = peers.torch.utils.data.DataLoader(
-      Augmented(images(batch * batches)), batch, shuffle=True, collate_fn=lambda parts: (
-          peers.torch.from_numpy(np.stack([image for image, _ in parts])),
-          peers.torch.tensor([int(label) for _, label in parts])))
+    Augmented(images(batch * batches)),
+    batch,
+    shuffle=True,
+    collate_fn=lambda parts: (
+      peers.torch.from_numpy(np.stack([image for image, _ in parts])),
+      peers.torch.tensor([int(label) for _, label in parts]),
+    ),
+  )
   step = peers.step_function(model)
   return lambda: [step(image, label) for image, label in loader]
 
@@ -105,9 +124,14 @@ def agree(what: str, ours, theirs, tolerance: float) -> None:
 
 def optimiser(params, strength: float | None):
   """One update of the parameters as a call; None for an optimiser without the term."""
-  tx = networks.make_tx(strength) if strength is not None else optax.chain(
+  tx = (
+    networks.make_tx(strength)
+    if strength is not None
+    else optax.chain(
       optax.add_decayed_weights(networks.WEIGHT_DECAY),
-      optax.sgd(networks.LEARNING_RATE, momentum=networks.MOMENTUM))
+      optax.sgd(networks.LEARNING_RATE, momentum=networks.MOMENTUM),
+    )
+  )
 
   def update(params, state):
     updates, state = tx.update(jax.tree.map(lambda p: 0.5 * p, params), state, params)
@@ -125,8 +149,12 @@ def optimiser(params, strength: float | None):
 
 def term_of_peer(peers, model):
   """The optimiser of PyTorch without and with the term, on the gradients of the last step."""
-  sgd = peers.torch.optim.SGD(model.parameters(), networks.LEARNING_RATE, networks.MOMENTUM,
-                              weight_decay=networks.WEIGHT_DECAY)
+  sgd = peers.torch.optim.SGD(
+    model.parameters(),
+    networks.LEARNING_RATE,
+    networks.MOMENTUM,
+    weight_decay=networks.WEIGHT_DECAY,
+  )
   return {'without': sgd.step, 'with': lambda: (peers.add_l1(model), sgd.step())}
 
 
@@ -141,6 +169,7 @@ def measure(name: str, options, table, term_table) -> None:
     variables = networks.filled(networks.network(name)[1])
   else:
     import peers  # pylint: disable=import-outside-toplevel  (it needs PyTorch)
+
     model = peers.create(name, select=not options.without_selection)
     variables = peers.variables(name, model)
 
@@ -161,33 +190,45 @@ def measure(name: str, options, table, term_table) -> None:
   found = {}
   for what, sides in calls.items():
     rounds = options.rounds if what != 'epoch' else max(1, options.rounds // 2)
-    times = side_by_side.take_turns(dict(zip(('ours', 'theirs'), sides)), options,
-                                    rounds=rounds)
+    times = side_by_side.take_turns(dict(zip(('ours', 'theirs'), sides)), options, rounds=rounds)
     found[what] = side_by_side.medians(times)
     scale = IMAGES / batch / options.epoch_batches if what == 'epoch' else 1
     ours, theirs = found[what]['ours'] * scale, found[what].get('theirs')
     theirs = theirs and theirs * scale
     table.add(name, batch, what, ours, theirs, side_by_side.ratio(ours, theirs))
-  sides = {'slim_jax': {'without': optimiser(variables['params'], None),
-                        'with': optimiser(variables['params'], networks.STRENGTH)}}
+  sides = {
+    'slim_jax': {
+      'without': optimiser(variables['params'], None),
+      'with': optimiser(variables['params'], networks.STRENGTH),
+    }
+  }
   if peers:
     sides['PyTorch'] = term_of_peer(peers, model)
   for (side, pair), key in zip(sides.items(), ('ours', 'theirs')):
-    seconds = side_by_side.medians(side_by_side.take_turns(
-        pair, options, rounds=6 * options.rounds + 1))
+    seconds = side_by_side.medians(
+      side_by_side.take_turns(pair, options, rounds=6 * options.rounds + 1)
+    )
     share = (seconds['with'] - seconds['without']) / found['training step'][key]
     term_table.append((name, side, seconds['without'], seconds['with'], 100 * share))
 
 
 def main() -> None:
   parser = side_by_side.options(__doc__, rounds=5)
-  parser.add_argument('--network', nargs='+', default=list(networks.NETWORKS),
-                      choices=list(networks.NETWORKS))
+  parser.add_argument(
+    '--network', nargs='+', default=list(networks.NETWORKS), choices=list(networks.NETWORKS)
+  )
   parser.add_argument('--batch', type=int, help='images of a batch (64, for ResNet-50 16)')
-  parser.add_argument('--epoch-batches', type=int, default=3,
-                      help='batches that stand for an epoch, 0 for none (%(default)s)')
-  parser.add_argument('--without-selection', action='store_true',
-                      help='a faster peer, without the channel selection of the authors')
+  parser.add_argument(
+    '--epoch-batches',
+    type=int,
+    default=3,
+    help='batches that stand for an epoch, 0 for none (%(default)s)',
+  )
+  parser.add_argument(
+    '--without-selection',
+    action='store_true',
+    help='a faster peer, without the channel selection of the authors',
+  )
   options = side_by_side.parse(parser)
   table, terms = side_by_side.Table(COLUMNS, options), []
   for name in options.network:

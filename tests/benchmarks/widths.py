@@ -16,8 +16,8 @@ import time
 sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[2])]
 
 import jax  # noqa: E402
+from networks import NETWORKS, filled, network  # noqa: E402
 
-from networks import filled, network, NETWORKS  # noqa: E402
 import slim_jax  # noqa: E402
 
 
@@ -38,10 +38,13 @@ def main():
     full = slim_jax.count(apply, variables, image).macs
     compiled = functools.partial(jax.jit, compiler_options=slim_jax.cpu_options())
     runs = {'full': (compiled(slim_jax.for_cpu(apply)), jax.device_put(variables), 1.0)}
-    for label, multiple in (('as selected', 1), (f'multiples of {options.multiple}',
-                                                 options.multiple)):
-      dead = slim_jax.select_global(variables, fraction=options.fraction, min_channels=1,
-                                    multiple_of=multiple)
+    for label, multiple in (
+      ('as selected', 1),
+      (f'multiples of {options.multiple}', options.multiple),
+    ):
+      dead = slim_jax.select_global(
+        variables, fraction=options.fraction, min_channels=1, multiple_of=multiple
+      )
       plan = slim_jax.plan(apply, variables, image, dead=dead)
       thin, cut = slim_jax.thin(apply, plan), plan.slice(variables)
       macs = slim_jax.count(thin, cut, image).macs / full
@@ -55,8 +58,11 @@ def main():
         times[label].append(time.perf_counter() - start)
     medians = {label: statistics.median(found[1:]) for label, found in times.items()}
     for label, (_, _, macs) in runs.items():
-      print(f'| {name} | {label} | {macs:.2f} | {medians[label] / medians["full"]:.2f} | '
-            f'{1e3 * medians[label]:.0f} |', flush=True)
+      print(
+        f'| {name} | {label} | {macs:.2f} | {medians[label] / medians["full"]:.2f} | '
+        f'{1e3 * medians[label]:.0f} |',
+        flush=True,
+      )
 
 
 if __name__ == '__main__':

@@ -26,16 +26,28 @@ os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 os.environ.setdefault('KERAS_BACKEND', 'jax')
 sys.path[:0] = [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file__).parents[2])]
 
+from helpers import (
+  laws,  # noqa: E402
+  zoo,  # noqa: E402
+)
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import keras  # noqa: E402
 
-import laws  # noqa: E402
 import slim_jax  # noqa: E402
-import zoo  # noqa: E402
 
-COLUMNS = ('library', 'architecture', 'equations', 'trace', 'plan', 'params', 'MACs',
-           'error, float32', 'error, float64', 'full width')
+COLUMNS = (
+  'library',
+  'architecture',
+  'equations',
+  'trace',
+  'plan',
+  'params',
+  'MACs',
+  'error, float32',
+  'error, float64',
+  'full width',
+)
 SMALLEST = re.compile(r'at least (\d+)')
 WITHOUT_BATCH_NORM = ('ConvNeXt', 'VGG')  # large, and nothing to slim
 
@@ -52,6 +64,7 @@ class Row(NamedTuple):
     errors: relative, in float32 and float64.
     unknown: operations left at full width.
   """
+
   equations: int
   trace_s: float
   plan_s: float
@@ -62,9 +75,15 @@ class Row(NamedTuple):
 
   def cells(self) -> list[str]:
     names = sorted({operation.partition('(')[0] for operation in self.unknown})
-    return [f'{self.equations:,}', f'{self.trace_s:.2f} s', f'{self.plan_s:.2f} s',
-            f'-{self.params:.0%}', f'-{self.macs:.0%}', *(f'{e:.0e}' for e in self.errors),
-            f'{len(self.unknown)} ({", ".join(names)})' if names else '0']
+    return [
+      f'{self.equations:,}',
+      f'{self.trace_s:.2f} s',
+      f'{self.plan_s:.2f} s',
+      f'-{self.params:.0%}',
+      f'-{self.macs:.0%}',
+      *(f'{e:.0e}' for e in self.errors),
+      f'{len(self.unknown)} ({", ".join(names)})' if names else '0',
+    ]
 
 
 def measure(case: zoo.Case, fraction: float, with_laws: bool) -> Row | None:
@@ -85,9 +104,15 @@ def measure(case: zoo.Case, fraction: float, with_laws: bool) -> Row | None:
     if row is None:
       before = slim_jax.count(model.infer, model.variables, model.x)
       after = slim_jax.count(thin, thin_variables, model.x)
-      row = Row(len(program.equations), traced - start, planned - traced,
-                1 - after.params / before.params, 1 - after.macs / before.macs, errors,
-                plan.unknown)
+      row = Row(
+        len(program.equations),
+        traced - start,
+        planned - traced,
+        1 - after.params / before.params,
+        1 - after.macs / before.macs,
+        errors,
+        plan.unknown,
+      )
     # On a CPU, depthwise convolutions would else take minutes and gigabytes to compile.
     last = slim_jax.for_cpu
     want = jax.jit(last(model.infer))(slim_jax.mask(model.variables, dead), model.x)
@@ -118,8 +143,9 @@ def keras_cases(only: list[str] | None) -> Iterator[zoo.Case]:
       if only and name not in only:
         continue
       size = smallest(name)
-      yield zoo.Case(f'keras_{name}', zoo.keras.application(name, size), (8, size, size, 3),
-                     zoo.keras.functions)
+      yield zoo.Case(
+        f'keras_{name}', zoo.keras.application(name, size), (8, size, size, 3), zoo.keras.functions
+      )
 
 
 def smallest(name: str) -> int:

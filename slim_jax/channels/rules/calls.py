@@ -10,12 +10,21 @@ import jax
 import numpy as np
 
 from slim_jax import jaxprs
-from slim_jax.channels import analysis, blocks, rule
+from slim_jax.channels import analysis, regions, rule
 from slim_jax.channels.analysis import Analysis
-from slim_jax.channels.blocks import Block
+from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import (
-    Fact, Rule, cut, full_support, present, read_whole, register, restore)
-from slim_jax.jaxprs import Equation, Program, primitives as p
+  Fact,
+  Rule,
+  cut,
+  full_support,
+  present,
+  read_whole,
+  register,
+  restore,
+)
+from slim_jax.jaxprs import Equation, Program
+from slim_jax.jaxprs import primitives as p
 
 
 def _body(eqn: Equation) -> Program:
@@ -24,23 +33,23 @@ def _body(eqn: Equation) -> Program:
   return body
 
 
-def _support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+def _support(eqn: Equation, facts: list[Fact]) -> list[Region]:
   body = _body(eqn)
   inner = analysis.forward(body, facts)
   return [inner[i].support for i in body.outputs]
 
 
-def _analyse(body: Program, facts: list[Fact], live: list[Block]) -> Analysis:
+def _analyse(body: Program, facts: list[Fact], live: list[Region]) -> Analysis:
   return analysis.backward(body, analysis.forward(body, facts), live)
 
 
-def _reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+def _reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
   body = _body(eqn)
   inner = _analyse(body, facts, live)
   return [inner.live[i] for i in body.inputs]
 
 
-def _thin(body: Program, facts: list[Fact], have: list[Block], live: list[Block]) -> Any:
+def _thin(body: Program, facts: list[Fact], have: list[Region], live: list[Region]) -> Any:
   """The body as a function of the arrays that hold `have`, giving `live`."""
   inner = _analyse(body, facts, live)
   return lambda *arrays: analysis.run(body, inner, list(arrays), have, live)
@@ -61,32 +70,37 @@ def _with_tangents(eqn: Equation, facts: list[Fact]) -> list[Fact]:
   return facts + [Fact(f.support) for f in present(facts, _moving(eqn.in_avals))]
 
 
-def _custom_jvp_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+def _custom_jvp_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
   support = _support(eqn, facts)
-  if all(block.is_whole for block in support):
+  if all(region.is_whole for region in support):
     return support
   program = jaxprs.once(eqn, jaxprs.derivative, plain=True)
   inner = analysis.forward(program, _with_tangents(eqn, facts))
-  slopes = iter(program.outputs[len(support):])
-  return [s if t is None else blocks.union(s, inner[next(slopes)].support)
-          for s, t in zip(support, _moving(eqn.out_avals), strict=True)]
+  slopes = iter(program.outputs[len(support) :])
+  return [
+    s if t is None else regions.union(s, inner[next(slopes)].support)
+    for s, t in zip(support, _moving(eqn.out_avals), strict=True)
+  ]
 
 
-def _custom_jvp_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+def _custom_jvp_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
   read = _reads(eqn, facts, live)
-  if all(block.is_whole for block in read):
+  if all(region.is_whole for region in read):
     return read
   program = jaxprs.once(eqn, jaxprs.derivative, plain=True)
   turning = _moving(eqn.out_avals)
   inner = _analyse(program, _with_tangents(eqn, facts), live + present(live, turning))
-  values, slopes = program.inputs[:len(read)], iter(program.inputs[len(read):])
-  read = [blocks.union(r, inner.live[i]) for r, i in zip(read, values, strict=True)]
-  return [r if m is None else blocks.union(r, inner.live[next(slopes)])
-          for r, m in zip(read, _moving(eqn.in_avals), strict=True)]
+  values, slopes = program.inputs[: len(read)], iter(program.inputs[len(read) :])
+  read = [regions.union(r, inner.live[i]) for r, i in zip(read, values, strict=True)]
+  return [
+    r if m is None else regions.union(r, inner.live[next(slopes)])
+    for r, m in zip(read, _moving(eqn.in_avals), strict=True)
+  ]
 
 
-def _custom_jvp_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
-                         *arrays: Any) -> list[Any]:
+def _custom_jvp_evaluate(
+  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
+) -> list[Any]:
   if rule.untouched(reads, live):
     return jaxprs.bind(eqn, *arrays)
   body = _thin(_body(eqn), facts, reads, live)
@@ -100,20 +114,25 @@ def _custom_jvp_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], l
   def derivative(primals, tangents):  # pylint: disable=unused-variable
     program = jaxprs.once(eqn, jaxprs.derivative, plain=False)
     moving, turning = _moving(eqn.in_avals), _moving(eqn.out_avals)
-    inner = _thin(program, _with_tangents(eqn, facts), reads + present(reads, moving),
-                  live + present(live, turning))
+    inner = _thin(
+      program,
+      _with_tangents(eqn, facts),
+      reads + present(reads, moving),
+      live + present(live, turning),
+    )
     slopes = present(restore(tangents, arrays), moving)
     results = inner(*restore(primals, arrays), *slopes)
-    outs = present(results[:len(live)], wanted)
-    slopes = present(restore(results[len(live):], turning), wanted)
-    return outs, [np.zeros(o.shape, jax.dtypes.float0) if s is None else s
-                  for o, s in zip(outs, slopes, strict=True)]
+    outs = present(results[: len(live)], wanted)
+    slopes = present(restore(results[len(live) :], turning), wanted)
+    return outs, [
+      np.zeros(o.shape, jax.dtypes.float0) if s is None else s
+      for o, s in zip(outs, slopes, strict=True)
+    ]
 
   return restore(thin(*present(arrays, arrays)), wanted)
 
 
-register([p.custom_jvp_call_p],
-         Rule(_custom_jvp_support, _custom_jvp_reads, _custom_jvp_evaluate))
+register([p.custom_jvp_call_p], Rule(_custom_jvp_support, _custom_jvp_reads, _custom_jvp_evaluate))
 
 
 # custom_vjp: the thin call pulls cotangents back by the full rule made thin, if that keeps to
@@ -123,6 +142,7 @@ register([p.custom_jvp_call_p],
 
 def _pullback(eqn: Equation, *, plain: bool) -> Program:
   """The derivative rule as a program of (operands, cotangents), giving cotangents."""
+
   def full(*operands):
     return jaxprs.bind(eqn, *operands)
 
@@ -134,7 +154,7 @@ def _pullback(eqn: Equation, *, plain: bool) -> Program:
   return jaxprs.flatten(jax.make_jaxpr(pull)(structs, slopes), plain=plain)
 
 
-def _is_local(eqn: Equation, facts: list[Fact], support: list[Block]) -> bool:
+def _is_local(eqn: Equation, facts: list[Fact], support: list[Region]) -> bool:
   """Whether cotangents of elements that are zero never reach those of elements that are not.
 
   The masked network may send any cotangent to a removed channel; the thin one sends none.
@@ -145,45 +165,51 @@ def _is_local(eqn: Equation, facts: list[Fact], support: list[Block]) -> bool:
     return True
   program = jaxprs.once(eqn, _pullback, plain=True)
   known = [Fact(f.support) for f in facts] + [
-      Fact(blocks.whole(len(a.shape))) for a in eqn.out_avals]
+    Fact(regions.whole(len(a.shape))) for a in eqn.out_avals
+  ]
   found = _analyse(program, known, [f.support for f in facts])
-  return all(blocks.contains(s, found.live[i])
-             for s, i in zip(support, program.inputs[len(facts):], strict=True))
+  return all(
+    regions.contains(s, found.live[i])
+    for s, i in zip(support, program.inputs[len(facts) :], strict=True)
+  )
 
 
-def _custom_vjp_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+def _custom_vjp_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
   support = _support(eqn, facts)
   if all(f.support.is_whole for f in facts) or _is_local(eqn, facts, support):
     return support
   return full_support(eqn, facts)
 
 
-def _with_cotangents(facts: list[Fact], live: list[Block]) -> list[Fact]:
+def _with_cotangents(facts: list[Fact], live: list[Region]) -> list[Fact]:
   """Where nobody reads a result no cotangent comes from."""
   return [Fact(f.support) for f in facts] + [Fact(l) for l in live]
 
 
-def _custom_vjp_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+def _custom_vjp_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
   if not _is_local(eqn, facts, _support(eqn, facts)):
     return read_whole(eqn, facts, live)
   read = _reads(eqn, facts, live)
-  if all(block.is_whole for block in read):
+  if all(region.is_whole for region in read):
     return read
   # What gets a cotangent is there, and what it takes to work that out.
   program = jaxprs.once(eqn, _pullback, plain=True)
   known = _with_cotangents(facts, live)
   inner = analysis.forward(program, known)
-  pulled = [blocks.intersect(inner[i].support, f.support)
-            for i, f in zip(program.outputs, facts, strict=True)]
-  read = [blocks.union(r, c) for r, c in zip(read, pulled, strict=True)]
+  pulled = [
+    regions.intersect(inner[i].support, f.support)
+    for i, f in zip(program.outputs, facts, strict=True)
+  ]
+  read = [regions.union(r, c) for r, c in zip(read, pulled, strict=True)]
   found = analysis.backward(program, inner, pulled)
-  return [blocks.union(r, found.live[i]) for r, i in zip(read, program.inputs)]
+  return [regions.union(r, found.live[i]) for r, i in zip(read, program.inputs)]
 
 
-def _custom_vjp_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
-                         *arrays: Any) -> list[Any]:
-  if all(block.is_whole for block in reads):
-    have = [blocks.whole(len(a.shape)) for a in eqn.out_avals]
+def _custom_vjp_evaluate(
+  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
+) -> list[Any]:
+  if all(region.is_whole for region in reads):
+    have = [regions.whole(len(a.shape)) for a in eqn.out_avals]
     return cut(jaxprs.bind(eqn, *arrays), eqn, have, live)
   body = _thin(_body(eqn), facts, reads, live)
   wanted = rule.wanted(live)
@@ -204,15 +230,15 @@ def _custom_vjp_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], l
   return restore(thin(*present(arrays, arrays)), wanted)
 
 
-register([p.custom_vjp_call_p],
-         Rule(_custom_vjp_support, _custom_vjp_reads, _custom_vjp_evaluate))
+register([p.custom_vjp_call_p], Rule(_custom_vjp_support, _custom_vjp_reads, _custom_vjp_evaluate))
 
 
 # remat: `jax.checkpoint` with the policy it came with.
 
 
-def _remat_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
-                    *arrays: Any) -> list[Any]:
+def _remat_evaluate(
+  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
+) -> list[Any]:
   body = _thin(_body(eqn), facts, reads, live)
   wanted = rule.wanted(live)
 
@@ -224,4 +250,3 @@ def _remat_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: 
 
 
 register([p.remat_p], Rule(_support, _reads, _remat_evaluate))
-

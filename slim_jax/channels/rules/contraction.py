@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slim_jax import jaxprs
-from slim_jax.channels import blocks
-from slim_jax.channels.blocks import Axis, Block
+from slim_jax.channels import regions
+from slim_jax.channels.regions import Axis, Region
 from slim_jax.channels.rule import Fact, Rule, cut, register, run_thin
-from slim_jax.jaxprs import Equation, primitives as p
-
+from slim_jax.jaxprs import Equation
+from slim_jax.jaxprs import primitives as p
 
 # dot_general: result axes are batch, then free of the left, then free of the right.
 
@@ -27,38 +27,44 @@ class _Dot(NamedTuple):
 def _dot(eqn: Equation) -> _Dot:
   (lhs_c, rhs_c), (lhs_b, rhs_b) = eqn.params['dimension_numbers']
   ranks = [len(a.shape) for a in eqn.in_avals]
-  free = tuple(tuple(i for i in range(rank) if i not in set(c) | set(b))
-               for rank, c, b in ((ranks[0], lhs_c, lhs_b), (ranks[1], rhs_c, rhs_b)))
+  free = tuple(
+    tuple(i for i in range(rank) if i not in set(c) | set(b))
+    for rank, c, b in ((ranks[0], lhs_c, lhs_b), (ranks[1], rhs_c, rhs_b))
+  )
   return _Dot(tuple(zip(lhs_c, rhs_c)), tuple(zip(lhs_b, rhs_b)), free)
 
 
-def _dot_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+def _dot_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
   lhs, rhs = (fact.support for fact in facts)
   if lhs.empty or rhs.empty:
-    return [blocks.nothing()]
+    return [regions.nothing()]
   dims = _dot(eqn)
   for i, j in dims.contract:
-    terms = blocks.both(lhs.axes[i], rhs.axes[j])
+    terms = regions.both(lhs.axes[i], rhs.axes[j])
     if terms is not None and not terms.any():
-      return [blocks.nothing()]
-  return [blocks.block([blocks.both(lhs.axes[i], rhs.axes[j]) for i, j in dims.batch]
-                       + [lhs.axes[i] for i in dims.free[0]]
-                       + [rhs.axes[j] for j in dims.free[1]])]
+      return [regions.nothing()]
+  return [
+    regions.normal(
+      [regions.both(lhs.axes[i], rhs.axes[j]) for i, j in dims.batch]
+      + [lhs.axes[i] for i in dims.free[0]]
+      + [rhs.axes[j] for j in dims.free[1]]
+    )
+  ]
 
 
-def _dot_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+def _dot_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
   lhs, rhs = (fact.support for fact in facts)
   dims = _dot(eqn)
   read: tuple[dict[int, Axis], dict[int, Axis]] = ({}, {})
   for i, j in dims.contract:
-    read[0][i] = read[1][j] = blocks.both(lhs.axes[i], rhs.axes[j])
+    read[0][i] = read[1][j] = regions.both(lhs.axes[i], rhs.axes[j])
   axes = iter(live[0].axes)
   for i, j in dims.batch:
     read[0][i] = read[1][j] = next(axes)
   for side in (0, 1):
     for i in dims.free[side]:
       read[side][i] = next(axes)
-  return [blocks.block(r[i] for i in range(len(r))) for r in read]
+  return [regions.normal(r[i] for i in range(len(r))) for r in read]
 
 
 register([p.dot_general_p], Rule(_dot_support, _dot_reads, run_thin))
@@ -80,39 +86,44 @@ class _Conv(NamedTuple):
 def _conv(eqn: Equation) -> _Conv:
   dims = eqn.params['dimension_numbers']
   x, kernel = eqn.in_avals
-  return _Conv(eqn.params['feature_group_count'], dims.lhs_spec, dims.rhs_spec, dims.out_spec,
-               (x.shape[dims.lhs_spec[1]], kernel.shape[dims.rhs_spec[0]]))
+  return _Conv(
+    eqn.params['feature_group_count'],
+    dims.lhs_spec,
+    dims.rhs_spec,
+    dims.out_spec,
+    (x.shape[dims.lhs_spec[1]], kernel.shape[dims.rhs_spec[0]]),
+  )
 
 
 def _grid(axis: Axis, groups: int, size: int) -> np.ndarray:
   """A channel axis as a bool grid [group, position]."""
-  return blocks.vector(axis, size).reshape(groups, -1)
+  return regions.vector(axis, size).reshape(groups, -1)
 
 
-def _terms(conv: _Conv, lhs: Block, rhs: Block) -> np.ndarray:
+def _terms(conv: _Conv, lhs: Region, rhs: Region) -> np.ndarray:
   """Input channels [group, position] that meet a kernel which may be non-zero."""
   x = _grid(lhs.axes[conv.lhs[1]], conv.groups, conv.features[0])
-  return x & blocks.vector(rhs.axes[conv.rhs[1]], x.shape[1])
+  return x & regions.vector(rhs.axes[conv.rhs[1]], x.shape[1])
 
 
-def _conv_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+def _conv_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
   lhs, rhs = (fact.support for fact in facts)
   rank = len(eqn.out_avals[0].shape)
   if lhs.empty or rhs.empty:
-    return [blocks.nothing()]
+    return [regions.nothing()]
   if eqn.params['batch_group_count'] != 1:
-    return [blocks.whole(rank)]
+    return [regions.whole(rank)]
   conv = _conv(eqn)
   kernel = _grid(rhs.axes[conv.rhs[0]], conv.groups, conv.features[1])
   axes: list[Axis] = [None] * rank
   axes[conv.out[0]] = lhs.axes[conv.lhs[0]]
   axes[conv.out[1]] = (kernel & _terms(conv, lhs, rhs).any(1, keepdims=True)).ravel()
-  return [blocks.block(axes)]
+  return [regions.normal(axes)]
 
 
-def _conv_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+def _conv_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
   if eqn.params['batch_group_count'] != 1:
-    return [blocks.whole(len(a.shape)) for a in eqn.in_avals]
+    return [regions.whole(len(a.shape)) for a in eqn.in_avals]
   conv = _conv(eqn)
   lhs, rhs = (fact.support for fact in facts)
   wanted = _grid(live[0].axes[conv.out[1]], conv.groups, conv.features[1])
@@ -124,19 +135,22 @@ def _conv_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Blo
   x[conv.lhs[1]] = np.outer(groups, terms).ravel()
   kernel[conv.rhs[0]] = np.outer(groups, wanted.any(0)).ravel()
   kernel[conv.rhs[1]] = terms
-  return [blocks.block(x), blocks.block(kernel)]
+  return [regions.normal(x), regions.normal(kernel)]
 
 
-def _conv_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
-                   *arrays: Any) -> list[Any]:
+def _conv_evaluate(
+  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
+) -> list[Any]:
   if eqn.params['batch_group_count'] != 1:
-    return cut(jaxprs.bind(eqn, *arrays), eqn, [blocks.whole(len(eqn.out_avals[0].shape))], live)
+    return cut(jaxprs.bind(eqn, *arrays), eqn, [regions.whole(len(eqn.out_avals[0].shape))], live)
   conv = _conv(eqn)
   made = reads[1].axes[conv.rhs[0]]
   groups = int(_grid(made, conv.groups, conv.features[1]).any(1).sum())
   axes: list[Axis] = [None] * len(eqn.out_avals[0].shape)
   axes[conv.out[0]], axes[conv.out[1]] = live[0].axes[conv.out[0]], made
-  return cut(jaxprs.bind(eqn, *arrays, feature_group_count=groups), eqn, [Block(tuple(axes))], live)
+  return cut(
+    jaxprs.bind(eqn, *arrays, feature_group_count=groups), eqn, [Region(tuple(axes))], live
+  )
 
 
 register([p.conv_general_dilated_p], Rule(_conv_support, _conv_reads, _conv_evaluate))

@@ -7,8 +7,21 @@ from slim_jax import jaxprs
 from slim_jax.channels.rule import FULL_WIDTH, register
 from slim_jax.jaxprs import primitives as p
 
-register([
-    p.iota_p, p.random_bits_p, p.random_fold_in_p, p.random_gamma_p, p.random_seed_p,
-    p.random_split_p, p.rng_bit_generator_p, p.rng_uniform_p, p.threefry2x32_p, p.axis_index_p,
-    p.bitcast_convert_type_p, jaxprs.random_wrap_p, jaxprs.random_unwrap_p,
-], FULL_WIDTH)
+register(
+  [
+    p.iota_p,
+    p.random_bits_p,
+    p.random_fold_in_p,
+    p.random_gamma_p,
+    p.random_seed_p,
+    p.random_split_p,
+    p.rng_bit_generator_p,
+    p.rng_uniform_p,
+    p.threefry2x32_p,
+    p.axis_index_p,
+    p.bitcast_convert_type_p,
+    jaxprs.random_wrap_p,
+    jaxprs.random_unwrap_p,
+  ],
+  FULL_WIDTH,
+)

@@ -5,40 +5,41 @@ from typing import Any
 import numpy as np
 
 from slim_jax import jaxprs
-from slim_jax.channels import blocks
-from slim_jax.channels.blocks import Axis, Block
+from slim_jax.channels import regions
+from slim_jax.channels.regions import Axis, Region
 from slim_jax.channels.rule import Fact, Rule, cut, register
-from slim_jax.jaxprs import Equation, primitives as p
-
+from slim_jax.jaxprs import Equation
+from slim_jax.jaxprs import primitives as p
 
 # concatenate: the result's axis is the operands' axes one after the other.
 
 
-def _concatenate_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+def _concatenate_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
   axis = eqn.params['dimension']
-  parts, rest = [], blocks.nothing()
+  parts, rest = [], regions.nothing()
   for fact, aval in zip(facts, eqn.in_avals, strict=True):
     size = aval.shape[axis]
     if fact.support.empty:
       parts.append(np.zeros(size, bool))
     else:
-      parts.append(blocks.vector(fact.support.axes[axis], size))
-      rest = blocks.union(rest, blocks.along(fact.support, axis, None))
+      parts.append(regions.vector(fact.support.axes[axis], size))
+      rest = regions.union(rest, regions.along(fact.support, axis, None))
   if rest.empty:
     return [rest]
-  return [blocks.along(rest, axis, np.concatenate(parts))]
+  return [regions.along(rest, axis, np.concatenate(parts))]
 
 
-def _concatenate_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+def _concatenate_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
   del facts
   axis = eqn.params['dimension']
-  wanted = blocks.vector(live[0].axes[axis], eqn.out_avals[0].shape[axis])
+  wanted = regions.vector(live[0].axes[axis], eqn.out_avals[0].shape[axis])
   ends = np.cumsum([a.shape[axis] for a in eqn.in_avals])
-  return [blocks.along(live[0], axis, part) for part in np.split(wanted, ends[:-1])]
+  return [regions.along(live[0], axis, part) for part in np.split(wanted, ends[:-1])]
 
 
-def _concatenate_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
-                          *arrays: Any) -> list[Any]:
+def _concatenate_evaluate(
+  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
+) -> list[Any]:
   del facts, reads, live
   pieces = [a for a in arrays if a is not None]
   return pieces if len(pieces) == 1 else jaxprs.bind(eqn, *pieces)
@@ -57,40 +58,41 @@ def _split_parts(eqn: Equation, axis: Axis) -> list[Axis]:
   return np.split(axis, np.cumsum(sizes)[:-1])
 
 
-def _split_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+def _split_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
   support, axis = facts[0].support, eqn.params['axis']
   if support.empty:
     return [support] * len(eqn.out_avals)
-  return [blocks.along(support, axis, part) for part in _split_parts(eqn, support.axes[axis])]
+  return [regions.along(support, axis, part) for part in _split_parts(eqn, support.axes[axis])]
 
 
-def _split_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+def _split_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
   del facts
-  axis, rest, parts = eqn.params['axis'], blocks.nothing(), []
-  for block, size in zip(live, eqn.params['sizes'], strict=True):
-    if block.empty:
+  axis, rest, parts = eqn.params['axis'], regions.nothing(), []
+  for region, size in zip(live, eqn.params['sizes'], strict=True):
+    if region.empty:
       parts.append(np.zeros(size, bool))
     else:
-      parts.append(blocks.vector(block.axes[axis], size))
-      rest = blocks.union(rest, blocks.along(block, axis, None))
-  return [blocks.along(rest, axis, np.concatenate(parts))]
+      parts.append(regions.vector(region.axes[axis], size))
+      rest = regions.union(rest, regions.along(region, axis, None))
+  return [regions.along(rest, axis, np.concatenate(parts))]
 
 
-def _split_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
-                    *arrays: Any) -> list[Any]:
+def _split_evaluate(
+  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
+) -> list[Any]:
   del facts
-  if reads[0].is_whole and all(block.is_whole for block in live):
+  if reads[0].is_whole and all(region.is_whole for region in live):
     return jaxprs.bind(eqn, *arrays)
   (array,), (read,) = arrays, reads
   axis, shape = eqn.params['axis'], eqn.in_avals[0].shape
   size, start, results = shape[axis], 0, []
-  for block, length in zip(live, eqn.params['sizes'], strict=True):
-    if block.empty:
+  for region, length in zip(live, eqn.params['sizes'], strict=True):
+    if region.empty:
       results.append(None)
     else:
       wanted = np.zeros(size, bool)
-      wanted[start:start + length] = blocks.vector(block.axes[axis], length)
-      results.append(blocks.take(array, read, blocks.along(block, axis, wanted), shape))
+      wanted[start : start + length] = regions.vector(region.axes[axis], length)
+      results.append(regions.take(array, read, regions.along(region, axis, wanted), shape))
     start += length
   return results
 
@@ -108,26 +110,32 @@ def _slice_indices(eqn: Equation) -> list[np.ndarray]:
   return [np.arange(*bounds) for bounds in zip(start, limit, strides, strict=True)]
 
 
-def _slice_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+def _slice_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
   if facts[0].support.empty:
     return [facts[0].support]
-  return [blocks.block(None if axis is None else axis[index] for axis, index
-                       in zip(facts[0].support.axes, _slice_indices(eqn), strict=True))]
+  return [
+    regions.normal(
+      None if axis is None else axis[index]
+      for axis, index in zip(facts[0].support.axes, _slice_indices(eqn), strict=True)
+    )
+  ]
 
 
-def _slice_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+def _slice_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
   del facts
   axes = []
-  for axis, index, size in zip(live[0].axes, _slice_indices(eqn), eqn.in_avals[0].shape,
-                               strict=True):
+  for axis, index, size in zip(
+    live[0].axes, _slice_indices(eqn), eqn.in_avals[0].shape, strict=True
+  ):
     read = np.zeros(size, bool)
     read[index if axis is None else index[axis]] = True
     axes.append(read)
-  return [blocks.block(axes)]
+  return [regions.normal(axes)]
 
 
-register([p.slice_p], Rule(_slice_support, _slice_reads,
-                           lambda eqn, facts, reads, live, array: [array]))
+register(
+  [p.slice_p], Rule(_slice_support, _slice_reads, lambda eqn, facts, reads, live, array: [array])
+)
 
 
 # pad: operand index i is result index low + i * (interior + 1); elsewhere the padding value.
@@ -137,7 +145,8 @@ def _pad_sources(eqn: Equation) -> list[np.ndarray | None]:
   """Per axis: the operand index of every result index, -1 for padding; None: not padded."""
   sources: list[np.ndarray | None] = []
   for size, out, (low, high, interior) in zip(
-      eqn.in_avals[0].shape, eqn.out_avals[0].shape, eqn.params['padding_config'], strict=True):
+    eqn.in_avals[0].shape, eqn.out_avals[0].shape, eqn.params['padding_config'], strict=True
+  ):
     if low == high == interior == 0:
       sources.append(None)
       continue
@@ -149,7 +158,7 @@ def _pad_sources(eqn: Equation) -> list[np.ndarray | None]:
   return sources
 
 
-def _pad_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
+def _pad_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
   x, value = (fact.support for fact in facts)
   sources = _pad_sources(eqn)
   rank = len(sources)
@@ -157,11 +166,11 @@ def _pad_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
     # Zero slices survive only across the one axis that is padded.
     padded = [i for i, source in enumerate(sources) if source is not None]
     if x.empty or len(padded) != 1 or x.axes[padded[0]] is None:
-      return [blocks.whole(rank)]
+      return [regions.whole(rank)]
     (axis,) = padded
     source = sources[axis]
     kept = (source < 0) | x.axes[axis][source]
-    return [blocks.along(blocks.whole(rank), axis, kept)]
+    return [regions.along(regions.whole(rank), axis, kept)]
   if x.empty:
     return [x]
   axes = []
@@ -169,7 +178,7 @@ def _pad_support(eqn: Equation, facts: list[Fact]) -> list[Block]:
     if source is not None:
       axis = (source >= 0) if axis is None else (source >= 0) & axis[source]
     axes.append(axis)
-  return [blocks.block(axes)]
+  return [regions.normal(axes)]
 
 
 def _is_direct(source: np.ndarray | None, wanted: Axis) -> bool:
@@ -177,33 +186,37 @@ def _is_direct(source: np.ndarray | None, wanted: Axis) -> bool:
   return source is not None and wanted is not None and not (wanted & (source < 0)).any()
 
 
-def _pad_reads(eqn: Equation, facts: list[Fact], live: list[Block]) -> list[Block]:
+def _pad_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
   del facts
   axes: list[Axis] = []
-  for wanted, source, size in zip(live[0].axes, _pad_sources(eqn), eqn.in_avals[0].shape,
-                                  strict=True):
+  for wanted, source, size in zip(
+    live[0].axes, _pad_sources(eqn), eqn.in_avals[0].shape, strict=True
+  ):
     if source is None:
       axes.append(wanted)
     elif _is_direct(source, wanted):
       axes.append(np.isin(np.arange(size), source[wanted]))
     else:
       axes.append(None)
-  return [blocks.block(axes), blocks.whole(0)]
+  return [regions.normal(axes), regions.whole(0)]
 
 
-def _pad_evaluate(eqn: Equation, facts: list[Fact], reads: list[Block], live: list[Block],
-                  *arrays: Any) -> list[Any]:
+def _pad_evaluate(
+  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
+) -> list[Any]:
   del facts, reads
   config, have = [], []
-  for wanted, source, padding in zip(live[0].axes, _pad_sources(eqn),
-                                     eqn.params['padding_config'], strict=True):
+  for wanted, source, padding in zip(
+    live[0].axes, _pad_sources(eqn), eqn.params['padding_config'], strict=True
+  ):
     padded = source is not None and not _is_direct(source, wanted)
     config.append(padding if padded else (0, 0, 0))
     have.append(None if padded else wanted)
   if not any(map(any, config)):  # what is padded is put back where it is read
-    return cut([arrays[0]], eqn, [Block(tuple(have))], live)
-  return cut(jaxprs.bind(eqn, *arrays, padding_config=tuple(config)), eqn,
-             [Block(tuple(have))], live)
+    return cut([arrays[0]], eqn, [Region(tuple(have))], live)
+  return cut(
+    jaxprs.bind(eqn, *arrays, padding_config=tuple(config)), eqn, [Region(tuple(have))], live
+  )
 
 
 register([p.pad_p], Rule(_pad_support, _pad_reads, _pad_evaluate))

@@ -1,0 +1,1 @@
+"""What networks cost: parameters, MACs, bytes and seconds."""

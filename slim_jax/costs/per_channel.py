@@ -1,0 +1,264 @@
+"""What one channel costs: the MACs that go when one channel of a BatchNorm goes.
+
+One plan for every channel would take minutes. But one dead channel changes little: zeros flow to
+the next convolution and stop, need flows back to the one before. So the network is analysed once,
+and for a channel only the equations about it are asked again, by the same rules.
+"""
+
+from collections.abc import Callable, Mapping
+import heapq
+from typing import Any
+
+import jax
+import numpy as np
+
+from slim_jax import batch_norms, jaxprs, tree
+from slim_jax.channels import analysis, regions
+from slim_jax.channels.regions import Region
+from slim_jax.channels.rule import FULL_WIDTH, RULES, Fact
+from slim_jax.costs import counting
+from slim_jax.jaxprs import Equation, Program
+from slim_jax.jaxprs import primitives as p
+
+
+def macs_per_channel(f: Callable[..., Any], variables: Any, *args: Any, scales: Any = None) -> Any:
+  """Weights for sparsity terms: what a channel of each BatchNorm costs, beside the mean channel.
+
+  The cost of a channel is the MACs that `thin` saves when this channel alone is dead: those that
+  make it, if nobody else reads it, and those that read it. Nothing is run.
+
+  Args:
+    f: `f(variables, *args)`, as for `plan`: usually inference.
+    variables: arrays or `jax.ShapeDtypeStruct`s.
+    *args: further arguments (arrays or shapes). The size of images matters, as layers differ in
+      what part of their MACs it is; the batch size does not.
+    scales: which leaves are scales, if not those `batch_norm_scales` finds: a tree of bools, a
+      prefix of it, or a function that makes one of `variables`.
+
+  Returns:
+    A tree like `variables`: a float at each scale leaf, None elsewhere: MACs of one channel, the
+    mean over the leaf's channels, divided by the mean over all channels of the network. Channels
+    of stacked layers, which go together, share their cost. Groups of a convolution stay of one
+    size, so that a channel alone saves nothing there. Of a layer five channels are asked, spread
+    evenly, and others only between two that differ: what costs otherwise in between is missed.
+
+  Raises:
+    ValueError: when there is no scale, or no channel saves any MACs.
+
+  Example:
+    >>> import jax, jax.numpy as jnp, optax, slim_jax
+    >>> from slim_jax import models
+    >>> net, x = models.create('mlp', num_classes=10), jnp.ones((1, 28, 28, 1))
+    >>> variables = net.init(jax.random.key(0), x, train=False)
+    >>> apply = lambda variables, x: net.apply(variables, x, train=False)
+    >>> weights = slim_jax.macs_per_channel(apply, variables, x)
+    >>> [round(weights['params'][f'BatchNorm_{i}']['scale'], 2) for i in range(2)]
+    [1.25, 0.59]
+    >>> tx = optax.chain(slim_jax.add_l1(1e-4, weights=weights['params']), optax.sgd(0.1))
+
+  References:
+    Gordon et al., MorphNet, CVPR 2018: the weights of its FLOP regulariser before training.
+  """
+  shapes = jax.tree.map(jaxprs.struct, (variables, *args))
+  program, _ = jaxprs.trace(f, *shapes)
+  network = _Network(program)
+  leaves = tree.flatten(shapes[0])
+  numbers = dict(zip(leaves, program.inputs))
+  saved, sizes = {}, {}
+  for path in batch_norms.chosen(variables, scales):
+    channels = leaves[path].shape[batch_norms.channel_axis(leaves[path])]
+    # The scale and the bias beside it.
+    every = tree.like(variables, {path: np.ones(channels, bool)})
+    together = batch_norms.zeroed(shapes[0], every)
+
+    def saves(channel: int, together=together, channels=channels) -> int:
+      left = np.arange(channels) != channel
+      return network.saves(
+        {numbers[target]: _along_channels(leaves[target], left) for target in together}
+      )
+
+    saved[path] = float(np.sum(_piecewise(saves, channels)))
+    sizes[path] = int(np.prod(leaves[path].shape))
+  mean = sum(saved.values()) / max(sum(sizes.values()), 1)
+  if not mean > 0:
+    raise ValueError(
+      'no channel of a BatchNorm saves any MACs when it goes alone: '
+      + ', '.join(map(tree.show, saved))
+    )
+  return tree.like(variables, {path: saved[path] / max(sizes[path], 1) / mean for path in saved})
+
+
+def _along_channels(leaf: Any, left: np.ndarray) -> Region:
+  """The region of a leaf with these channels left."""
+  return regions.along(regions.whole(len(leaf.shape)), batch_norms.channel_axis(leaf), left)
+
+
+def _piecewise(value: Callable[[int], int], n: int) -> np.ndarray:
+  """`value` of 0 to n - 1, int [n], asked at five places and where it changes between any."""
+  values = np.zeros(n, np.int64)
+  known: dict[int, int] = {}
+
+  def ask(i: int) -> int:
+    if i not in known:
+      known[i] = value(i)
+    return known[i]
+
+  def fill(low: int, high: int) -> None:
+    middle = (low + high) // 2
+    values[[low, middle, high]] = ask(low), ask(middle), ask(high)
+    if known[low] == known[middle] == known[high] and high - low <= n // 2:
+      values[low : high + 1] = known[low]
+    elif high - low > 2:
+      fill(low, middle)
+      fill(middle, high)
+
+  if n:
+    fill(0, n - 1)
+  return values
+
+
+class _Network:
+  """A program analysed with nothing dead, to be asked what little changes."""
+
+  def __init__(self, program: Program):
+    whole = [regions.whole(len(program.avals[i].shape)) for i in program.inputs]
+    self.equations = program.equations
+    self.alone = [_alone(eqn) for eqn in program.equations]
+    self.outputs = {i: regions.whole(len(program.avals[i].shape)) for i in program.outputs}
+    self.facts = analysis.forward(program, [Fact(region) for region in whole])
+    self.reads = analysis.backward(
+      program, self.facts, [self.outputs[i] for i in program.outputs]
+    ).reads
+    self.maker = {i: k for k, eqn in enumerate(program.equations) for i in eqn.outputs}
+    self.readers: dict[int, list[int]] = {}
+    for k, eqn in enumerate(program.equations):
+      for i in set(eqn.inputs):
+        self.readers.setdefault(i, []).append(k)
+    self.counted: dict[Any, int] = {}
+
+  def saves(self, supports: Mapping[int, Region]) -> int:
+    """MACs that the thin program saves where these inputs are zero outside of these regions."""
+    facts = {i: Fact(support) for i, support in supports.items()}
+    touched = self._forward(facts)
+    reads = self._backward(facts, touched)
+    return sum(self._macs(k, {}, {}) - self._macs(k, facts, reads) for k in reads)
+
+  def _forward(self, facts: dict[int, Fact]) -> set[int]:
+    """Adds the facts that are others now; returns the equations that read any of these."""
+    touched: set[int] = set()
+    queue: list[int] = []
+
+    def changed(number: int) -> None:
+      for k in self.readers.get(number, ()):
+        if k not in touched:
+          touched.add(k)
+          heapq.heappush(queue, k)
+
+    for number in tuple(facts):
+      changed(number)
+    while queue:  # in the order of the program: what an equation reads is settled before it
+      k = heapq.heappop(queue)
+      for number, fact in zip(self.equations[k].outputs, self._results(k, facts), strict=True):
+        if not regions.same(fact.support, self.facts[number].support):
+          facts[number] = fact
+          changed(number)
+    return touched
+
+  def _results(self, k: int, facts: Mapping[int, Fact]) -> list[Fact]:
+    eqn = self.equations[k]
+    operands = [facts.get(i, self.facts[i]) for i in eqn.inputs]
+    return analysis.forward(self.alone[k], operands)[len(operands) :]
+
+  def _backward(
+    self, facts: Mapping[int, Fact], touched: set[int]
+  ) -> dict[int, list[Region] | None]:
+    """What equations read now: those touched, and those whose results are needed less."""
+    reads: dict[int, list[Region] | None] = {}
+    queue, seen = [-k for k in touched], set(touched)
+    heapq.heapify(queue)
+    while queue:  # in the opposite order: who reads an equation's results is settled before it
+      k = -heapq.heappop(queue)
+      eqn, live = self.equations[k], self._live(k, facts, reads)
+      operands = [facts.get(i, self.facts[i]) for i in (*eqn.inputs, *eqn.outputs)]
+      reads[k] = analysis.backward(self.alone[k], operands, live).reads[0]
+      for i, now, before in zip(
+        eqn.inputs, _or_nothing(reads[k], eqn), _or_nothing(self.reads[k], eqn), strict=True
+      ):
+        maker = self.maker.get(i)
+        if maker is not None and maker not in seen and not regions.same(now, before):
+          seen.add(maker)
+          heapq.heappush(queue, -maker)
+    return reads
+
+  def _live(
+    self, k: int, facts: Mapping[int, Fact], reads: Mapping[int, list[Region] | None]
+  ) -> list[Region]:
+    """What somebody reads of each result of an equation and is not zero."""
+    live = []
+    for number in self.equations[k].outputs:
+      need = self.outputs.get(number, regions.nothing())
+      for reader in self.readers.get(number, ()):
+        eqn = self.equations[reader]
+        for i, read in zip(
+          eqn.inputs, _or_nothing(reads.get(reader, self.reads[reader]), eqn), strict=True
+        ):
+          need = regions.union(need, read) if i == number else need
+      live.append(regions.intersect(need, facts.get(number, self.facts[number]).support))
+    return live
+
+  def _macs(
+    self, k: int, facts: Mapping[int, Fact], reads: Mapping[int, list[Region] | None]
+  ) -> int:
+    """MACs of one equation in its thin form."""
+    eqn, now = self.equations[k], reads.get(k, self.reads[k])
+    if now is None or not _multiplies(eqn):
+      return 0
+    live = self._live(k, facts, reads)
+    # What a contraction costs is told by its shapes.
+    key = (
+      k,
+      *(
+        regions.shape_of(region, aval.shape)
+        for region, aval in zip((*now, *live), (*eqn.in_avals, *eqn.out_avals), strict=True)
+      ),
+    )
+    if key not in self.counted or jaxprs.bodies(eqn):
+      operands = [facts.get(i, self.facts[i]) for i in eqn.inputs]
+      self.counted[key] = _count(eqn, operands, now, live)
+    return self.counted[key]
+
+
+def _alone(eqn: Equation) -> Program:
+  """The program of one equation."""
+  inputs = tuple(range(len(eqn.inputs)))
+  outputs = tuple(range(len(inputs), len(inputs) + len(eqn.outputs)))
+  return Program(
+    [eqn._replace(inputs=inputs, outputs=outputs)],
+    list(inputs),
+    list(outputs),
+    {},
+    [*eqn.in_avals, *eqn.out_avals],
+  )
+
+
+def _or_nothing(reads: list[Region] | None, eqn: Equation) -> list[Region]:
+  return [regions.nothing()] * len(eqn.inputs) if reads is None else reads
+
+
+def _multiplies(eqn: Equation) -> bool:
+  """Whether there is a contraction in this equation."""
+  return eqn.primitive in (p.dot_general_p, p.conv_general_dilated_p) or any(
+    _multiplies(inner) for body in jaxprs.bodies(eqn) for inner in body.equations
+  )
+
+
+def _count(eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region]) -> int:
+  """MACs of the thin form of an equation, as `cost.count` sees them."""
+  evaluate = RULES.get(eqn.primitive, FULL_WIDTH).evaluate
+  operands = [
+    None if read.empty else jax.ShapeDtypeStruct(regions.shape_of(read, a.shape), a.dtype)
+    for read, a in zip(reads, eqn.in_avals, strict=True)
+  ]
+  return counting.count(
+    lambda operands: evaluate(eqn, facts, reads, live, *operands), operands
+  ).macs

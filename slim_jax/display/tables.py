@@ -1,0 +1,197 @@
+"""What a run shows at its end: a table for people, summary.json for programs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+import rich.box
+import rich.console
+import rich.table
+
+from slim_jax.display.progress import clock
+from slim_jax.runtime import files
+
+_SUMMARY = ('pass', 'stage', 'accuracy', 'loss', 'params', 'macs', 'seconds')
+_SOME = ('best_epoch', 'strength', 'pull', 'start', 'small_scales', 'new_head', 'start_accuracy')
+# Columns of output that no terminal limits.
+_WIDE = 120
+_STAGES = ('baseline', 'sparse', 'pruned', 'recalibrated', 'finetuned', 'scratch-e', 'scratch-b')
+
+
+def table(stages: Sequence[dict[str, Any]]) -> rich.table.Table:
+  """The stages with their accuracy, size and arithmetic beside those of the first.
+
+  Args:
+    stages: what `pipeline.run` returns.
+
+  Returns:
+    A table to print with rich.
+  """
+  result = _plain()
+  for name in ('pass', 'stage'):
+    result.add_column(name, no_wrap=True)
+  for name in ('accuracy', 'loss', 'params', '', 'MACs', '', 'time'):
+    result.add_column(name, justify='right', no_wrap=True)
+  for stage in stages:
+    result.add_row(
+      str(stage['pass']),
+      stage['stage'] + chosen(stage),
+      f'{stage["accuracy"]:.2%}',
+      f'{stage["loss"]:.4f}',
+      short(stage['params']),
+      change(stage['params'], stages[0]['params']),
+      short(stage['macs']),
+      change(stage['macs'], stages[0]['macs']),
+      clock(stage['seconds']),
+    )
+  return result
+
+
+def markdown(stages: Sequence[dict[str, Any]]) -> str:
+  """`table` in Markdown, with the warnings under it."""
+  found = table(stages)
+  rows = [
+    [str(column.header) for column in found.columns],
+    ['---' if column.justify == 'left' else '---:' for column in found.columns],
+    *zip(*(column.cells for column in found.columns)),
+  ]
+  lines = ['| ' + ' | '.join(map(str, row)) + ' |' for row in rows]
+  return '\n'.join([*lines, '', *(f'Warning: {text}' for text in warnings(stages))])
+
+
+def show(stages: Sequence[dict[str, Any]]) -> None:
+  """Prints the table, and the warnings under it, on the standard output."""
+  console = rich.console.Console()
+  console.print(table(stages))
+  for text in warnings(stages):
+    console.print(f'Warning: {text}', highlight=False, markup=False)
+
+
+def warnings(stages: Sequence[dict[str, Any]]) -> list[str]:
+  """What the stages warn of, each with the name of its stage."""
+  return [
+    f'{stage["stage"]}, pass {stage["pass"]}: {stage["warning"]}'
+    for stage in stages
+    if stage.get('warning')
+  ]
+
+
+def sweep_table(points: Sequence[dict[str, Any]]) -> rich.table.Table:
+  """A row for each point of a study: its values, the error of each stage, and its size.
+
+  Args:
+    points: what `sweep.run` returns. Of several passes the last counts.
+  """
+  found = [{row['stage']: row for row in point['stages']} for point in points]
+  names = [name for name in _STAGES if any(name in stages for stages in found)]
+  result = _plain(caption='test error in per cent', caption_justify='left')
+  for field in points[0]['values']:
+    result.add_column(field.rpartition('.')[2], no_wrap=True)
+  for name in (*names, 'small scales', 'params', 'MACs'):
+    result.add_column(name, justify='right', no_wrap=True)
+  for point, stages in zip(points, found):
+    row = [
+      f'{100 * (1 - stages[name]["accuracy"]):.2f}' if name in stages else '-' for name in names
+    ]
+    row.append(f'{stages["sparse"]["small_scales"]:.1%}' if 'sparse' in stages else '-')
+    row += [
+      change(stages['pruned'][size], point['stages'][0][size]) if 'pruned' in stages else '-'
+      for size in ('params', 'macs')
+    ]
+    result.add_row(*map(str, point['values'].values()), *row)
+  return result
+
+
+def show_sweep(points: Sequence[dict[str, Any]]) -> None:
+  """Prints the table of a study, and under it what went wrong, on the standard output."""
+  console = rich.console.Console()
+  if not console.is_terminal:
+    console.width = _WIDE
+  console.print(sweep_table(points))
+  for point in points:
+    if point['error']:
+      console.print(f'{point["workdir"]}: {point["error"]}', highlight=False, markup=False)
+
+
+def show_latency(rows: Sequence[dict[str, Any]]) -> None:
+  """Prints what `latency.measure` returns on the standard output."""
+  result = _plain()
+  result.add_column('runtime', no_wrap=True)
+  result.add_column('batch', justify='right')
+  for name in ('full', 'thin'):
+    result.add_column(f'{name}, ms', justify='right')
+    result.add_column('images/s', justify='right')
+  result.add_column('thin / full', justify='right')
+  for row in rows:
+    result.add_row(
+      row['runtime'],
+      str(row['batch']),
+      *(
+        text
+        for name in ('full', 'thin')
+        for text in (f'{1e3 * row[name]:.2f}', f'{row["batch"] / row[name]:,.0f}')
+      ),
+      f'{row["thin"] / row["full"]:.2f}',
+    )
+  rich.console.Console().print(result)
+
+
+def show_look(rows: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> None:
+  """Prints what `look.run` returns, and what it suggests, on the standard output."""
+  table = _plain()
+  for name in ('fraction', 'accuracy', 'recalibrated', 'params', '', 'MACs', ''):
+    table.add_column(name, justify='right', no_wrap=True)
+  for row in rows:
+    table.add_row(
+      f'{row["fraction"]:g}',
+      f'{row["accuracy"]:.2%}',
+      f'{row["recalibrated"]:.2%}',
+      short(row['params']),
+      change(row['params'], row['full_params']),
+      short(row['macs']),
+      change(row['macs'], row['full_macs']),
+      style='bold' if row is best else None,
+    )
+  console = rich.console.Console()
+  console.print(table)
+  console.print(
+    'No cut is within the tolerance.'
+    if best is None
+    else f'Largest cut within the tolerance: --config.prune.fraction={best["fraction"]:g}',
+    highlight=False,
+  )
+
+
+def _plain(**options: Any) -> rich.table.Table:
+  """A table without frames, narrow enough for a terminal."""
+  return rich.table.Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0), **options)
+
+
+def chosen(stage: Mapping[str, Any]) -> str:
+  """Names the epoch where it is not the last."""
+  return f' (best, epoch {stage["best_epoch"]})' if 'best_epoch' in stage else ''
+
+
+def short(value: int) -> str:
+  """'65.83k', '1.494M', '398.1M': four digits."""
+  for size, unit in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
+    if value >= size:
+      return f'{value / size:.4g}{unit}'
+  return str(value)
+
+
+def change(value: int, first: int) -> str:
+  """'-88.5 %' of `first`; '' where nothing has changed."""
+  return '' if value == first else f'{100 * (value / first - 1):+.1f} %'
+
+
+def write_summary(
+  path: epath.Path, config: dict[str, Any], stages: Sequence[dict[str, Any]]
+) -> None:
+  """Writes {'config': ..., 'warnings': [...], 'stages': [...]}, a row for each stage."""
+  files.write_json(path, {'config': config, 'warnings': warnings(stages), 'stages': rows(stages)})
+
+
+def rows(stages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+  """The figures of each stage, and those that only some stages have."""
+  return [{name: stage[name] for name in (*_SUMMARY, *_SOME) if name in stage} for stage in stages]

@@ -1,0 +1,1 @@
+"""Files of a network that work without slim_jax."""

@@ -1,0 +1,1 @@
+"""The page of a run or a study: DIR/report/index.html, and its figures beside it."""

@@ -1,0 +1,93 @@
+"""The network of a config, full or thin: its functions, and new weights for it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+import slim_jax
+from slim_jax import cpu, models
+from slim_jax.models import initialise
+
+PyTree = Any
+
+
+class Network(NamedTuple):
+  """The functions of a network, of thin variables where there is a plan.
+
+  Attributes:
+    apply: `(params, batch_stats, image, key)` -> `(logits, batch_stats)`, training.
+    predict: `(variables, image)` -> logits, to be planned and counted.
+    infer: the same as it is compiled.
+    init: `(key, image)` -> new variables; image is a shape.
+    shapes: `image` -> shapes of the variables.
+    plan: what is left of the original network, None for all of it.
+  """
+
+  apply: Callable[..., Any]
+  predict: Callable[..., Any]
+  infer: Callable[..., Any]
+  init: Callable[[jax.Array, jax.ShapeDtypeStruct], PyTree]
+  shapes: Callable[[jax.ShapeDtypeStruct], PyTree]
+  plan: slim_jax.Plan | None
+
+
+def model_of(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
+  """The Linen module of a config, of the whole network; arguments as of `create`."""
+  arguments = {name: value for name, value in config.model.items() if name != 'name'}
+  if config.cross_replica_batch_norm:
+    arguments['axis_name'] = 'batch'
+  return models.create(
+    config.model.name, num_classes=num_classes, dtype=jnp.dtype(config.dtype), **arguments
+  )
+
+
+def create(
+  config: ml_collections.ConfigDict, num_classes: int, plan: slim_jax.Plan | None = None
+) -> Network:
+  """The network of a config.
+
+  Args:
+    config: model, dtype and cross_replica_batch_norm.
+    num_classes: length of the logits.
+    plan: makes it thin.
+  """
+  model = model_of(config, num_classes)
+
+  def apply(
+    params: PyTree, batch_stats: PyTree, image: jax.Array, key: jax.Array
+  ) -> tuple[jax.Array, PyTree]:
+    logits, state = model.apply(
+      {'params': params, 'batch_stats': batch_stats},
+      image,
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': key},
+    )
+    return logits, state['batch_stats']
+
+  def predict(variables: PyTree, image: jax.Array) -> jax.Array:
+    return model.apply(variables, image, train=False)
+
+  def init(key: jax.Array, image: jax.ShapeDtypeStruct) -> PyTree:
+    return initialise.initialise(model, image, key=key, plan=plan)
+
+  def shapes(image: jax.ShapeDtypeStruct) -> PyTree:
+    full = initialise.shapes(model, image)
+    return full if plan is None else plan.slice(full)
+
+  infer = predict
+  if plan is not None:
+    widen = cpu.is_default()
+    apply = slim_jax.thin(
+      apply,
+      plan,
+      ins=('params', 'batch_stats', None, None),
+      outs=(None, 'batch_stats'),
+      widen=widen,
+    )
+    predict, infer = (slim_jax.thin(predict, plan, widen=each) for each in (False, widen))
+  return Network(slim_jax.for_cpu(apply), predict, slim_jax.for_cpu(infer), init, shapes, plan)

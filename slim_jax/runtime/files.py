@@ -1,0 +1,84 @@
+"""Files of a run, on this machine or in an object store such as gs://.
+
+Written whole or not at all, whenever a process ends, and by the first process alone.
+"""
+
+import importlib.util
+import json
+import os
+from typing import Any
+
+from etils import epath
+
+from slim_jax.errors import SlimError
+from slim_jax.runtime import processes
+
+PathLike = str | os.PathLike[str]
+
+
+class StoreError(SlimError):
+  """An object store cannot be used; the message says what to do."""
+
+
+def path_of(path: PathLike) -> epath.Path:
+  """A path of either kind; one of this machine is made absolute.
+
+  Raises:
+    StoreError: it is in a store that slim_jax cannot use as it is installed.
+  """
+  if not is_remote(path):
+    return epath.Path(path).resolve()
+  if not os.fspath(path).startswith('gs://'):
+    raise StoreError(f'{path}: only gs:// can be used, or a path of this machine')
+  if importlib.util.find_spec('gcsfs') is None:
+    raise StoreError(f'{path} needs the extra gcs: python -m pip install -e .[gcs]')
+  return epath.Path(path)
+
+
+def is_remote(path: PathLike) -> bool:
+  """Whether it is in an object store, which replaces files whole by itself and knows no locks."""
+  return '://' in os.fspath(path)
+
+
+def write(path: epath.Path, content: bytes | str) -> None:
+  """Replaces a file; its directory is made if it does not exist."""
+  if not processes.is_first():
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  content = content.encode() if isinstance(content, str) else content
+  if is_remote(path):
+    path.write_bytes(content)
+  else:
+    part = path.with_name(path.name + '.part')
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+  """Replaces a file by a value as JSON."""
+  write(path, json.dumps(value, indent=2) + '\n')
+
+
+def append(path: epath.Path, line: str) -> None:
+  """Adds a line to a file; the process may end in the middle of it."""
+  if not processes.is_first():
+    return
+  if is_remote(path):  # where nothing can be added to a file
+    path.write_text((path.read_text() if path.exists() else '') + line + '\n')
+  else:
+    with path.open('a') as file:
+      file.write(line + '\n')
+
+
+def copy(source: epath.Path, target: epath.Path) -> None:
+  """Copies a file or directory that will never be changed: where it can be, by a second name."""
+  if source.is_dir():
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+      copy(path, target / path.name)
+    return
+  target.unlink(missing_ok=True)
+  try:
+    os.link(source, target)
+  except OSError:
+    source.copy(target)

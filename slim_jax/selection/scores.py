@@ -1,0 +1,209 @@
+"""Scores: what ranks channels, where it is not |scale|.
+
+A score is a tree like the variables with a float [channels] (or an array of the scale's shape) at
+each BatchNorm scale and None elsewhere; the larger stay. `select_global(..., scores=...)` and
+`select_budget(..., scores=...)` take any. One of your own, here the variance that a channel has
+behind its BatchNorm and ReLU, seen from its scale and bias, takes a few lines:
+
+    def spread(variables):
+      leaves = slim_jax.tree.flatten(variables)
+      found = {}
+      for norm in slim_jax.batch_norms.find(variables):
+        scale, bias = leaves[norm.scale], leaves[norm.bias]
+        samples = jax.random.normal(jax.random.key(0), (1000, *scale.shape))
+        found[norm.scale] = jax.nn.relu(samples * scale[None] + bias[None]).var(0)
+      return slim_jax.tree.like(variables, found)
+
+    dead = slim_jax.select_global(variables, fraction=0.5, scores=spread(variables))
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slim_jax import batch_norms, tree
+from slim_jax.channels.ties import streams
+from slim_jax.tree import Path
+
+
+def scale_magnitude(variables: Any, *, scales: Any = None) -> Any:
+  """|scale|, the paper's score and the default of `select_global`.
+
+  Args:
+    variables: tree with the scales (arrays).
+    scales: which leaves are scales, as in `select_global`.
+
+  Returns:
+    A tree of scores, of the shapes of the scales.
+
+  References:
+    Liu et al., ICCV 2017.
+  """
+  leaves = tree.flatten(variables)
+  return tree.like(
+    variables,
+    {
+      path: np.abs(np.asarray(leaves[path], np.float64))
+      for path in batch_norms.chosen(variables, scales)
+    },
+  )
+
+
+def random(variables: Any, key: jax.Array, *, scales: Any = None) -> Any:
+  """Uniform in [0, 1): the control experiment of every other score.
+
+  Args:
+    variables: tree with the scales (arrays or shapes).
+    key: of `jax.random.key`.
+    scales: which leaves are scales, as in `select_global`.
+
+  Returns:
+    A tree of scores, float32 of the shapes of the scales.
+  """
+  leaves = tree.flatten(variables)
+  chosen = batch_norms.chosen(variables, scales)
+  return tree.like(
+    variables,
+    {
+      path: jax.random.uniform(jax.random.fold_in(key, n), leaves[path].shape)
+      for n, path in enumerate(chosen)
+    },
+  )
+
+
+def taylor(variables: Any, grads: Any, *, bias: bool = False, scales: Any = None) -> Any:
+  """|scale * dL/dscale|: how much the loss changes, to first order, when the scale becomes zero.
+
+  Args:
+    variables: tree with the scales (arrays).
+    grads: gradients of a loss, averaged over as many batches as you like: a tree like
+      `variables`, or a part of it from the root on, as `{'params': grads}`.
+    bias: whether the bias goes too: |scale * dL/dscale + bias * dL/dbias|.
+    scales: which leaves are scales, as in `select_global`.
+
+  Returns:
+    A tree of scores, of the shapes of the scales.
+
+  Raises:
+    ValueError: when `grads` lacks a leaf that is needed, or one has another shape.
+
+  References:
+    Molchanov et al., CVPR 2019, equation 8 with a gate behind each BatchNorm.
+  """
+  leaves, slopes = tree.flatten(variables), tree.flatten(grads)
+  biases = {norm.scale: norm.bias for norm in batch_norms.find(variables)} if bias else {}
+
+  def change(path: Path) -> np.ndarray:
+    found = np.shape(slopes[path]) if path in slopes else 'nothing'
+    if found != tuple(leaves[path].shape):
+      raise ValueError(
+        f'grads must have {list(leaves[path].shape)} at {tree.show(path)}, it has {found}'
+      )
+    return np.asarray(leaves[path], np.float64) * np.asarray(slopes[path], np.float64)
+
+  scored = {}
+  for path in batch_norms.chosen(variables, scales):
+    beside = biases.get(path)
+    scored[path] = np.abs(change(path) + (0 if beside is None else change(beside)))
+  return tree.like(variables, scored)
+
+
+def kernel_norm(
+  f: Callable[..., Any], variables: Any, *args: Any, ord: float = 1, scales: Any = None
+) -> Any:  # pylint: disable=redefined-builtin
+  """The norm of the kernel slices that produce a channel: (sum |k|^ord)^(1/ord).
+
+  They are found as `streams` finds ties, so without a word about the architecture: every
+  variable with two axes or more, an axis of which is the channel's, index by index, counts with
+  all its elements at that index. Before a convolution's BatchNorm that is the convolution's
+  kernel; on the stream of a residual network the kernels of all layers that write to it, so that
+  all BatchNorms that read one stream rank its channels alike; after a concatenation the kernel of
+  the layer that made the channel. Kernels that read the channel do not count.
+
+  Args:
+    f: `f(variables, *args)`, as for `plan`.
+    variables: tree of arrays.
+    *args: further arguments (arrays or shapes).
+    ord: of the norm, positive: 1, 2, ...
+    scales: which leaves are scales, as in `select_global`.
+
+  Returns:
+    A tree of scores, float64 [channels] at each scale leaf; layers stacked in one leaf share it.
+
+  Raises:
+    ValueError: for channels that no kernel produces, or `ord` not positive.
+
+  References:
+    Li et al., ICLR 2017 (ord=1); summed over a group of layers: Fang et al., CVPR 2023.
+  """
+  if not ord > 0:
+    raise ValueError(f'ord must be positive, got {ord}')
+  leaves = tree.flatten(variables)
+  chosen = batch_norms.chosen(variables, scales)
+  views = _views(variables, set(chosen))
+  labels, labels_of_views = _labels(f, variables, args, chosen, views)
+  count = 1 + max(int(label.max(initial=-1)) for label in (*labels, *labels_of_views))
+  total, makers = np.zeros(count), np.zeros(count, int)
+  for (path, axis), label in zip(views, labels_of_views, strict=True):
+    powers = np.abs(np.asarray(leaves[path], np.float64)) ** ord
+    np.add.at(total, label, powers.sum(axis=tuple(i for i in range(powers.ndim) if i != axis)))
+    np.add.at(makers, label, 1)
+  for path, label in zip(chosen, labels, strict=True):
+    if not makers[label].all():
+      raise ValueError(
+        f'{tree.show(path)}: no kernel produces channels '
+        f'{np.flatnonzero(makers[label] == 0)[:10].tolist()}, so none ranks them'
+      )
+  return tree.like(
+    variables, {path: total[label] ** (1 / ord) for path, label in zip(chosen, labels)}
+  )
+
+
+def _views(variables: Any, chosen: set[Path]) -> list[tuple[Path, int]]:
+  """The kernels, each with every axis that may be its channels'."""
+  norms = {
+    path
+    for norm in batch_norms.find(variables)
+    for path in (norm.scale, norm.bias, *norm.statistics)
+  } | chosen
+  return [
+    (path, axis)
+    for path, leaf in tree.flatten(variables).items()
+    if path not in norms and len(leaf.shape) > 1
+    for axis, size in enumerate(leaf.shape)
+    if size > 1
+  ]
+
+
+def _labels(
+  f: Callable[..., Any],
+  variables: Any,
+  args: tuple[Any, ...],
+  chosen: list[Path],
+  views: list[tuple[Path, int]],
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+  """Labels of the channels of each scale, and of the indices of each view.
+
+  `streams` labels one axis of each leaf. A vector added along an axis is tied to it, so beside
+  each kernel stands a vector for every axis.
+  """
+  shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
+  leaves = tree.flatten(shapes)
+  beside = [
+    jax.ShapeDtypeStruct((leaves[path].shape[axis],), leaves[path].dtype) for path, axis in views
+  ]
+
+  def added(both: tuple[Any, list[jax.Array]], *args: Any) -> Any:
+    found = tree.flatten(both[0])
+    for (path, axis), vector in zip(views, both[1], strict=True):
+      rank = found[path].ndim
+      found[path] += jnp.expand_dims(vector, [i for i in range(rank) if i != axis])
+    return f(tree.like(shapes, found), *args)
+
+  ranked = tree.map_with_path(lambda path, _: path in chosen, shapes)
+  labels = streams(added, (shapes, beside), *args, scales=(ranked, [True] * len(views)))
+  found = tree.flatten(labels[0])
+  return [found[path] for path in chosen], labels[1]

@@ -1,0 +1,1 @@
+"""Training: state, optimiser, steps, loop, evaluation, checkpoints."""

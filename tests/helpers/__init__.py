@@ -1,0 +1,1 @@
+"""What tests share: networks, laws that they are held to, programs, commands."""
