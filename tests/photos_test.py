@@ -705,8 +705,7 @@ def test_prefetch_keeps_order_and_looks_ahead():
 
   def batches():
     try:
-      for index in range(4):
-        yield index
+      yield from range(4)
     finally:
       events.append('closed')
 

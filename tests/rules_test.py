@@ -1406,7 +1406,7 @@ def test_arithmetic_is_thin(f, shapes, supports, primitive, operands):
     if eqn.primitive is primitive:
       assert [a.shape for a in eqn.in_avals if a.shape][: len(operands)] == operands
       return
-  assert False, f'no {primitive} among {[str(e) for e in found]}'
+  raise AssertionError(f'no {primitive} among {[str(e) for e in found]}')
 
 
 def test_dead_results_are_not_computed():

@@ -20,8 +20,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 import slim_jax  # noqa: E402
-from slim_jax import latency, models
-from slim_jax.export import onnx_file, stablehlo
+from slim_jax import latency, models  # noqa: E402
+from slim_jax.export import onnx_file, stablehlo  # noqa: E402
 
 SHAPE = (32, 32, 3)
 NETWORKS = {

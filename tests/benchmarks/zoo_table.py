@@ -26,10 +26,7 @@ os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 os.environ.setdefault('KERAS_BACKEND', 'jax')
 sys.path[:0] = [str(pathlib.Path(__file__).parents[1]), str(pathlib.Path(__file__).parents[2])]
 
-from helpers import (
-  laws,  # noqa: E402
-  zoo,  # noqa: E402
-)
+from helpers import laws, zoo  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import keras  # noqa: E402

@@ -119,9 +119,9 @@ def check_identity(model):
     dead = random_dead(variables, 0.0, scales=scales)
     plan = slim_jax.plan(infer, variables, x, dead=dead)
     assert all(cut.live.is_whole for cut in plan.cuts.values())
-  for f, args, outs in ((infer, (), None), (train, (jax.random.key(1),), outs)):
+  for f, args, declares in ((infer, (), None), (train, (jax.random.key(1),), outs)):
     full, _ = slim_jax.jaxprs.trace(f, variables, x, *args)
-    thin, _ = slim_jax.jaxprs.trace(slim_jax.thin(f, plan, outs=outs), variables, x, *args)
+    thin, _ = slim_jax.jaxprs.trace(slim_jax.thin(f, plan, outs=declares), variables, x, *args)
     before, after = (
       collections.Counter(str(e.primitive) for e in program.equations) for program in (full, thin)
     )
