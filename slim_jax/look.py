@@ -12,7 +12,6 @@ from typing import Any
 
 from absl import flags, logging
 import jax
-import ml_collections
 import numpy as np
 
 import slim_jax
@@ -22,6 +21,7 @@ from slim_jax.display import plot, progress, tables
 from slim_jax.report import page
 from slim_jax.runs import checks, finished, pruning
 from slim_jax.runtime import files, processes
+from slim_jax.runtime.config import Config
 from slim_jax.training import recalibration, train_state
 
 # Training batches to recalibrate with where the config asks for none.
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def run(
-  config: ml_collections.ConfigDict, workdir: files.PathLike, fractions: Sequence[float]
+  config: Config, workdir: files.PathLike, fractions: Sequence[float]
 ) -> list[dict[str, Any]]:
   """Judges the last sparse network of a run at each fraction.
 

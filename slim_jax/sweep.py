@@ -19,7 +19,6 @@ from typing import Any
 
 from absl import flags, logging
 from etils import epath
-import ml_collections
 
 from slim_jax import command
 from slim_jax.display import plot, tables
@@ -28,6 +27,7 @@ from slim_jax.runs import checks, context, pipeline, stages
 from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir
 from slim_jax.runtime import files, processes
+from slim_jax.runtime.config import Config
 from slim_jax.sparsity import observe
 from slim_jax.training import checkpoint, loop
 
@@ -50,7 +50,7 @@ def main() -> None:
     page.at_end(workdir)
 
 
-def parse(config: ml_collections.ConfigDict, texts: Sequence[str]) -> dict[str, list[Any]]:
+def parse(config: Config, texts: Sequence[str]) -> dict[str, list[Any]]:
   """Values by field.
 
   Args:
@@ -77,7 +77,7 @@ def parse(config: ml_collections.ConfigDict, texts: Sequence[str]) -> dict[str, 
 
 
 def run(
-  config: ml_collections.ConfigDict, sweep: Mapping[str, Sequence[Any]], workdir: files.PathLike
+  config: Config, sweep: Mapping[str, Sequence[Any]], workdir: files.PathLike
 ) -> list[dict[str, Any]]:
   """Runs all points, or what is left of them.
 
@@ -155,7 +155,7 @@ def draw(points: Sequence[dict[str, Any]], workdir: epath.Path) -> list[epath.Pa
   return paths
 
 
-def _share(config: ml_collections.ConfigDict, values: Values, workdir: epath.Path) -> None:
+def _share(config: Config, values: Values, workdir: epath.Path) -> None:
   """Trains what a point has in common with others, once, and begins the point with it."""
   shared: dict[str, tuple[Values, Stage]] = {}
   for stage in (Stage(0, 'baseline'), Stage(1, 'sparse')):
@@ -182,7 +182,7 @@ def _value(text: str, now: Any) -> Any:
   return type(now)(text)
 
 
-def _with(config: ml_collections.ConfigDict, values: Values) -> ml_collections.ConfigDict:
+def _with(config: Config, values: Values) -> Config:
   config = config.copy_and_resolve_references()
   config.update_from_flattened_dict(values)
   return config

@@ -18,6 +18,7 @@ from slim_jax.cpu import cpu_options
 from slim_jax.display import progress
 from slim_jax.runs import network
 from slim_jax.runs.workdir import Workdir, WorkdirError, read_json
+from slim_jax.runtime.config import Config
 
 BATCHES = (1, 64)
 # MACs of one call beyond which it takes seconds.
@@ -48,7 +49,7 @@ def networks(workdir: Workdir) -> '_Networks':
 class _Networks:
   """See `networks`; made here, so that what is wrong shows at once."""
 
-  def __init__(self, config: ml_collections.ConfigDict, num_classes: int, shape: tuple[int, ...]):
+  def __init__(self, config: Config, num_classes: int, shape: tuple[int, ...]):
     self._config, self._num_classes, self._shape = config, num_classes, shape
     self.of(None)  # raises where the config names no network
 

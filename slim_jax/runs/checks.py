@@ -5,12 +5,12 @@ import math
 from typing import Any
 
 import jax
-import ml_collections
 
 from slim_jax import batch_norms, data, models, tree
 from slim_jax.errors import SlimError
 from slim_jax.runs import schema
 from slim_jax.runtime import devices
+from slim_jax.runtime.config import Config
 from slim_jax.selection import budget, constraints
 from slim_jax.sparsity import terms
 from slim_jax.training import optimiser
@@ -26,7 +26,7 @@ class PruneError(ConfigError):
   """A trained network cannot be pruned as the config says."""
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
+def check_config(config: Config) -> None:
   """Checks every value that can be checked without the data.
 
   Raises:
@@ -44,7 +44,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 
 
 def check_data(
-  config: ml_collections.ConfigDict,
+  config: Config,
   train_data: data.ArrayData | data.StreamData,
   other_data: data.ArrayData | data.StreamData,
   name: str,
@@ -81,7 +81,7 @@ def check_data(
     )
 
 
-def check_network(config: ml_collections.ConfigDict, shapes: Callable[[], PyTree]) -> None:
+def check_network(config: Config, shapes: Callable[[], PyTree]) -> None:
   """Checks that a network can be made for the images and can be slimmed.
 
   Args:
@@ -104,7 +104,7 @@ def check_network(config: ml_collections.ConfigDict, shapes: Callable[[], PyTree
     raise ConfigError(f'config.prune.{error}') from error
 
 
-def _check_method(config: ml_collections.ConfigDict) -> Iterator[str]:
+def _check_method(config: Config) -> Iterator[str]:
   prune = config.prune
   if not 0 <= prune.fraction < 1:
     yield f'prune.fraction={prune.fraction} must be at least 0 and less than 1'
@@ -165,7 +165,7 @@ def _is_target(target: str) -> bool:
   return True
 
 
-def _check_sizes(config: ml_collections.ConfigDict) -> Iterator[str]:
+def _check_sizes(config: Config) -> Iterator[str]:
   for name in (
     'batch_size',
     'eval_batch_size',
@@ -219,7 +219,7 @@ def _check_sizes(config: ml_collections.ConfigDict) -> Iterator[str]:
     yield f'seed={config.seed} must lie between 0 and {2**32 - 1}'
 
 
-def _check_model(config: ml_collections.ConfigDict) -> Iterator[str]:
+def _check_model(config: Config) -> Iterator[str]:
   if config.model.name not in models.MODELS:
     yield (
       f'model.name={config.model.name!r} is not one of '
@@ -245,7 +245,7 @@ def _check_model(config: ml_collections.ConfigDict) -> Iterator[str]:
     )
 
 
-def _check_schedule(section: ml_collections.ConfigDict, name: str) -> Iterator[str]:
+def _check_schedule(section: Config, name: str) -> Iterator[str]:
   if section.schedule not in optimiser.SCHEDULES:
     yield (
       f'{name}.schedule={section.schedule!r} is not one of '

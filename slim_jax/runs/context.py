@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 import slim_jax
 from slim_jax import data
@@ -15,25 +14,26 @@ from slim_jax.runs import checks, network
 from slim_jax.runs.network import Network
 from slim_jax.runs.workdir import Workdir
 from slim_jax.runtime import devices, files, processes
+from slim_jax.runtime.config import Config
 from slim_jax.training import evaluation
 
 
 class Run(NamedTuple):
   """A run that has been opened."""
 
-  config: ml_collections.ConfigDict
+  config: Config
   workdir: Workdir
   train_data: arrays.Data
   test_data: arrays.Data
   valid_data: arrays.Data | None
 
 
-def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def to_json(config: Config) -> dict[str, Any]:
   """The config as JSON gives it back: tuples are lists."""
   return json.loads(json.dumps(config.to_dict()))
 
 
-def open_run(config: ml_collections.ConfigDict, workdir: Workdir) -> Run:
+def open_run(config: Config, workdir: Workdir) -> Run:
   """Loads the data of a run, and checks config, data and network against each other.
 
   Raises:

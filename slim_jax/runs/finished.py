@@ -19,6 +19,7 @@ from slim_jax.runs.network import Network
 from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir, WorkdirError, read_json
 from slim_jax.runtime import files
+from slim_jax.runtime.config import Config
 from slim_jax.training import checkpoint, evaluation, train_state
 
 PyTree = Any
@@ -126,7 +127,7 @@ class Sparse(NamedTuple):
   image: jax.ShapeDtypeStruct
 
 
-def open_sparse(config: ml_collections.ConfigDict, workdir: files.PathLike) -> Sparse:
+def open_sparse(config: Config, workdir: files.PathLike) -> Sparse:
   """Opens the last complete sparse stage of a run.
 
   Args:
@@ -165,7 +166,7 @@ def _last(workdir: Workdir) -> Stage:
   return done[-1]
 
 
-def _read(workdir: Workdir) -> tuple[ml_collections.ConfigDict, dict[str, Any]]:
+def _read(workdir: Workdir) -> tuple[Config, dict[str, Any]]:
   """The config of a run, and its dataset.json."""
   config = ml_collections.ConfigDict(read_json(workdir.path / 'config.json'))
   return config, read_json(workdir.path / 'dataset.json')
@@ -184,11 +185,7 @@ def _of_pixels(
 
 
 def _left(
-  config: ml_collections.ConfigDict,
-  workdir: Workdir,
-  stage: Stage,
-  num_classes: int,
-  shape: Sequence[int],
+  config: Config, workdir: Workdir, stage: Stage, num_classes: int, shape: Sequence[int]
 ) -> tuple[Network, PyTree]:
   """The network and the variables that a stage has left, for images of that shape."""
   net = network.create(config, num_classes, workdir.plan_after(stage))

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 import slim_jax
 from slim_jax import cpu, models
 from slim_jax.models import initialise
+from slim_jax.runtime.config import Config
 
 PyTree = Any
 
@@ -35,7 +35,7 @@ class Network(NamedTuple):
   plan: slim_jax.Plan | None
 
 
-def model_of(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
+def model_of(config: Config, num_classes: int) -> nn.Module:
   """The Linen module of a config, of the whole network; arguments as of `create`."""
   arguments = {name: value for name, value in config.model.items() if name != 'name'}
   if config.cross_replica_batch_norm:
@@ -45,9 +45,7 @@ def model_of(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
   )
 
 
-def create(
-  config: ml_collections.ConfigDict, num_classes: int, plan: slim_jax.Plan | None = None
-) -> Network:
+def create(config: Config, num_classes: int, plan: slim_jax.Plan | None = None) -> Network:
   """The network of a config.
 
   Args:

@@ -13,7 +13,6 @@ from typing import Any
 from absl import logging
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
@@ -27,6 +26,7 @@ from slim_jax.runs.network import Network
 from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir
 from slim_jax.runtime import files, processes, versions
+from slim_jax.runtime.config import Config
 from slim_jax.sparsity import observe
 from slim_jax.training import (
   checkpoint,
@@ -44,7 +44,7 @@ Evaluators = dict[int, Callable[..., evaluation.Result]]
 
 
 def run(
-  config: ml_collections.ConfigDict, workdir: files.PathLike, *, last: Stage | None = None
+  config: Config, workdir: files.PathLike, *, last: Stage | None = None
 ) -> list[dict[str, Any]]:
   """Runs the method, or what is left of it.
 
@@ -77,9 +77,7 @@ def run(
     return _run(config, workdir, last)
 
 
-def _run(
-  config: ml_collections.ConfigDict, workdir: Workdir, last: Stage | None
-) -> list[dict[str, Any]]:
+def _run(config: Config, workdir: Workdir, last: Stage | None) -> list[dict[str, Any]]:
   records = workdir.records()
 
   def begun(stage: Stage) -> bool:
@@ -284,7 +282,7 @@ def _plan_before(workdir: Workdir, stage: Stage, previous: Stage | None):
   return None if previous is None else workdir.plan_after(previous)
 
 
-def _is_from_elsewhere(config: ml_collections.ConfigDict, stage: Stage) -> bool:
+def _is_from_elsewhere(config: Config, stage: Stage) -> bool:
   """Whether a stage starts from `init_from`: as any that starts from new weights, but scratch."""
   return (
     bool(config.init_from) and not stage.is_scratch and (stages.previous(config, stage) is None)

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 import slim_jax
 from slim_jax.runs import checks, context, network
@@ -12,6 +11,7 @@ from slim_jax.runs.context import Run
 from slim_jax.runs.network import Network
 from slim_jax.runs.stages import Stage
 from slim_jax.runtime import processes
+from slim_jax.runtime.config import Config
 from slim_jax.training import train_state
 
 PyTree = Any
@@ -45,7 +45,7 @@ def prune(
 
 
 def select_dead(
-  net: Network, variables: PyTree, image: jax.ShapeDtypeStruct, prune: ml_collections.ConfigDict
+  net: Network, variables: PyTree, image: jax.ShapeDtypeStruct, prune: Config
 ) -> PyTree:
   """Which channels go.
 

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import ml_collections
-
 from slim_jax.runs.checks import ConfigError
+from slim_jax.runtime.config import Config
 
 
 class Stage(NamedTuple):
@@ -70,7 +69,7 @@ LATER = {
 AT_ONCE = ('pruned', 'recalibrated')
 
 
-def of(config: ml_collections.ConfigDict) -> list[Stage]:
+def of(config: Config) -> list[Stage]:
   """The stages of a run, in order."""
   result = [Stage(0, 'baseline')] if config.baseline_epochs else []
   for number in range(1, config.passes + 1):
@@ -83,7 +82,7 @@ def of(config: ml_collections.ConfigDict) -> list[Stage]:
   return result + [Stage(config.passes, name) for name, wanted in scratch.items() if wanted]
 
 
-def named(config: ml_collections.ConfigDict, name: str) -> Stage:
+def named(config: Config, name: str) -> Stage:
   """The first stage of that name.
 
   Raises:
@@ -98,7 +97,7 @@ def named(config: ml_collections.ConfigDict, name: str) -> Stage:
   return found[0]
 
 
-def previous(config: ml_collections.ConfigDict, stage: Stage) -> Stage | None:
+def previous(config: Config, stage: Stage) -> Stage | None:
   """The stage whose network this one starts from; None for new weights."""
   if stage.number == 0 or stage == Stage(1, 'sparse') or stage.is_scratch:
     return None
@@ -117,9 +116,7 @@ def free_after(stage: str) -> tuple[str, ...]:
   return (*HARMLESS, *(name for later in order[order.index(stage) + 1 :] for name in LATER[later]))
 
 
-def unused_fields(
-  config: ml_collections.ConfigDict, begun: Callable[[Stage], bool]
-) -> tuple[str, ...]:
+def unused_fields(config: Config, begun: Callable[[Stage], bool]) -> tuple[str, ...]:
   """Returns the fields and sections of the config that no stage that has begun depends on.
 
   Args:

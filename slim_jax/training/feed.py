@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from slim_jax import data
 from slim_jax.runtime import devices
+from slim_jax.runtime.config import Config
 
 PyTree = Any
 
@@ -34,9 +34,7 @@ class Feed(NamedTuple):
   take: Callable[[PyTree, PyTree, jax.Array], dict[str, jax.Array]]
 
 
-def create(
-  train_data: data.ArrayData | data.StreamData, config: ml_collections.ConfigDict, *, key: jax.Array
-) -> Feed:
+def create(train_data: data.ArrayData | data.StreamData, config: Config, *, key: jax.Array) -> Feed:
   """The feed of a split.
 
   Args:
@@ -48,14 +46,12 @@ def create(
   return make(train_data, config, key)
 
 
-def steps_per_epoch(
-  train_data: data.ArrayData | data.StreamData, config: ml_collections.ConfigDict
-) -> int:
+def steps_per_epoch(train_data: data.ArrayData | data.StreamData, config: Config) -> int:
   """Whole batches in the split; what is left over differs from epoch to epoch."""
   return len(train_data) // config.batch_size
 
 
-def _memory(train_data: data.ArrayData, config: ml_collections.ConfigDict, key: jax.Array) -> Feed:
+def _memory(train_data: data.ArrayData, config: Config, key: jax.Array) -> Feed:
   """All images lie on every device; a step needs the order of the epoch."""
   places = devices.local(config.devices)
   size = config.batch_size // devices.total(places)
@@ -82,7 +78,7 @@ def _memory(train_data: data.ArrayData, config: ml_collections.ConfigDict, key: 
   return Feed(train_data.arrays(), steps, take)
 
 
-def _stream(train_data: data.StreamData, config: ml_collections.ConfigDict, key: jax.Array) -> Feed:
+def _stream(train_data: data.StreamData, config: Config, key: jax.Array) -> Feed:
   """A step needs its images, which come decoded from the host."""
   places = devices.local(config.devices)
   seed = int(jax.random.bits(key))
@@ -113,11 +109,7 @@ def _stream(train_data: data.StreamData, config: ml_collections.ConfigDict, key:
 
 
 def prepared(
-  batch: PyTree,
-  train_data: data.Data,
-  config: ml_collections.ConfigDict,
-  device: jax.Array,
-  key: jax.Array,
+  batch: PyTree, train_data: data.Data, config: Config, device: jax.Array, key: jax.Array
 ) -> tuple[PyTree, jax.Array]:
   """A batch augmented and normalised, inside a compiled step, and a key for dropout.
 

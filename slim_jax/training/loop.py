@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
@@ -22,6 +21,7 @@ from slim_jax import data
 from slim_jax.display import progress
 from slim_jax.errors import SlimError
 from slim_jax.runtime import devices, interrupt
+from slim_jax.runtime.config import Config
 from slim_jax.training import checkpoint, evaluation, feed, train_state
 from slim_jax.training.steps import train_step
 
@@ -53,7 +53,7 @@ def fit(
   train_data: data.Data,
   task: Task,
   *,
-  config: ml_collections.ConfigDict,
+  config: Config,
   manager: ocp.CheckpointManager,
   seconds: float = 0.0,
   totals: Mapping[str, float] | None = None,
@@ -154,7 +154,7 @@ def fit(
 
 
 def make_step(
-  batches: feed.Feed, train_data: data.Data, config: ml_collections.ConfigDict, *, key: jax.Array
+  batches: feed.Feed, train_data: data.Data, config: Config, *, key: jax.Array
 ) -> Callable[..., tuple[train_state.TrainState, PyTree]]:
   """The compiled step: takes its batch, augments, normalises and trains.
 

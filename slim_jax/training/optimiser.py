@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import optax
 
 from slim_jax import batch_norms
+from slim_jax.runtime.config import Config
 from slim_jax.sparsity import observe, pull, terms
 
 PyTree = Any
@@ -18,7 +18,7 @@ SCHEDULES = ('piecewise', 'cosine')
 
 
 def make_schedule(
-  section: ml_collections.ConfigDict, *, epochs: int, steps_per_epoch: int, scale: float = 1.0
+  section: Config, *, epochs: int, steps_per_epoch: int, scale: float = 1.0
 ) -> optax.Schedule:
   """Learning rate by step.
 
@@ -55,9 +55,7 @@ def make_schedule(
   return schedule
 
 
-def make_strength(
-  config: ml_collections.ConfigDict, strength: float, steps_per_epoch: int
-) -> float | optax.Schedule:
+def make_strength(config: Config, strength: float, steps_per_epoch: int) -> float | optax.Schedule:
   """Strength by step: it rises to `strength` over `train.strength_warmup_epochs`."""
   warmup = round(config.train.strength_warmup_epochs * steps_per_epoch)
   if not warmup or not strength:
@@ -66,7 +64,7 @@ def make_strength(
 
 
 def make_tx(
-  config: ml_collections.ConfigDict,
+  config: Config,
   schedule: optax.Schedule,
   *,
   strength: float | optax.Schedule,
@@ -112,7 +110,7 @@ class Length(NamedTuple):
   epoch_steps: int
 
 
-def strength(config: ml_collections.ConfigDict, schedule: optax.Schedule, length: Length) -> float:
+def strength(config: Config, schedule: optax.Schedule, length: Length) -> float:
   """The largest strength of a sparse stage, as `config.train` has it: by itself, or by its pull.
 
   Args:
@@ -125,9 +123,7 @@ def strength(config: ml_collections.ConfigDict, schedule: optax.Schedule, length
   return config.train.pull / reach(config, schedule, length, 1.0)
 
 
-def reach(
-  config: ml_collections.ConfigDict, schedule: optax.Schedule, length: Length, highest: float
-) -> float:
+def reach(config: Config, schedule: optax.Schedule, length: Length, highest: float) -> float:
   """How far a small scale is pulled in such a stage; see `terms.reach`."""
   at = make_strength(config, highest, length.epoch_steps)
   if callable(at):
@@ -143,11 +139,7 @@ def reach(
 
 
 def make_sparse_tx(
-  config: ml_collections.ConfigDict,
-  schedule: optax.Schedule,
-  length: Length,
-  highest: float,
-  weights: PyTree = None,
+  config: Config, schedule: optax.Schedule, length: Length, highest: float, weights: PyTree = None
 ) -> optax.GradientTransformation:
   """The optimiser of a sparse stage; with highest 0, of one whose state fits it.
 
@@ -169,11 +161,7 @@ def make_sparse_tx(
 
 
 def judge(
-  config: ml_collections.ConfigDict,
-  schedule: optax.Schedule,
-  length: Length,
-  highest: float,
-  params: PyTree,
+  config: Config, schedule: optax.Schedule, length: Length, highest: float, params: PyTree
 ) -> dict[str, Any]:
   """The pull beside the scales that it is to bring to zero: strength, pull, start, warning."""
   figures = {

@@ -6,18 +6,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from slim_jax import data
 from slim_jax.display import progress
 from slim_jax.runtime import devices
+from slim_jax.runtime.config import Config
 from slim_jax.training import feed, steps, train_state
 
 PyTree = Any
 
 
 def make_recalibrate(
-  train_data: data.Data, *, config: ml_collections.ConfigDict, key: jax.Array
+  train_data: data.Data, *, config: Config, key: jax.Array
 ) -> Callable[[train_state.TrainState], train_state.TrainState]:
   """A function that estimates BatchNorm statistics anew, with the weights as they are.
 
