@@ -56,12 +56,12 @@ def moved(config, highest):
 @pytest.mark.parametrize('warmup', [0.0, 2.5])
 @pytest.mark.parametrize('nesterov', [False, True])
 @pytest.mark.parametrize('name', terms.TERMS)
-def test_reach_is_what_the_optimiser_does(name, nesterov, warmup):
+def test_pull_is_how_far_the_optimiser_moves_the_scales(name, nesterov, warmup):
   config = make_config(
     **{'train.term': name, 'train.strength_warmup_epochs': warmup, 'nesterov': nesterov}
   )
   schedule = optimiser.make_schedule(config.train, epochs=8, steps_per_epoch=25)
-  want = optimiser.reach(config, schedule, LENGTH, 1e-3)
+  want = optimiser.stage_pull(config, schedule, LENGTH, 1e-3)
   found, _ = moved(config, 1e-3)
   np.testing.assert_allclose(found, want, rtol=1e-3)
   with config.unlocked():

@@ -1,4 +1,4 @@
-"""How sparse the scales are."""
+"""How sparse the scales are: shares below thresholds, |scale| by layer and of all layers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,32 +11,30 @@ from slim_jax import batch_norms, tree
 
 PyTree = Any
 
-# |scale| below which a channel is as good as gone, for the figure that reports its share.
+# A channel with |scale| below this counts as small in the summary of a run.
 SMALL = 0.01
-# |scale| below which shares are shown as training goes.
+# The thresholds of the shares that are logged during training.
 THRESHOLDS = (1e-4, 1e-3, 1e-2, 1e-1)
 
 
 def scale_shares(
-  params: Any,
-  thresholds: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1),
-  mask: Any = batch_norms.scales,
+  params: Any, thresholds: Sequence[float] = THRESHOLDS, mask: Any = batch_norms.scales
 ) -> dict[float, jax.Array]:
-  """How sparse the scales are: the share of all |scale| below each threshold.
+  """Returns the share of all scales with |scale| below each threshold.
 
-  A function for `jit`, for a line of a log: by it one sees early whether sparsity appears at all.
+  Works under `jit`. Logged during training, it shows early whether sparsity appears.
 
   Args:
-    params: the parameters (or all variables).
+    params: the parameters, or all variables.
     thresholds: numbers > 0, in units of the scales.
-    mask: which parameters, as `add_l1` takes it.
+    mask: which parameters are scales, as in `add_l1`.
 
   Returns:
     By threshold, the share of the scales of all layers that are strictly below it: float32 [], in
     [0, 1].
 
   Raises:
-    ValueError: when a threshold is not positive, or the mask names no parameter.
+    ValueError: a threshold is not positive, or the mask selects no parameter.
 
   Example:
     >>> import jax.numpy as jnp, slim_jax
@@ -57,20 +55,21 @@ def scale_shares(
 
 
 def shares(params: PyTree) -> dict[str, dict[str, float]]:
-  """{'scales_below': {threshold: share of all |scale|}}, for a line of metrics."""
-  found = scale_shares(params, THRESHOLDS)
-  return {'scales_below': {f'{threshold:g}': float(share) for threshold, share in found.items()}}
+  """Returns {'scales_below': {threshold: share of all |scale|}}, for a line of metrics."""
+  return {
+    'scales_below': {f'{at:g}': float(n) for at, n in scale_shares(params, THRESHOLDS).items()}
+  }
 
 
-def say(found: Mapping[str, Mapping[str, float]]) -> str:
-  """`shares` for people."""
+def say(metrics: Mapping[str, Mapping[str, float]]) -> str:
+  """Formats what `shares` returns as one line of text."""
   return 'scales below ' + ', '.join(
-    f'{threshold}: {share:.1%}' for threshold, share in found['scales_below'].items()
+    f'{threshold}: {share:.1%}' for threshold, share in metrics['scales_below'].items()
   )
 
 
 def by_layer(params: PyTree) -> dict[str, np.ndarray]:
-  """|scale| of each BatchNorm, float [channels], by its path in the variables."""
+  """Returns |scale| of each BatchNorm, float [channels], by its path in the variables."""
   leaves = tree.flatten(params)
   return {
     tree.show(('params', *path)): np.abs(np.ravel(leaves[path]))
@@ -79,6 +78,6 @@ def by_layer(params: PyTree) -> dict[str, np.ndarray]:
 
 
 def scales(variables: PyTree) -> np.ndarray:
-  """|scale| of all BatchNorms, float [channels]."""
+  """Returns |scale| of all BatchNorms, float [channels]."""
   leaves = tree.flatten(variables)
   return np.concatenate([np.abs(np.ravel(leaves[path])) for path in batch_norms.chosen(variables)])

@@ -1,13 +1,14 @@
-r"""How far the L1 term can pull a scale in the time that it has.
+r"""The pull: how far an L1 penalty moves a scale over a whole training.
 
-A scale that gets no gradient from the task moves towards zero by
+A scale that gets no gradient from the task moves towards zero by about
 
 .. math:: \frac{\lambda}{1 - \mu} \sum_t \eta_t
 
-in all: lambda the strength, mu the momentum, eta the learning rates. Sparsity appears only if that
-is more than where scales start, 0.5 in the paper. So a shorter training needs a larger strength,
-and the pull, not the strength, is what training of another length, batch size or learning rate has
-in common with the paper's: 6.6 for its VGG-19 on CIFAR, 0.66 for its ResNet-164 and DenseNet-40.
+where lambda is the strength, mu the momentum and eta the learning rate. Scales become sparse only
+if this distance exceeds their starting value, 0.5 in the paper. A shorter training therefore needs
+a larger strength. Trainings that differ in length, batch size or learning rate are comparable if
+their pulls are equal, not their strengths. The paper's pull is 6.6 for VGG-19 on CIFAR and 0.66
+for ResNet-164 and DenseNet-40. The pulls of the other penalties follow from this one, see `terms`.
 """
 
 import numpy as np
@@ -15,28 +16,29 @@ import optax
 
 
 def by_step(schedule: optax.Schedule, steps: int) -> np.ndarray:
-  """What a schedule has for each of the first `steps` steps, float64 [steps]."""
+  """Returns the values of a schedule at the first `steps` steps, float64 [steps]."""
   return np.asarray(np.broadcast_to(schedule(np.arange(steps)), steps), np.float64)
 
 
 def l1_pull(
   rates: np.ndarray, *, strength: float | np.ndarray, momentum: float = 0.0, nesterov: bool = False
 ) -> float:
-  """How far SGD moves a scale that gets no gradient but that of the L1 term.
+  """Returns how far SGD moves a scale whose only gradient is that of the L1 penalty.
 
-  Momentum starts at rest, which takes a few steps off the sum above. Weight decay, which pulls
-  too, is left out. A scale that reaches zero stays near it.
+  The momentum starts at zero, so the distance is slightly smaller than the sum in the module's
+  docstring. Weight decay would add to it and is not included. A scale that reaches zero stays
+  near it.
 
   Args:
     rates: learning rate of each step, float [steps].
-    strength: lambda, as `slim_jax.add_l1` takes it; or of each step, float [steps].
+    strength: lambda, as in `slim_jax.add_l1`: one for all steps, or float [steps].
     momentum: of SGD, in [0, 1).
     nesterov: whether the momentum is Nesterov's.
 
   Returns:
     The distance, in units of the scales; proportional to `strength`.
   """
-  # A step of SGD is the momentum v_t = mu v_{t-1} + lambda_t; Nesterov's is lambda_t + mu v_t.
+  # The velocity is v_t = mu v_{t-1} + lambda_t. SGD moves by v_t, with Nesterov by lambda_t + mu v_t.
   strengths = np.broadcast_to(strength, len(rates)).astype(np.float64).tolist()
   velocity = distance = 0.0
   for rate, now in zip(np.asarray(rates, np.float64).tolist(), strengths, strict=True):
@@ -46,12 +48,12 @@ def l1_pull(
 
 
 def warning(*, start: float, pull: float, strength: float) -> str:
-  """What to say when the pull does not reach from `start` to zero; '' when it does.
+  """Returns a warning if the pull is too small to bring scales from `start` to zero, else ''.
 
   Args:
     start: mean |scale| before the training.
-    pull: see `l1_pull`.
-    strength: lambda; with 0 no sparsity is wanted, and nothing is said.
+    pull: distance that `l1_pull` returns.
+    strength: lambda. With 0 no sparsity is wanted, so there is no warning.
   """
   if not strength or pull >= start:
     return ''

@@ -1,6 +1,7 @@
-"""The sparsity terms that a config can name: the parts of an optimiser, and how far they pull.
+"""The sparsity terms that `config.train.term` names, and how far each pulls a scale.
 
-To add one: write its transformation in `sparsity` and its entry in `TERMS`.
+A term is one or two transformations of `penalties` at their places in the optimiser's chain. To
+add one, write its transformation in `penalties` and its entry in `TERMS`.
 """
 
 from collections.abc import Callable
@@ -17,15 +18,15 @@ Transformations = list[optax.GradientTransformation]
 
 
 class Spec(NamedTuple):
-  """What a term is made from.
+  """The arguments from which a term is made.
 
   Attributes:
-    strength: lambda, a float or a schedule; the float 0 for a stage without sparsity, whose
-      optimiser state must fit that of the stage with it.
-    learning_rate: schedule of the optimiser.
+    strength: lambda, a float or a schedule. A stage without sparsity has the float 0; its
+      optimiser state has the structure of a sparse stage's.
+    learning_rate: the optimiser's schedule.
     t: `polarization_t` of the config.
-    weights: of each scale, as `slim_jax.add_l1` takes them.
-    mask: which leaves are scales, likewise.
+    weights: weight of each scale, as in `slim_jax.add_l1`.
+    mask: which leaves are scales, as in `slim_jax.add_l1`.
   """
 
   strength: float | optax.Schedule
@@ -45,9 +46,9 @@ class Term:
   """A sparsity term.
 
   Attributes:
-    before: what changes gradients, ahead of momentum.
-    after: what changes the step, behind the learning rate.
-    force: by how many times the strength a small scale is drawn to zero.
+    before: makes the transformations of gradients, which come before momentum.
+    after: makes the transformations of the step, which come after the learning rate.
+    force: the slope of the penalty at a small scale, in units of the strength; a function of t.
   """
 
   before: Callable[[Spec], Transformations] = _nothing
@@ -77,17 +78,17 @@ def _clip(spec: Spec) -> Transformations:
 TERMS = {
   'l1': Term(before=_l1),
   'proximal': Term(after=_proximal),
-  # Of a scale below the mean both parts of the penalty have the same direction.
+  # At a scale below the mean both parts of the penalty have slopes of the same sign.
   'polarization': Term(before=_polarization, after=_clip, force=lambda t: 1.0 + t),
 }
 
 
 def parts(name: str, spec: Spec) -> tuple[Transformations, Transformations]:
-  """What stands before the momentum and what stands behind the learning rate."""
+  """Returns a term's transformations before the momentum and after the learning rate."""
   return TERMS[name].before(spec), TERMS[name].after(spec)
 
 
-def reach(
+def term_pull(
   name: str,
   rates: np.ndarray,
   strength: float | np.ndarray,
@@ -96,22 +97,22 @@ def reach(
   nesterov: bool,
   t: float = 0.0,
 ) -> float:
-  """How far a term pulls a small scale of weight 1 that the task leaves alone.
+  """Returns how far a term moves a small scale of weight 1 that gets no gradient from the task.
 
   Args:
     name: key of `TERMS`.
     rates: learning rate of each step, float [steps].
-    strength: lambda, or that of each step, float [steps].
+    strength: lambda, one for all steps or float [steps].
     momentum: of the optimiser.
-    nesterov: whether it is Nesterov's.
+    nesterov: whether the momentum is Nesterov's.
     t: `polarization_t` of the config.
 
   Returns:
     The distance, in units of the scales; proportional to `strength`.
   """
   term = TERMS[name]
-  if term.before is _nothing:
-    momentum, nesterov = 0.0, False  # the step of its own is not in the momentum
+  if term.before is _nothing:  # the term changes the step itself, which momentum does not see
+    momentum, nesterov = 0.0, False
   return term.force(t) * pull.l1_pull(
     rates, strength=strength, momentum=momentum, nesterov=nesterov
   )

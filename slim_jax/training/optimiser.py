@@ -120,15 +120,15 @@ def strength(config: Config, schedule: optax.Schedule, length: Length) -> float:
   """
   if not config.train.pull:
     return config.train.strength
-  return config.train.pull / reach(config, schedule, length, 1.0)
+  return config.train.pull / stage_pull(config, schedule, length, 1.0)
 
 
-def reach(config: Config, schedule: optax.Schedule, length: Length, highest: float) -> float:
-  """How far a small scale is pulled in such a stage; see `terms.reach`."""
+def stage_pull(config: Config, schedule: optax.Schedule, length: Length, highest: float) -> float:
+  """Returns how far a sparse stage pulls a small scale; see `terms.term_pull`."""
   at = make_strength(config, highest, length.epoch_steps)
   if callable(at):
     at = pull.by_step(at, length.steps)
-  return terms.reach(
+  return terms.term_pull(
     config.train.term,
     pull.by_step(schedule, length.steps),
     at,
@@ -167,6 +167,6 @@ def judge(
   figures = {
     'strength': highest,
     'start': float(np.mean(observe.scales(params))),
-    'pull': reach(config, schedule, length, highest),
+    'pull': stage_pull(config, schedule, length, highest),
   }
   return {**figures, 'warning': pull.warning(**figures)}
