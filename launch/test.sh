@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
-# The tests: bash launch/test.sh [PYTEST_ARGUMENT ...]
+# Checks the source and runs the tests: bash launch/test.sh [PYTEST_ARGUMENT ...]
 #
-# JOBS files of tests run side by side (2 unless set; up to 5 GB of memory each). See launch/install.sh for PYTHON and
-# VENV.
+# JOBS processes run files of tests side by side (2 unless set; up to 5 GB of memory each). With arguments the source is
+# not checked. See launch/install.sh for PYTHON and VENV.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-bash launch/install.sh test
-exec "${VENV:-.venv}/bin/python" -m pytest --numprocesses "${JOBS:-2}" --dist loadfile "$@"
+bash launch/install.sh test,dev
+bin=${VENV:-.venv}/bin
+if (($# == 0)); then
+  "$bin/ruff" check
+  "$bin/ruff" format --check
+  "$bin/basedpyright" --pythonpath "$bin/python"
+fi
+exec "$bin/python" -m pytest --numprocesses "${JOBS:-2}" --dist loadfile "$@"
