@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The demonstration: slims a small VGG on the 1,797 handwritten digits of scikit-learn, on the CPU, in minutes.
+# The demo: slims a small VGG on the 1,797 handwritten digits of scikit-learn. Takes minutes on a CPU.
 #
 #   bash launch/demo.sh [--config.FIELD=VALUE ...]
 #
-# Run it again and it continues where it stopped, or says that it is done. See launch/install.sh for PYTHON and VENV.
+# The same command continues an interrupted run. See launch/install.sh for PYTHON and VENV.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

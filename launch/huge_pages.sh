@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs a command with its memory in huge pages, where Linux leaves that to programs: bash launch/huge_pages.sh COMMAND
+# Runs a command with huge pages, where Linux lets a program ask for them: bash launch/huge_pages.sh COMMAND
 #
-# A step of training on the CPU asks for its buffers anew, and the system clears them page by page: with huge pages the
-# steps of the networks for CIFAR take 11 to 24 % less time. glibc has this from 2.35 on; others ignore it. Set
-# GLIBC_TUNABLES yourself for something else.
+# Every training step on a CPU allocates its buffers again, and the kernel clears them page by page. With huge pages the
+# steps of the CIFAR networks take 11 to 24 % less time. Needs glibc 2.35 or later; other C libraries ignore the setting.
+# A GLIBC_TUNABLES that is already set is kept.
 set -euo pipefail
 
 export GLIBC_TUNABLES=${GLIBC_TUNABLES-glibc.malloc.hugetlb=1}

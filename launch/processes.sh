@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Several processes on this machine that train together, each with a GPU of its own where there are as many:
+# Several processes on this machine that train together. Each gets one GPU if there are at least COUNT of them:
 #
 #   bash launch/processes.sh COUNT --config=configs/NAME.py --workdir=DIR [--config.FIELD=VALUE ...]
 #
-# MODULE and EXTRA are those of launch/train.sh, which one process needs instead: it uses all GPUs, too.
+# See launch/train.sh for MODULE and EXTRA. One process, which launch/train.sh starts, also uses all GPUs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-count=${1:?how many processes}
+count=${1:?COUNT, the number of processes, is missing}
 shift
 bash launch/install.sh "${EXTRA-$(bash launch/extra.sh)}"
 python=${VENV:-.venv}/bin/python
@@ -21,15 +21,15 @@ for ((i = 0; i < count; i++)); do
   JAX_PROCESS_ID=$i bash launch/huge_pages.sh "$python" -m "${MODULE:-slim_jax.main}" "$@" &
   pids+=($!)
 done
-# They save, and end by themselves.
+# Each process saves a checkpoint and then exits.
 trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM INT
 
 status=0
 while [[ -n $(jobs -rp) ]]; do
   wait -n && code=0 || code=$?
   ((status)) || status=$code
-  if ((code != 0 && code != 143)); then  # the others would wait for it
-    sleep 2  # and may have something to say first
+  if ((code != 0 && code != 143)); then  # otherwise the others wait for it forever
+    sleep 2  # time for the others to print their errors
     kill -KILL "${pids[@]}" 2>/dev/null || true
   fi
 done

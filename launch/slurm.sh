@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A job on GPUs of one or more nodes of a SLURM cluster, a process for each GPU:
+# A SLURM job on the GPUs of one or more nodes, with one process for each GPU:
 #
 #   sbatch --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh --config=configs/NAME.py --workdir=DIR \
 #     [--config.FIELD=VALUE ...]
 #
-# Options of sbatch (--partition, --account, --time) stand before the script. DIR and this folder must be seen by all
-# nodes. Before its time is over, or when it is preempted, the job saves and puts itself into the queue again.
-# MODULE and EXTRA are those of launch/train.sh.
+# Put options of sbatch (--partition, --account, --time) before the script. All nodes must see DIR and this folder.
+# Two minutes before its time limit, or when it is preempted, the job saves a checkpoint and requeues itself.
+# See launch/train.sh for MODULE and EXTRA.
 #SBATCH --job-name=slim_jax
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -17,12 +17,12 @@
 #SBATCH --open-mode=append
 #SBATCH --output=slim_jax-%j.log
 set -euo pipefail
-cd "${SLURM_SUBMIT_DIR:?start it with sbatch, in the folder of slim_jax}"
+cd "${SLURM_SUBMIT_DIR:?is not set: start this script with sbatch, in the folder of slim_jax}"
 
 bash launch/install.sh "${EXTRA-cuda}"
 status=0
 srun --kill-on-bad-exit=1 "${VENV:-.venv}/bin/python" -m "${MODULE:-slim_jax.main}" "$@" || status=$?
-if ((status == 143)); then  # stopped by SIGTERM, and saved
+if ((status == 143)); then  # stopped by SIGTERM after saving a checkpoint
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

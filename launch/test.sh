@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Checks the source and runs the tests: bash launch/test.sh [PYTEST_ARGUMENT ...]
 #
-# JOBS processes run files of tests side by side (2 unless set; up to 5 GB of memory each). With arguments the source is
-# not checked. See launch/install.sh for PYTHON and VENV.
+# JOBS test files run at the same time (default: 2; each needs up to 5 GB of memory). With arguments, only the tests run.
+# See launch/install.sh for PYTHON and VENV.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # A Cloud TPU: one machine, or a slice of several whose hosts train together.
 #
-#   bash launch/tpu.sh create  NAME             makes the TPU
-#   bash launch/tpu.sh install NAME             copies what is committed here to all hosts, and installs it
+#   bash launch/tpu.sh create  NAME             creates the TPU
+#   bash launch/tpu.sh install NAME             copies the committed files to all hosts and installs slim_jax there
 #   bash launch/tpu.sh run     NAME --config=configs/NAME.py --workdir=DIR [--config.FIELD=VALUE ...]
-#   bash launch/tpu.sh delete  NAME             deletes the TPU, which costs until then
+#   bash launch/tpu.sh delete  NAME             deletes the TPU; until then you pay for it
 #
-# ZONE (us-central2-b), TYPE (v4-8) and VERSION (tpu-ubuntu2204-base, the image) say where and what; PROJECT is that of
-# gcloud unless it is set. MODULE is that of launch/train.sh. All hosts of a slice must see DIR: gs://BUCKET/PATH, or a
-# Filestore; one host may use its own disk. The same run again continues where it stopped.
+# ZONE (default us-central2-b), TYPE (v4-8) and VERSION (tpu-ubuntu2204-base) choose place, hardware and image. PROJECT
+# defaults to that of gcloud. See launch/train.sh for MODULE. All hosts of a slice must see DIR: use gs://BUCKET/PATH or a
+# Filestore; a single host may use its own disk. The same `run` continues an interrupted run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

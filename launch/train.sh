@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# One process on this machine, with all its GPUs or TPU cores, or the CPU:
+# One process on this machine, on all its GPUs or TPU cores, or on the CPU:
 #
 #   bash launch/train.sh --config=configs/NAME.py --workdir=DIR [--config.FIELD=VALUE ...]
 #
-# MODULE names another program (slim_jax.sweep, slim_jax.look), EXTRA what JAX needs beside the CPU: cuda, tpu or ''
-# (default: cuda where nvidia-smi finds a GPU). Run it again and it continues. See launch/install.sh for PYTHON and VENV.
+# MODULE names another program (slim_jax.sweep, slim_jax.look). EXTRA names the extra of setup.cfg that JAX needs: cuda,
+# tpu or '' (default: cuda if nvidia-smi finds a GPU). The same command continues an interrupted run. See
+# launch/install.sh for PYTHON and VENV.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
