@@ -411,7 +411,7 @@ def test_unknown_name_lists_what_there_is(tmp_path):
   _prepare_own(tmp_path, [_png(_random_images(1, 5, 5, 1)[0])], [0])
   with pytest.raises(
     data.DataError,
-    match="no data set 'imagenet'.* holds own.*digits.*svhn_cropped.*To use data of your own",
+    match="no data set 'imagenet'.* holds own.*digits.*svhn_cropped.*To use your own data",
   ):
     data.load('imagenet', data_dir=str(tmp_path), split='train')
   with pytest.raises(data.DataError, match='is the data set .own., not .mnist.'):
@@ -622,7 +622,7 @@ def test_normalize(dtype):
 @pytest.mark.parametrize('n, batch_size', [(10, 4), (8, 4), (3, 4), (1, 1)])
 def test_eval_batches_are_exact(n, batch_size):
   arrays = _array_data(n, 4, 3, 1)
-  got = list(data.eval_batches(arrays, batch_size))
+  got = list(arrays.eval_batches(batch_size))
   assert len(got) == -(-n // batch_size)
   for batch in got:
     assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {

@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 
 from slim_jax import data
 from slim_jax.data import colors, imagenet, photos
+from slim_jax.data.stream import StreamData, prefetch
 
 
 def photo(width, height, seed=0):
@@ -614,7 +615,7 @@ def test_parts_of_processes_make_the_batch(stream, start):
 @pytest.mark.parametrize('batch_size, count', [(4, 1), (4, 2), (13, 1), (20, 2), (26, 1), (30, 3)])
 def test_evaluation_counts_everything_once(stream, batch_size, count):
   parts = [
-    list(data.eval_batches(stream, batch_size, process_index=index, process_count=count))
+    list(stream.eval_batches(batch_size, process_index=index, process_count=count))
     for index in range(count)
   ]
   assert {len(part) for part in parts} == {-(-13 // batch_size)}
@@ -646,10 +647,8 @@ def test_evaluation_of_arrays_splits_over_processes():
     mean=np.zeros(3, np.float32),
     std=np.ones(3, np.float32),
   )
-  one = list(data.eval_batches(arrays, 6))
-  parts = [
-    list(data.eval_batches(arrays, 6, process_index=index, process_count=3)) for index in range(3)
-  ]
+  one = list(arrays.eval_batches(6))
+  parts = [list(arrays.eval_batches(6, process_index=index, process_count=3)) for index in range(3)]
   assert_same(
     one,
     [
@@ -684,7 +683,7 @@ def test_a_damaged_image_ends_training_with_its_name(tmp_path):
 
 
 def test_worker_processes_give_the_same_batches_and_their_end_is_told(stream):
-  workers = data.StreamData(stream.records, stream.image_size, workers=2)
+  workers = StreamData(stream.records, stream.image_size, workers=2)
   iterator = workers.train_batches(4, seed=1, start=1)
   got = list(itertools.islice(iterator, 6))
   assert_same(got, take(stream.train_batches(4, seed=1, start=1), 6))
@@ -695,7 +694,7 @@ def test_worker_processes_give_the_same_batches_and_their_end_is_told(stream):
 
 
 def test_workers_evaluate_the_same(stream):
-  workers = data.StreamData(stream.records, stream.image_size, workers=1)
+  workers = StreamData(stream.records, stream.image_size, workers=1)
   assert_same(list(workers.eval_batches(5)), list(stream.eval_batches(5)))
   assert not multiprocessing.active_children()
 
@@ -713,7 +712,7 @@ def test_prefetch_keeps_order_and_looks_ahead():
     events.append(f'put {index}')
     return 10 * index
 
-  ahead = data.prefetch(batches(), put, depth=2)
+  ahead = prefetch(batches(), put, depth=2)
   for value in ahead:
     events.append(f'use {value}')
   assert (
@@ -723,7 +722,7 @@ def test_prefetch_keeps_order_and_looks_ahead():
   assert [event for event in events if 'use' in event] == ['use 0', 'use 10', 'use 20', 'use 30']
   assert events.index('put 2') < events.index('use 10')
   events.clear()
-  ahead = data.prefetch(batches(), put)
+  ahead = prefetch(batches(), put)
   next(ahead)
   ahead.close()
   assert events == ['put 0', 'put 1', 'closed']

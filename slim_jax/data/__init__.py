@@ -1,31 +1,73 @@
-"""Data sets of images: prepared, loaded, streamed, batched and augmented."""
+"""Data sets of images: prepared, loaded, streamed, batched and augmented.
 
-from slim_jax.data.arrays import ArrayData, Data, channel_statistics, load
-from slim_jax.data.batches import (
-  AUGMENTATIONS,
-  augment,
-  epoch_order,
-  eval_batches,
-  normalize,
-  take_batch,
-)
+  __init__   `load`, and what needs NumPy and JAX alone
+  arrays     a split in memory, `ArrayData`
+  memory     reads a split into memory
+  stream     a split that is read from disk as it is needed, `StreamData` (Grain)
+  batches    batches of images, augmentation, normalisation: pure functions
+  colors     random changes of colour, for `batches`
+  photos     decoding and cropping of one photograph
+  records    encoded images by index, from any of the sources below
+  prepare    data sets prepared on first use (TFDS): `builders`, `digits`, `imagenet`
+  folder     a folder of images;  tfrecord: TFRecord files without TensorFlow
+
+To add a data set that is prepared on first use, write a TFDS builder and add it to
+`prepare.BUILDERS`.
+"""
+
+from typing import TYPE_CHECKING
+
+from slim_jax.data.arrays import ArrayData, channel_statistics
+from slim_jax.data.batches import AUGMENTATIONS, augment, epoch_order, normalize, take_batch
 from slim_jax.data.errors import DataError
-from slim_jax.data.prepare import BUILDERS
-from slim_jax.data.stream import StreamData, prefetch
+
+if TYPE_CHECKING:
+  from slim_jax.data.stream import Data
 
 __all__ = [
   'AUGMENTATIONS',
-  'BUILDERS',
   'ArrayData',
-  'Data',
   'DataError',
-  'StreamData',
   'augment',
   'channel_statistics',
   'epoch_order',
-  'eval_batches',
   'load',
   'normalize',
-  'prefetch',
   'take_batch',
 ]
+
+
+def load(
+  name: str, *, data_dir: str = '', split: str, image_size: int = 0, workers: int = 0
+) -> 'Data':
+  """Loads one split. Downloads and prepares the data set first if necessary.
+
+  Args:
+    name: 'digits', 'mnist', 'fashion_mnist', 'cifar10', 'cifar100', 'svhn_cropped' or
+      'imagenet2012'; or any data set in `data_dir` that was prepared as array_record or
+      tfrecord and has an `image` and a class `label`: 'name', 'name/config' or
+      'name:version'; or 'folder:/path', a folder of images with a directory for each class.
+    data_dir: TFDS directory, `~/tensorflow_datasets` if empty; or the directory of one
+      prepared data set.
+    split: in the notation of TFDS, such as 'train', 'test[:1000]' or 'train+extra'. The splits
+      of a folder are its directories called train, val, valid, validation and test; without
+      any of these, the whole folder is the split 'train'.
+    image_size: 0 reads the split into memory; all images must have one size. Otherwise the side
+      in pixels to which photographs of any size are cropped and scaled while they are read.
+    workers: number of processes that decode photographs; 0 uses threads of this process.
+
+  Returns:
+    `ArrayData`, the whole split in memory; or `stream.StreamData` if `image_size` is given.
+    Examples are in the order of the files, which TFDS has shuffled.
+
+  Raises:
+    DataError: the data set, the split or a feature is missing, or cannot be downloaded or read.
+      The message says what to do.
+  """
+  # Imported here because TFDS and Grain take a second, and a finished run is opened without them.
+  from slim_jax.data import memory, records, stream
+
+  opened = records.open_records(name, data_dir=data_dir, split=split)
+  if image_size:
+    return stream.StreamData(opened, image_size, workers)
+  return memory.read(opened)

@@ -1,23 +1,20 @@
-"""Batches of a data set that lives in device memory, and what is done to any batch.
+"""Batches of images in device memory; augmentation and normalisation of any batch.
 
-All but `eval_batches` are pure functions to call inside a compiled training
-step: for a data set in device memory the host only sends the step a key and a number.
+Pure functions to call inside a compiled training step. For a data set in device memory, the host
+sends a step only a key and a number.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from slim_jax.data import colors
-from slim_jax.data.arrays import ArrayData
-from slim_jax.data.stream import StreamData, part_size
 
-# What `augment` can do. The figures of 'imagenet' are those of the network slimming
-# paper, which are those of fb.resnet.torch.
+# Kinds of `augment`. The strengths of 'imagenet' are those of the network slimming paper, which
+# takes them from fb.resnet.torch.
 AUGMENTATIONS = ('crop_flip', 'imagenet')
 JITTER = 0.4
 LIGHTING = 0.1
@@ -25,7 +22,7 @@ LIGHTING = 0.1
 
 @functools.partial(jax.jit, static_argnames='n')
 def epoch_order(key: jax.Array, n: int) -> jax.Array:
-  """Draws the order of one epoch.
+  """Draws the order of the examples in one epoch.
 
   Args:
     key: random key.
@@ -43,15 +40,14 @@ def take_batch(
   """Takes examples `order[start : start + batch_size]`.
 
   Args:
-    data: arrays with a common first axis, as `ArrayData.arrays()` has them:
+    data: arrays with a common first axis, as `ArrayData.arrays()` returns them:
       `image` uint8 [n, height, width, channels] and `label` int32 [n].
     order: int32 [n], see `epoch_order`.
-    start: int, may be traced; at most n - batch_size, beyond which it is taken
-      for that.
+    start: int, may be traced; clipped to n - batch_size.
     batch_size: number of examples.
 
   Returns:
-    The same names and dtypes, each [batch_size, ...].
+    Arrays of the same names and dtypes, each [batch_size, ...].
 
   Raises:
     ValueError: the batch is larger than the data set.
@@ -67,31 +63,28 @@ def take_batch(
 def augment(
   key: jax.Array, image: jax.Array, *, kind: str = 'crop_flip', pad: int, flip: bool
 ) -> jax.Array:
-  """Changes each image at random.
+  """Augments each image at random.
 
-  'crop_flip' pads with zeros, crops to the old size at a uniformly drawn place, and
-  mirrors left to right with probability one half, as He et al. (CVPR 2016, section
-  4.2) and the network slimming paper do on CIFAR. The zeros are pixel values: call it
-  before `normalize`.
+  'crop_flip' pads with zeros, crops to the original size at a uniformly drawn position, and
+  mirrors left to right with probability one half, as He et al. (CVPR 2016, section 4.2) and the
+  network slimming paper do on CIFAR. The zeros are pixel values: call it before `normalize`.
 
-  'imagenet' does the same, then changes brightness, contrast and saturation by up to
-  `JITTER`, and adds colours of standard deviation `LIGHTING`: see
-  `slim_jax.data.colors`. The crops of photographs are drawn before, as they are
-  decoded; so pad is 0.
+  'imagenet' does the same, then changes brightness, contrast and saturation by up to `JITTER`,
+  and adds colours of standard deviation `LIGHTING`, see `slim_jax.data.colors`. Photographs are
+  already cropped when they are decoded, so pad is 0 for them.
 
   Args:
     key: random key.
     image: [batch, height, width, channels] of any dtype; for 'imagenet', 3 channels.
     kind: one of `AUGMENTATIONS`.
-    pad: pixels on each side, 0 for no shifts.
+    pad: pixels on each side; 0 for no shifts.
     flip: whether to mirror.
 
   Returns:
-    Images of the same shape, in pixel values; of the same dtype, or float32 for
-    'imagenet'.
+    Images of the same shape, in pixel values; of the same dtype, or float32 for 'imagenet'.
 
   Raises:
-    ValueError: no such kind, or not 3 channels.
+    ValueError: there is no such kind, or the images do not have 3 channels.
   """
   if kind not in AUGMENTATIONS:
     raise ValueError(f'{kind!r} is not one of {", ".join(AUGMENTATIONS)}')
@@ -107,7 +100,7 @@ def augment(
   return colors.lighting(lighting_key, image, std=LIGHTING)
 
 
-def _crop_flip(key, image, *, pad, flip):
+def _crop_flip(key: jax.Array, image: jax.Array, *, pad: int, flip: bool) -> jax.Array:
   shift_key, flip_key = jax.random.split(key)
   batch, height, width, channels = image.shape
   if pad:
@@ -125,7 +118,11 @@ def _crop_flip(key, image, *, pad, flip):
 
 
 def normalize(
-  image: jax.Array, mean: jax.Array, std: jax.Array, *, dtype: Any = jnp.float32
+  image: jax.Array,
+  mean: jax.typing.ArrayLike,
+  std: jax.typing.ArrayLike,
+  *,
+  dtype: Any = jnp.float32,
 ) -> jax.Array:
   """Returns `(image - mean) / std`, computed in float32 and cast to `dtype`.
 
@@ -133,10 +130,10 @@ def normalize(
     image: uint8 [batch, height, width, channels].
     mean: float [channels], in pixel values (0 to 255).
     std: float [channels], in pixel values.
-    dtype: of the result.
+    dtype: dtype of the result.
 
   Returns:
-    [batch, height, width, channels] of `dtype`.
+    The images, [batch, height, width, channels] of `dtype`.
   """
   channels = (1, 1, 1, -1)
   mean = jnp.asarray(mean, jnp.float32).reshape(channels)
@@ -144,41 +141,12 @@ def normalize(
   return ((image.astype(jnp.float32) - mean) / std).astype(dtype)
 
 
-def eval_batches(
-  data: ArrayData | StreamData, batch_size: int, *, process_index: int = 0, process_count: int = 1
-) -> Iterator[dict[str, np.ndarray]]:
-  """Yields the data set once, in order, in batches of one shape.
-
-  The last batch is filled up with zeros, which `mask` marks, so that sums
-  weighted by `mask` are exact over the whole data set.
-
-  Args:
-    data: the split to evaluate on.
-    batch_size: number of examples in each batch, over all processes.
-    process_index: which part of each batch to take.
-    process_count: number of parts.
-
-  Yields:
-    `image` uint8 [batch_size / process_count, height, width, channels], `label` int32
-    and `mask` float32 of as many, 1 for examples and 0 for filling.
+def part_size(batch_size: int, process_count: int) -> int:
+  """Returns the number of images of a batch that each process takes.
 
   Raises:
     ValueError: the batch cannot be divided among the processes.
   """
-  if isinstance(data, StreamData):
-    yield from data.eval_batches(
-      batch_size, process_index=process_index, process_count=process_count
-    )
-    return
-  part = part_size(batch_size, process_count)
-  for start in range(0, len(data), batch_size):
-    begin = start + process_index * part
-    batch = {name: value[begin : begin + part] for name, value in data.arrays().items()}
-    batch['mask'] = np.ones(len(batch['label']), np.float32)
-    missing = part - len(batch['label'])
-    if missing:
-      batch = {
-        name: np.concatenate([value, np.zeros((missing,) + value.shape[1:], value.dtype)])
-        for name, value in batch.items()
-      }
-    yield batch
+  if batch_size < 1 or batch_size % process_count:
+    raise ValueError(f'a batch of {batch_size} cannot be divided among {process_count} processes')
+  return batch_size // process_count

@@ -1,10 +1,9 @@
 """Stock TFDS data sets, prepared without TensorFlow.
 
-TensorFlow Datasets describes, downloads and verifies these data sets without
-TensorFlow, but needs it to open their archives and to encode their images.
-The subclasses below replace those two steps and nothing else: name, version,
-features, addresses, checksums and record keys stay those of the stock builder,
-so what they write is the same data set and may be shared with other programs.
+TensorFlow Datasets describes, downloads and verifies these data sets without TensorFlow, but needs
+it to open their archives and to encode their images. The subclasses below replace only those two
+steps. Name, version, features, addresses, checksums and record keys are those of the stock
+builder, so the result is the same data set and can be shared with other programs.
 """
 
 import functools
@@ -15,17 +14,19 @@ import posixpath
 import struct
 import tarfile
 import types
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import scipy.io
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.datasets.svhn_cropped import svhn_cropped_dataset_builder
 from tensorflow_datasets.image_classification import cifar, mnist
 
 
 def png(image: np.ndarray) -> bytes:
-  """Encodes uint8 [height, width, 1 or 3] as PNG, which keeps every value."""
+  """Encodes uint8 [height, width, 1 or 3] as PNG, which is lossless."""
   buffer = io.BytesIO()
   if image.shape[-1] == 1:
     image = image[..., 0]
@@ -36,8 +37,8 @@ def png(image: np.ndarray) -> bytes:
 def read_idx(path: os.PathLike[str] | str) -> np.ndarray:
   """Reads a gzipped IDX file of bytes, the format of MNIST.
 
-  Two zero bytes, 8 for unsigned bytes, the number of dimensions, each dimension
-  as a big-endian int32, the values (http://yann.lecun.com/exdb/mnist).
+  The format is two zero bytes, 8 for unsigned bytes, the number of dimensions, each dimension as a
+  big-endian int32, and the values (http://yann.lecun.com/exdb/mnist).
   """
   with gzip.open(path, 'rb') as file:
     data = file.read()
@@ -48,9 +49,9 @@ def read_idx(path: os.PathLike[str] | str) -> np.ndarray:
   return np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape)
 
 
-def _checksums(file: str):
-  """Sizes and SHA-256 by address, from the files of TFDS."""
-  return tfds.download.checksums.load_url_infos(tfds.core.tfds_path(file))
+def _checksums(file: str) -> dict[str, Any]:
+  """Returns sizes and SHA-256 sums by address, from the files of TFDS."""
+  return checksums.load_url_infos(tfds.core.tfds_path(file))
 
 
 class _Idx:
@@ -63,7 +64,7 @@ class _Idx:
     )
 
   def _generate_examples(self, num_examples, data_path, label_path):
-    del num_examples  # The files say it themselves.
+    del num_examples  # the files hold their own number
     images, labels = read_idx(data_path), read_idx(label_path)
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
       yield index, {'image': png(image[..., None]), 'label': int(label)}
@@ -86,7 +87,7 @@ class FashionMnist(_Idx, mnist.FashionMNIST, skip_registration=True):
 class _CifarBinary:
   """Reads the tar of binary batches of CIFAR-10 and CIFAR-100.
 
-  A record is one byte for each label, then 3x32x32 bytes, channels first.
+  A record has one byte for each label, then 3x32x32 bytes, channels first.
   """
 
   def _split_generators(self, dl_manager):
@@ -132,9 +133,8 @@ class Cifar100(_CifarBinary, cifar.Cifar100, skip_registration=True):
   url_infos = _checksums('url_checksums/cifar100.txt')
 
 
-# Written shard by shard, because the shuffle of the stock builder needs
-# TensorFlow for splits over 1000 MiB, as `extra` is. The records are in the order
-# of the original files.
+# Written shard by shard, because the shuffle of the stock builder needs TensorFlow for splits over
+# 1000 MiB such as `extra`. The records are in the order of the original files.
 class SvhnCropped(
   tfds.core.ShardBasedBuilder, svhn_cropped_dataset_builder.Builder, skip_registration=True
 ):
@@ -154,7 +154,7 @@ class SvhnCropped(
     data = scipy.io.loadmat(os.fspath(filepath))
     images, labels = np.moveaxis(data['X'], -1, 0), data['y'][:, 0]
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-      # The files number the digit 0 as 10.
+      # The digit 0 has the label 10 in the files.
       yield (
         index,
         {'id': f'{split_prefix}{index:06d}', 'image': png(image), 'label': int(label) % 10},

@@ -1,8 +1,8 @@
 """Random changes of colour: pure functions to call inside a compiled step.
 
-They take images as floats in pixel values (0 to 255) and return the same, neither
-rounded nor cut off at 0 and 255, as the Torch code does that the paper's results were
-made with (facebookarchive/fb.resnet.torch, datasets/transforms.lua).
+They take images as floats in pixel values (0 to 255) and return the same. The results are neither
+rounded nor clipped to 0 and 255, as in the Torch code behind the paper's results
+(facebookarchive/fb.resnet.torch, datasets/transforms.lua).
 """
 
 import jax
@@ -12,9 +12,9 @@ import numpy as np
 # Weights of red, green and blue in grey.
 GREY = (0.299, 0.587, 0.114)
 
-# Principal components of the colours of ImageNet, for values from 0 to 1: a row of
-# VECTORS for each channel, a column for each component (Krizhevsky et al., NeurIPS
-# 2012, section 4.1; the figures of fb.resnet.torch).
+# Principal components of the colours of ImageNet, for values from 0 to 1: one row of VECTORS per
+# channel, one column per component (Krizhevsky et al., NeurIPS 2012, section 4.1; the numbers are
+# those of fb.resnet.torch).
 VALUES = (0.2175, 0.0188, 0.0045)
 VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 
@@ -22,12 +22,12 @@ VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.
 def color_jitter(key: jax.Array, image: jax.Array, *, strength: float) -> jax.Array:
   """Changes brightness, contrast and saturation of each image, in random order.
 
-  Each is a blend, with its own weight drawn from 1 - strength to 1 + strength:
+  Each change is a blend, with its own weight drawn uniformly from 1 - strength to 1 + strength:
 
       image = weight * image + (1 - weight) * other
 
-  where other is black for the brightness, the mean grey of the image for the contrast,
-  and each pixel's own grey for the saturation.
+  where other is black for brightness, the mean grey of the image for contrast, and each pixel's
+  own grey for saturation.
 
   Args:
     key: random key.
@@ -43,17 +43,17 @@ def color_jitter(key: jax.Array, image: jax.Array, *, strength: float) -> jax.Ar
     weight_key, (3, batch, 1, 1, 1), image.dtype, 1 - strength, 1 + strength
   )
   order = jax.vmap(lambda key: jax.random.permutation(key, 3))(jax.random.split(order_key, batch))
-  for place in range(3):
-    change = order[:, place].reshape(-1, 1, 1, 1)
+  for turn in range(3):
+    change = order[:, turn].reshape(-1, 1, 1, 1)
     grey = jnp.sum(image * jnp.array(GREY, image.dtype).reshape(1, 1, 1, 3), -1, keepdims=True)
     other = jnp.where(change == 1, jnp.mean(grey, (1, 2, 3), keepdims=True), grey)
     other = jnp.where(change == 0, jnp.zeros([], image.dtype), other)
-    image = weight[place] * image + (1 - weight[place]) * other
+    image = weight[turn] * image + (1 - weight[turn]) * other
   return image
 
 
 def lighting(key: jax.Array, image: jax.Array, *, std: float) -> jax.Array:
-  """Adds a random colour to each image, along the principal components of ImageNet.
+  """Adds a random colour to each image, along the principal components of ImageNet's colours.
 
       image = image + 255 * VECTORS @ (alpha * VALUES)    alpha ~ Normal(0, std), [3]
 

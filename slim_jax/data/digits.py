@@ -1,4 +1,4 @@
-"""The handwritten digits inside scikit-learn, as a TFDS builder."""
+"""The handwritten digits of scikit-learn, as a TFDS builder."""
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -9,17 +9,17 @@ TEST_EXAMPLES = 360
 
 
 def test_mask(label: np.ndarray) -> np.ndarray:
-  """The fixed test set: 360 examples, each class in proportion.
+  """Selects the fixed test set: 360 examples, each class in proportion.
 
-  Class by class, the first examples of a permutation drawn from the frozen
-  generator `numpy.random.RandomState(0)`; the class sizes are rounded by largest
-  remainder, so that they add up.
+  Class by class, it takes the first examples of a permutation drawn from the frozen generator
+  `numpy.random.RandomState(0)`. The class sizes are rounded by largest remainder, so that their
+  sum is exact.
 
   Args:
     label: int [n].
 
   Returns:
-    bool [n], True for the test set.
+    bool [n], True for examples of the test set.
   """
   random = np.random.RandomState(0)
   classes, counts = np.unique(label, return_counts=True)
@@ -36,9 +36,9 @@ def test_mask(label: np.ndarray) -> np.ndarray:
 class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """1,797 digits of 8x8 pixels: 1,437 to train on, 360 to test.
 
-  Alpaydin and Kaynak, "Optical recognition of handwritten digits" (UCI, 1998),
-  the copy that comes with scikit-learn, so nothing is downloaded. Both splits
-  hold digits of every writer. The original 17 grey levels fill 0 to 255.
+  Alpaydin and Kaynak, "Optical recognition of handwritten digits" (UCI, 1998), in the copy that
+  comes with scikit-learn, so nothing is downloaded. Both splits hold digits of every writer. The
+  original 17 grey levels are scaled to 0 .. 255.
   """
 
   name = 'digits'
@@ -61,15 +61,15 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _split_generators(self, dl_manager):
     del dl_manager
-    # Here, because it takes a second that every worker process of a stream would wait.
+    # Imported here because it takes a second, which every worker process of a stream would need.
     from sklearn import datasets
 
-    digits = datasets.load_digits()
-    image = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    test = test_mask(digits.target)
+    pixels, label = datasets.load_digits(return_X_y=True)
+    image = np.round(np.reshape(pixels, (-1, 8, 8, 1)) * (255 / 16)).astype(np.uint8)
+    test = test_mask(label)
     return {
-      'train': self._generate_examples(image, digits.target, ~test),
-      'test': self._generate_examples(image, digits.target, test),
+      'train': self._generate_examples(image, label, ~test),
+      'test': self._generate_examples(image, label, test),
     }
 
   def _generate_examples(self, image, label, mask):

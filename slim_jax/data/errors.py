@@ -1,7 +1,7 @@
-"""What goes wrong with data, said to the person who can put it right."""
+"""The error of this package."""
 
 from slim_jax.errors import SlimError
 
 
 class DataError(SlimError):
-  """A data set cannot be found, prepared or read; the message says what to do."""
+  """A data set is missing, or cannot be prepared or read. The message says what to do."""

@@ -1,6 +1,6 @@
-"""A folder of images, a directory for each class, as a data set."""
+"""A folder of images with a directory for each class, as a data set."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 import hashlib
 import os
 import pathlib
@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from slim_jax.data.errors import DataError
 
-# Names of data sets that are folders: 'folder:/path'.
+# Prefix of the names of data sets that are folders: 'folder:/path'.
 PREFIX = 'folder:'
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
@@ -28,24 +28,24 @@ _LAYOUT = (
 class Folder:
   """The images of a split of a folder, read by index.
 
-  The folder is `SPLIT/CLASS/.../IMAGE`, if it has any of the directories train, val,
-  valid, validation and test; each of those that holds directories of classes is a
-  split. Or it is `CLASS/.../IMAGE`, and all of it is the split 'train', to be used in
-  parts. Classes are numbered in the order of their names. The order of the images
-  follows from their names alone and is as good as random, so that a part such as
-  'train[90%:]' holds images of every class, always the same ones.
+  The layout is `SPLIT/CLASS/.../IMAGE` if the folder has any of the directories train, val,
+  valid, validation and test; each of these that holds directories of classes is a split.
+  Otherwise it is `CLASS/.../IMAGE`, and the whole folder is the split 'train', to be used in
+  parts. Classes are numbered in the order of their names. The order of the images depends only on
+  their names and is as good as random, so a part such as 'train[90%:]' holds images of every
+  class, always the same ones.
 
   Args:
-    path: of the folder.
+    path: path of the folder.
     split: in the notation of TFDS, such as 'train', 'val[:1000]' or 'train[90%:]'.
 
   Attributes:
     path: absolute path of the folder.
-    class_names: names of the classes, in their order.
+    class_names: names of the classes, in order.
 
   Raises:
-    DataError: no such folder or split, no classes, classes without images, or splits
-      that differ in their classes.
+    DataError: there is no such folder or split, there are no classes, a class has no images, or
+      the splits differ in their classes.
   """
 
   def __init__(self, path: str, *, split: str):
@@ -55,12 +55,12 @@ class Folder:
         f"no folder {self.path}; give the directory of the images as '{PREFIX}/PATH'. {_LAYOUT}"
       )
     there = {name: self.path / name for name in _SPLITS if (self.path / name).is_dir()}
-    # A test set without labels is often a directory of images.
+    # An unlabelled test set is often a plain directory of images.
     labelled = {name: path for name, path in there.items() if _directories(path)}
     self._splits = labelled or there or {'train': self.path}
     self.class_names = self._classes()
-    # Names as bytes of one length: a million Python strings would be several times
-    # that, and every worker process gets a copy.
+    # Names are bytes of one length. A million Python strings would take several times the memory,
+    # and every worker process gets a copy.
     self._names, self._labels = self._take(split)
     if not len(self._labels):
       raise DataError(f'{self.path}: the split {split!r} is empty')
@@ -69,21 +69,21 @@ class Folder:
     return len(self._labels)
 
   def __getitems__(self, keys: Sequence[int]) -> list[dict[str, Any]]:
-    """Reads some images; raises DataError with the name of one that cannot be."""
+    """Reads some images; raises DataError naming a file that cannot be read."""
     return [self._read(os.fsdecode(self._names[key]), self._labels[key]) for key in keys]
 
-  def _read(self, name, label):
+  def _read(self, name: str, label: np.integer) -> dict[str, Any]:
     try:
       image = (self.path / name).read_bytes()
     except OSError as error:
       raise DataError(f'{self.path / name} cannot be read: {error}') from error
     return {'image': image, 'label': int(label), 'file_name': name}
 
-  def _classes(self):
-    """Names of the classes, which must be those of every split."""
-    found = {name: _directories(path) for name, path in self._splits.items()}
-    (first, names), *others = found.items()
-    if not any(found.values()):
+  def _classes(self) -> tuple[str, ...]:
+    """Returns the names of the classes, which must be the same in every split."""
+    classes = {name: _directories(path) for name, path in self._splits.items()}
+    (first, names), *others = classes.items()
+    if not any(classes.values()):
       raise DataError(f'{self.path} has no directories of classes. {_LAYOUT}')
     for other, theirs in others:
       if theirs != names:
@@ -91,12 +91,12 @@ class Folder:
           f'{self.path}: the classes of {first} and {other} differ. Only {first} has '
           f'{_some(set(names) - set(theirs))}; only {other} has '
           f'{_some(set(theirs) - set(names))}. Give both the same directories, or '
-          f'move away the split that is not used'
+          f'remove the split that is not used'
         )
     return tuple(names)
 
-  def _take(self, split):
-    """Names and labels of a split, a part of one or a sum of such."""
+  def _take(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns names and labels of a split, of a part of one, or of a sum of these."""
     orders = {name: self._order(name) for name in self._splits if name in split or 'all' in split}
     sizes = {
       name: types.SimpleNamespace(num_examples=len(labels)) for name, (_, labels) in orders.items()
@@ -116,37 +116,37 @@ class Folder:
     names, labels = zip(*taken)
     return np.concatenate(names), np.concatenate(labels)
 
-  def _order(self, split):
-    """Names relative to the folder, bytes [n], and labels int32 [n], in order."""
+  def _order(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns names relative to the folder, bytes [n], and labels, int32 [n], in order."""
     names, labels = [], []
     for label, name in enumerate(self.class_names):
-      found = list(_images(self._splits[split] / name))
-      if not found:
+      images = list(_images(self._splits[split] / name))
+      if not images:
         raise DataError(
           f'{self._splits[split] / name} is the directory of a class and holds no '
           f'images ({", ".join(SUFFIXES)}); fill it or remove it'
         )
-      names += [os.fsencode(os.path.relpath(path, self.path)) for path in found]
-      labels += [label] * len(found)
+      names += [os.fsencode(os.path.relpath(path, self.path)) for path in images]
+      labels += [label] * len(images)
     digests = [hashlib.blake2b(name, digest_size=8).digest() for name in names]
     order = sorted(range(len(names)), key=lambda index: (digests[index], names[index]))
     return np.array(names)[order], np.array(labels, np.int32)[order]
 
 
-def _directories(path):
+def _directories(path: pathlib.Path) -> list[str]:
   return sorted(
     each.name for each in path.iterdir() if each.is_dir() and not each.name.startswith('.')
   )
 
 
-def _images(directory):
+def _images(directory: pathlib.Path) -> Iterator[str]:
   for parent, _, files in os.walk(directory):
     for name in files:
       if name.lower().endswith(SUFFIXES) and not name.startswith('.'):
         yield os.path.join(parent, name)
 
 
-def _some(names):
+def _some(names: Collection[str]) -> str:
   listed = sorted(names)
   return (
     ', '.join(listed[:5]) + (f' and {len(listed) - 5} more' if listed[5:] else '') or 'nothing else'

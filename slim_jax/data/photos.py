@@ -1,9 +1,9 @@
-"""Photographs, decoded and cropped on the host: PIL, one image at a time.
+"""Decodes and crops photographs on the host with PIL, one image at a time.
 
-A crop is a box (left, top, right, bottom) in pixels of the whole image, chosen before
-decoding. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size where that still has a
-pixel for each one of the result, which a large photograph reaches in a fraction of the
-time: the scaling is part of the inverse transform. The box is resampled in one step.
+A crop is a box (left, top, right, bottom) in pixels of the whole image, chosen before decoding. A
+JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that leaves at least one pixel for each pixel of
+the result. This takes a fraction of the time for a large photograph, because the scaling is part
+of the inverse transform. The box is resampled in one step.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,12 @@ from slim_jax.data.errors import DataError
 
 Box = tuple[float, float, float, float]
 
-# Of the crop that is trained on: its part of the area, and width to height (Szegedy et
-# al., CVPR 2015, section 6).
+# Random crops for training: fraction of the area, and ratio of width to height (Szegedy et al., CVPR
+# 2015, section 6).
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 
-# Of the crop that is evaluated: 224 pixels of a shorter side of 256.
+# Central crop for evaluation: 224 pixels of a shorter side of 256.
 CENTRAL = 224 / 256
 
 _ATTEMPTS = 10
@@ -38,19 +38,19 @@ def random_box(
 ) -> Box:
   """Draws the box of a random sized crop.
 
-  The part of the area is uniform, the ratio of width to height uniform in its
-  logarithm, the place uniform among those inside the image. Where ten draws do not fit,
-  the largest central box of an allowed ratio.
+  The fraction of the area is uniform, the ratio of width to height is log-uniform, and the position
+  is uniform among those inside the image. If ten draws do not fit, the result is the largest
+  central box of an allowed ratio.
 
   Args:
     rng: generator to draw from.
-    width: of the image, in pixels.
-    height: likewise.
-    area: least and greatest part of the area, above 0 and at most 1.
+    width: width of the image, in pixels.
+    height: height of the image, in pixels.
+    area: least and greatest fraction of the area, above 0 and at most 1.
     ratio: least and greatest width / height.
 
   Returns:
-    The box, of whole pixels.
+    The box, in whole pixels.
   """
   for _ in range(_ATTEMPTS):
     target = width * height * rng.uniform(*area)
@@ -68,19 +68,18 @@ def random_box(
 
 
 def central_box(width: int, height: int, *, size: int) -> Box:
-  """The box of the square crop that is evaluated.
+  """Returns the box of the square crop for evaluation.
 
-  What is left of the image when its shorter side is scaled to size * 256 / 224, the
-  other in proportion, and the central size x size pixels are taken; with lengths and
-  margins rounded as torchvision's Resize and CenterCrop do.
+  The image is scaled so that its shorter side is size * 256 / 224, and the central size x size
+  pixels are taken. Lengths and margins are rounded as in torchvision's Resize and CenterCrop.
 
   Args:
-    width: of the image, in pixels.
-    height: likewise.
+    width: width of the image, in pixels.
+    height: height of the image, in pixels.
     size: side of the result, in pixels.
 
   Returns:
-    The box; its edges need not be at whole pixels.
+    The box in pixels of the original image; its edges are not always whole pixels.
   """
   shorter = round(size / CENTRAL)
   across, down = (int(shorter * side / min(width, height)) for side in (width, height))
@@ -99,38 +98,39 @@ def decode(
   """Decodes the part of an image inside a box, scaled to a square.
 
   Args:
-    encoded: PNG, JPEG or whatever else PIL reads.
+    encoded: PNG, JPEG or another format that PIL reads.
     choose: (width, height) -> the box to take.
     size: side of the result, in pixels.
-    where: names the image in messages.
-    reduce: decode a JPEG at the scale that is needed, see above; False for always the
-      whole, to compare with.
+    where: name of the image in messages.
+    reduce: whether to decode a JPEG at a reduced scale, see above; False decodes the whole image,
+      for comparison.
 
   Returns:
-    uint8 [size, size, 3]: bilinear, and averaged over the pixels that fall together.
+    uint8 [size, size, 3], resampled bilinearly with averaging over the pixels of each result pixel.
 
   Raises:
-    DataError: it is not an image, or only a part of one.
+    DataError: the bytes are not an image, or an incomplete one.
   """
   try:
     with PIL.Image.open(io.BytesIO(encoded)) as picture:
       width, height = picture.size
       box = choose(width, height)
       scale = _scale(box, size) if reduce else 1
-      # Without effect on anything but a JPEG.
+      # Has an effect on JPEG only.
       picture.draft(None, (width // scale, height // scale))
       if picture.size != (width, height):
-        box = tuple(edge / scale for edge in box)
+        left, top, right, bottom = box
+        box = left / scale, top / scale, right / scale, bottom / scale
       rgb = picture if picture.mode == 'RGB' else picture.convert('RGB')
       pixels = rgb.resize((size, size), PIL.Image.Resampling.BILINEAR, box=box)
       return np.asarray(pixels)
   except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
     raise DataError(
-      f'{where} is not an image that can be decoded ({error}); mend or remove it'
+      f'{where} is not an image that can be decoded ({error}); repair or remove it'
     ) from error
 
 
 def _scale(box: Box, size: int) -> int:
-  """The greatest of 8, 4, 2, 1 by which a box divided has size pixels each way."""
+  """Returns the greatest of 8, 4, 2, 1 that leaves size pixels of a box each way."""
   side = min(box[2] - box[0], box[3] - box[1])
   return next((scale for scale in (8, 4, 2) if side >= scale * size), 1)

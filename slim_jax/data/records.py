@@ -1,6 +1,6 @@
-"""Encoded images and labels of a split, read by index, wherever they are kept."""
+"""Encoded images and labels of a split, read by index from any source."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 from typing import Any, NamedTuple
@@ -17,24 +17,24 @@ CHANNELS = (1, 3, 4)
 
 
 class Record(NamedTuple):
-  """An example as it is kept."""
+  """An example as it is stored."""
 
   image: bytes  # PNG, JPEG or the like
   label: int  # 0 .. num_classes - 1
-  where: str  # for messages: directory, number, split and, if it has one, file name
+  where: str  # for messages: directory, index, split and, if there is one, file name
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Records:
-  """The examples of a split by index; small, so that processes can be given it.
+  """The examples of a split by index. Small enough to be sent to worker processes.
 
   Attributes:
-    source: what reads them: `len(source)`, and `source.__getitems__(keys)`, a list of
-      dicts with `image` bytes, `label` int and perhaps `file_name`.
-    path: directory they are in.
+    source: reads the examples: `len(source)`, and `source.__getitems__(keys)`, which returns a
+      list of dicts with `image` bytes, `label` int and optionally `file_name`.
+    path: directory of the data set.
     title: data set and split, for messages.
-    channels: of the images, None where any number goes.
-    class_names: '0', '1', ... where the data set has none.
+    channels: number of channels of the images; None if it is not fixed.
+    class_names: names of the classes; '0', '1', ... if the data set has none.
   """
 
   source: Any
@@ -57,73 +57,77 @@ class Records:
       keys: their indices.
 
     Returns:
-      The examples, in that order.
+      The examples, in the order of `keys`.
 
     Raises:
-      DataError: they cannot be read, or one is not labelled.
+      DataError: an example cannot be read, or has no label.
     """
     try:
-      found = self.source.__getitems__(keys)
+      examples = self.source.__getitems__(keys)
     except (RuntimeError, IndexError, KeyError, DecodeError) as error:
       raise _unreadable(self.path, self.title, error) from error
-    return [self._record(key, one) for key, one in zip(keys, found, strict=True)]
+    return [self._record(key, example) for key, example in zip(keys, examples, strict=True)]
 
-  def _record(self, key, found):
-    name = found.get('file_name', '')
+  def _record(self, key: int, example: Mapping[str, Any]) -> Record:
+    name = example.get('file_name', '')
     name = name.decode(errors='replace') if isinstance(name, bytes) else name
     where = f'{self.path}: example {key} of {self.title}' + (f' ({name})' if name else '')
-    label = int(found['label'])
+    label = int(example['label'])
     if not 0 <= label < len(self.class_names):
       raise DataError(
         f'{where} has the label {label}, outside '
         f'0..{len(self.class_names) - 1}; choose a split in which every '
         f'example is labelled'
       )
-    return Record(found['image'], label, where)
+    return Record(example['image'], label, where)
 
 
 def open_records(name: str, *, data_dir: str = '', split: str) -> Records:
-  """Opens a split, downloading and preparing the data set if it must be.
+  """Opens a split. Downloads and prepares the data set first if necessary.
 
   Args:
-    name: as `slim_jax.data.load` takes it.
-    data_dir: likewise.
+    name: name of the data set, see `slim_jax.data.load`.
+    data_dir: directory of data sets, see `slim_jax.data.load`.
     split: in the notation of TFDS.
 
   Returns:
     The examples. Nothing is decoded yet.
 
   Raises:
-    DataError: data set, split or features are not there, or cannot be read.
+    DataError: the data set, the split or a feature is missing or cannot be read.
   """
   if name.startswith(folder.PREFIX):
     source = folder.Folder(name.removeprefix(folder.PREFIX), split=split)
     return Records(source, source.path, split, None, source.class_names)
   path = prepare.directory(name, data_dir=data_dir)
   builder = _builder(path)
-  features = dict(builder.info.features.items())
-  _check_features(features, path)
+  features = builder.info.features
+  if not isinstance(features, tfds.features.FeaturesDict):
+    raise DataError(f'{path}: the features are {features!r}, not a dict with `image` and `label`')
+  image, label = _image_and_label(dict(features.items()), path)
   return Records(
-    _source(builder, split, path),
+    _source(builder, features, split, path),
     path,
     f'{name} {split}',
-    features['image'].shape[-1],
-    tuple(features['label'].names),
+    image.shape[-1],
+    tuple(label.names),
   )
 
 
-def _builder(path):
+def _builder(path: pathlib.Path) -> tfds.core.DatasetBuilder:
   try:
     return tfds.builder_from_directory(path)
   except (ValueError, json_format.ParseError) as error:
     raise DataError(
-      f'{path}: dataset_info.json or features.json is damaged or '
-      f'missing; prepare the data set again ({error})'
+      f'{path}: dataset_info.json or features.json is damaged or missing; '
+      f'prepare the data set again ({error})'
     ) from error
 
 
-def _check_features(features, path):
-  """Raises unless there is a uint8 image and a class label."""
+def _image_and_label(
+  features: Mapping[str, Any], path: pathlib.Path
+) -> tuple[tfds.features.Image, tfds.features.ClassLabel]:
+  """Returns the two features that are used; raises unless they are a uint8 image and a class."""
   image, label = features.get('image'), features.get('label')
   if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
     wrong = f'image is {image!r}, not tfds.features.Image() of uint8'
@@ -132,32 +136,35 @@ def _check_features(features, path):
   elif not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
     wrong = f'label is {label!r}, not tfds.features.ClassLabel() with its number of classes'
   else:
-    return
+    return image, label
   raise DataError(
     f'{path}: {wrong}. The features are {", ".join(sorted(features))}; '
     f'prepare the data set with `image` and `label`'
   )
 
 
-def _source(builder, split, path):
-  """Opens the split for reading by index, images left encoded."""
-  # Decoding is left out because TFDS takes OpenCV where it is installed, which
-  # reads some files otherwise than PIL does; and PIL alone is twice as fast.
+def _source(
+  builder: tfds.core.DatasetBuilder,
+  features: tfds.features.FeaturesDict,
+  split: str,
+  path: pathlib.Path,
+) -> Any:
+  """Opens the split for reading by index. Images stay encoded."""
+  # TFDS would decode with OpenCV where it is installed, which reads some files differently from
+  # PIL and is half as fast.
   decoders = {'image': tfds.decode.SkipDecoding()}
   formats = builder.info.available_file_formats()
   try:
     if formats & tfds.core.FileFormat.with_random_access():
       source = builder.as_data_source(split, decoders=decoders)
     elif tfds.core.FileFormat.TFRECORD in formats:
-      source = tfrecord.TfRecords(
-        builder.info.splits[split].file_instructions, builder.info.features, decoders
-      )
+      source = tfrecord.TfRecords(builder.info.splits[split].file_instructions, features, decoders)
     else:
       raise DataError(
-        f'{path} is in the format {builder.info.file_format.value}, which cannot be '
-        f'read without TensorFlow. Give another data_dir, to have a data set that '
-        f'slim_jax knows prepared afresh; or convert it where TensorFlow is '
-        f'installed: tfds convert_format --dataset_version_dir={path} '
+        f'{path} is in the format {", ".join(sorted(each.value for each in formats))}, which '
+        f'cannot be read without TensorFlow. If slim_jax can prepare the data set, give another '
+        f'data_dir; otherwise convert it on a machine with TensorFlow: '
+        f'tfds convert_format --dataset_version_dir={path} '
         f'--out_file_format=array_record --out_dir=NEW_DATA_DIR'
       )
   except (ValueError, KeyError) as error:
@@ -173,7 +180,7 @@ def _source(builder, split, path):
   return source
 
 
-def _unreadable(path, title, error):
+def _unreadable(path: pathlib.Path, title: str, error: Exception) -> DataError:
   return DataError(
     f'{path}: the files of {title!r} are damaged or missing '
     f'({error}). Remove the directory and prepare the data set again'

@@ -1,13 +1,12 @@
-"""A split whose images are read, decoded and cropped as they are needed.
+"""A split whose images are read, decoded and cropped when they are needed.
 
-For data sets that do not fit into memory, or whose images are not of one size. The
-work is done in processes or threads by Grain, a whole batch at a time; which batch
-holds which images, and how each is cropped, follows from the seed and the number of the
-step alone, not from who does it.
+For data sets that do not fit into memory, or whose images differ in size. Grain does the work in
+processes or threads, a whole batch at a time. The images of a batch and the crop of each image
+depend only on the seed and the number of the step, not on the process or thread.
 """
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 import contextlib
 import dataclasses
 import functools
@@ -19,18 +18,20 @@ import grain
 import numpy as np
 
 from slim_jax.data import photos
+from slim_jax.data.arrays import ArrayData
+from slim_jax.data.batches import part_size
 from slim_jax.data.errors import DataError
 from slim_jax.data.records import Record, Records
 
-# Mean and standard deviation of the channels of ImageNet, in pixel values; they serve
-# for photographs of any kind.
+# Mean and standard deviation of the channels of ImageNet, in pixel values. Used for photographs
+# of any kind.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
-# Batches that a worker process has ready beside the one it works on.
+# Finished batches that each worker process holds.
 _BUFFER = 2
 
-# Threads without worker processes: each holds a batch.
+# The most threads used without worker processes; each holds a batch.
 _MOST_THREADS = 16
 
 
@@ -58,7 +59,7 @@ class StreamData:
 
   @property
   def class_names(self) -> tuple[str, ...]:
-    """Their names, '0', '1', ... where the data set has none."""
+    """Names of the classes; '0', '1', ... if the data set has none."""
     return self.records.class_names
 
   @property
@@ -68,12 +69,12 @@ class StreamData:
 
   @property
   def mean(self) -> np.ndarray:
-    """Mean to normalise with, float32 [3], in pixel values: that of ImageNet."""
+    """Mean pixel value of ImageNet, float32 [3], to normalise with."""
     return np.array(MEAN, np.float32)
 
   @property
   def std(self) -> np.ndarray:
-    """Standard deviation, likewise."""
+    """Standard deviation of the pixel values of ImageNet, float32 [3]."""
     return np.array(STD, np.float32)
 
   def train_batches(
@@ -84,28 +85,27 @@ class StreamData:
     start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-  ) -> Iterator[dict[str, np.ndarray]]:
-    """Random sized crops of all images, in a new order each epoch, without end.
+  ) -> Generator[dict[str, np.ndarray], None, None]:
+    """Yields random sized crops of all images, in a new order each epoch, without end.
 
-    An epoch is `len(self) // batch_size` steps; the images left over differ from
-    epoch to epoch. Batches from step `start` on are those of a call from step 0 with
-    as many left out, so that nothing has to be kept to continue; and the parts of all
-    processes together are the batches of one.
+    An epoch has `len(self) // batch_size` steps; the images left over differ from epoch to epoch.
+    Batch i of a call with `start` is batch `start + i` of a call without it, so no state is needed
+    to continue. The parts of all processes together are the batches of a single process.
 
     Args:
-      batch_size: images of a step, over all processes.
-      seed: 0 .. 2**32 - 1. Everything random follows from it.
+      batch_size: number of images in a step, over all processes.
+      seed: 0 .. 2**32 - 1, determines everything random.
       start: number of the first step.
       process_index: which part of each batch to take.
       process_count: number of parts.
 
     Yields:
-      `image` uint8 [batch_size / process_count, image_size, image_size, 3] and `label`
-      int32 of as many. Close the iterator to end its processes.
+      `image` uint8 [batch_size / process_count, image_size, image_size, 3] and `label` int32
+      [batch_size / process_count]. Close the generator to end its processes.
 
     Raises:
       ValueError: the batch is larger than the split, or not divisible.
-      DataError: an image cannot be read or decoded, or a worker process is gone.
+      DataError: an image cannot be read or decoded, or a worker process has ended.
     """
     if not 0 < batch_size <= len(self):
       raise ValueError(
@@ -113,8 +113,8 @@ class StreamData:
       )
     part = part_size(batch_size, process_count)
     crop = functools.partial(_train_example, size=self.image_size)
-    # The generator of a crop is seeded by the place of its image among those of all
-    # epochs and processes.
+    # The generator of a crop is seeded with the index of its image in the sequence of all epochs
+    # and processes.
     batches = (
       grain.MapDataset.source(self.records)
       .shuffle(seed=seed)[: len(self) // batch_size * batch_size]
@@ -126,39 +126,38 @@ class StreamData:
 
   def eval_batches(
     self, batch_size: int, *, process_index: int = 0, process_count: int = 1
-  ) -> Iterator[dict[str, np.ndarray]]:
-    """Central crops of all images, once and in order.
+  ) -> Generator[dict[str, np.ndarray], None, None]:
+    """Yields central crops of all images, once and in order.
 
-    Every process gets as many batches, all of one shape. What is missing in the last
-    ones is filled up with zeros, which `mask` marks, so that sums weighted by `mask`
-    are exact over the whole split.
+    Every process gets the same number of batches, all of one shape. The last ones are padded with
+    zeros. `mask` marks the padding, so that sums weighted by `mask` are exact over the whole split.
 
     Args:
-      batch_size: images of a step, over all processes.
+      batch_size: number of images in a step, over all processes.
       process_index: which part of each batch to take.
       process_count: number of parts.
 
     Yields:
-      `image` and `label` as `train_batches` does, and `mask` float32, 1 for examples
-      and 0 for filling.
+      `image` and `label` as `train_batches` does, and `mask` float32, 1 for examples and 0 for
+      padding.
 
     Raises:
       ValueError: the batch is not divisible.
-      DataError: an image cannot be read or decoded, or a worker process is gone.
+      DataError: an image cannot be read or decoded, or a worker process has ended.
     """
     part = part_size(batch_size, process_count)
-    filled = -(-len(self) // batch_size) * batch_size
+    padded = -(-len(self) // batch_size) * batch_size
     example = functools.partial(_eval_example, records=self.records, size=self.image_size)
-    batches = grain.MapDataset.range(filled).map(example).batch(part)
+    batches = grain.MapDataset.range(padded).map(example).batch(part)
     return self._run(batches[process_index::process_count])
 
-  def _run(self, batches):
+  def _run(self, batches: grain.MapDataset) -> Generator[dict[str, np.ndarray], None, None]:
     threads = 0 if self.workers else min(os.cpu_count() or 1, _MOST_THREADS)
     dataset = batches.to_iter_dataset(
       grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     )
     if self.workers:
-      if not flags.FLAGS.is_parsed():  # as in a notebook; Grain asks for its own
+      if not flags.FLAGS.is_parsed():  # Grain reads its own flags, also in a notebook
         flags.FLAGS.mark_as_parsed()
       dataset = dataset.mp_prefetch(
         grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=_BUFFER)
@@ -166,20 +165,25 @@ class StreamData:
     return _closing(iter(dataset), self)
 
 
-def prefetch(batches: Iterator[Any], put: Callable[[Any], Any], *, depth: int = 2) -> Iterator[Any]:
-  """Puts batches on devices before they are asked for.
+# A split of a data set: in memory, or read when it is needed.
+Data = ArrayData | StreamData
+
+
+def prefetch(
+  batches: Generator[Any, None, None], put: Callable[[Any], Any], *, depth: int = 2
+) -> Generator[Any, None, None]:
+  """Puts batches on devices before they are needed.
 
   Args:
-    batches: on the host; closed with this iterator.
-    put: starts the transfer of a batch and returns what it becomes, as
-      `jax.device_put` does.
-    depth: batches on devices that are not in use yet, at least 1. With 2, one is
-      transferred while the step before works on the other.
+    batches: batches on the host; closed together with this generator.
+    put: starts the transfer of a batch and returns the result, as `jax.device_put` does.
+    depth: number of batches on devices that are not in use yet, at least 1. With 2, one is
+      transferred while the previous step works on the other.
 
   Yields:
     `put(batch)` of each batch, in order.
   """
-  queue = collections.deque()
+  queue: collections.deque[Any] = collections.deque()
   with contextlib.closing(batches):
     for batch in batches:
       queue.append(put(batch))
@@ -188,8 +192,8 @@ def prefetch(batches: Iterator[Any], put: Callable[[Any], Any], *, depth: int = 
     yield from queue
 
 
-def _closing(iterator, stream):
-  """Yields from an iterator of Grain, and ends its processes and threads with it."""
+def _closing(iterator: Any, stream: StreamData) -> Generator[dict[str, np.ndarray], None, None]:
+  """Yields from an iterator of Grain, and ends its processes and threads afterwards."""
   try:
     yield from iterator
   except RuntimeError as error:
@@ -199,28 +203,21 @@ def _closing(iterator, stream):
     raise DataError(
       f'{records.path}: a worker process that reads {records.title} has ended '
       f'({error}). It may have run out of memory, or of shared memory (/dev/shm): try '
-      f"fewer workers, or 0 for threads. A script of one's own that uses workers must "
-      f"start under `if __name__ == '__main__':`"
+      f'fewer workers, or 0 for threads. A script that uses workers must start its work '
+      f"under `if __name__ == '__main__':`"
     ) from error
   finally:
     iterator.close()
 
 
-def part_size(batch_size: int, process_count: int) -> int:
-  """Images of a batch that each process takes; ValueError if it cannot be divided."""
-  if batch_size < 1 or batch_size % process_count:
-    raise ValueError(f'a batch of {batch_size} cannot be divided among {process_count} processes')
-  return batch_size // process_count
-
-
-def _train_example(record: Record, rng: np.random.Generator, *, size: int):
+def _train_example(record: Record, rng: np.random.Generator, *, size: int) -> dict[str, Any]:
   image = photos.decode(
     record.image, functools.partial(photos.random_box, rng), size, where=record.where
   )
   return {'image': image, 'label': np.int32(record.label)}
 
 
-def _eval_example(index: int, *, records: Records, size: int):
+def _eval_example(index: int, *, records: Records, size: int) -> dict[str, Any]:
   if index >= len(records):
     return {
       'image': np.zeros((size, size, 3), np.uint8),

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 
 from slim_jax import batch_norms, data, models, tree
+from slim_jax.data import prepare
+from slim_jax.data.stream import Data
 from slim_jax.errors import SlimError
 from slim_jax.runs import schema
 from slim_jax.runtime import devices
@@ -43,12 +45,7 @@ def check_config(config: Config) -> None:
     )
 
 
-def check_data(
-  config: Config,
-  train_data: data.ArrayData | data.StreamData,
-  other_data: data.ArrayData | data.StreamData,
-  name: str,
-) -> None:
+def check_data(config: Config, train_data: Data, other_data: Data, name: str) -> None:
   """Checks the config against the data.
 
   Args:
@@ -235,12 +232,12 @@ def _check_model(config: Config) -> Iterator[str]:
     yield f"dtype={config.dtype!r} must be 'float32', 'bfloat16' or 'float16'"
   if (
     not config.data_dir
-    and config.dataset not in data.BUILDERS
+    and config.dataset not in prepare.BUILDERS
     and not config.dataset.startswith('folder:')
   ):
     yield (
-      f'dataset={config.dataset!r} is not one of {", ".join(data.BUILDERS)}'
-      f'{schema.nearest(config.dataset, data.BUILDERS)}; for another one, give the '
+      f'dataset={config.dataset!r} is not one of {", ".join(prepare.BUILDERS)}'
+      f'{schema.nearest(config.dataset, prepare.BUILDERS)}; for another one, give the '
       'data_dir in which it is prepared'
     )
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 import slim_jax
 from slim_jax import data
-from slim_jax.data import arrays
+from slim_jax.data.stream import Data
 from slim_jax.runs import checks, network
 from slim_jax.runs.network import Network
 from slim_jax.runs.workdir import Workdir
@@ -23,9 +23,9 @@ class Run(NamedTuple):
 
   config: Config
   workdir: Workdir
-  train_data: arrays.Data
-  test_data: arrays.Data
-  valid_data: arrays.Data | None
+  train_data: Data
+  test_data: Data
+  valid_data: Data | None
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def evaluator(context: Run, net: Network) -> Callable[..., evaluation.Result]:
   )
 
 
-def image(train_data: arrays.Data) -> jax.ShapeDtypeStruct:
+def image(train_data: Data) -> jax.ShapeDtypeStruct:
   """One normalised image."""
   return jax.ShapeDtypeStruct((1, *train_data.shape), jnp.float32)
 

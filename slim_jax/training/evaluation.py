@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from slim_jax import data
+from slim_jax.data.stream import Data
 from slim_jax.display import progress
 from slim_jax.runtime import devices
 from slim_jax.training import steps
@@ -58,7 +59,7 @@ def make_evaluate(
   compiling = progress.first_time('compiling the evaluation')
   ahead = 0 if devices.share_threads(places) else _EVALUATED_AHEAD
 
-  def evaluate(variables: PyTree, split_data: data.Data) -> Result:
+  def evaluate(variables: PyTree, split_data: Data) -> Result:
     variables = devices.replicate(variables, places)
     sums = {'loss': 0.0, 'correct': 0.0, 'count': 0.0}
     at_work: collections.deque[PyTree] = collections.deque()
@@ -69,8 +70,7 @@ def make_evaluate(
         part = jax.device_get(at_work.popleft())
         sums.update({name: sums[name] + float(part[name]) for name in sums})
 
-    batches = data.eval_batches(
-      split_data,
+    batches = split_data.eval_batches(
       size * devices.total(places),
       process_index=jax.process_index(),
       process_count=jax.process_count(),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slim_jax import data
+from slim_jax.data.stream import Data, StreamData, prefetch
 from slim_jax.runtime import devices
 from slim_jax.runtime.config import Config
 
@@ -34,7 +35,7 @@ class Feed(NamedTuple):
   take: Callable[[PyTree, PyTree, jax.Array], dict[str, jax.Array]]
 
 
-def create(train_data: data.ArrayData | data.StreamData, config: Config, *, key: jax.Array) -> Feed:
+def create(train_data: Data, config: Config, *, key: jax.Array) -> Feed:
   """The feed of a split.
 
   Args:
@@ -42,11 +43,11 @@ def create(train_data: data.ArrayData | data.StreamData, config: Config, *, key:
     config: batch_size, over all devices of all processes, and devices.
     key: typed random key [].
   """
-  make = _stream if isinstance(train_data, data.StreamData) else _memory
+  make = _stream if isinstance(train_data, StreamData) else _memory
   return make(train_data, config, key)
 
 
-def steps_per_epoch(train_data: data.ArrayData | data.StreamData, config: Config) -> int:
+def steps_per_epoch(train_data: Data, config: Config) -> int:
   """Whole batches in the split; what is left over differs from epoch to epoch."""
   return len(train_data) // config.batch_size
 
@@ -78,7 +79,7 @@ def _memory(train_data: data.ArrayData, config: Config, key: jax.Array) -> Feed:
   return Feed(train_data.arrays(), steps, take)
 
 
-def _stream(train_data: data.StreamData, config: Config, key: jax.Array) -> Feed:
+def _stream(train_data: StreamData, config: Config, key: jax.Array) -> Feed:
   """A step needs its images, which come decoded from the host."""
   places = devices.local(config.devices)
   seed = int(jax.random.bits(key))
@@ -90,7 +91,7 @@ def _stream(train_data: data.StreamData, config: Config, key: jax.Array) -> Feed
 
   def steps(first: int) -> Iterator[PyTree]:
     # A generator, so that no process starts where no step is left.
-    yield from data.prefetch(
+    yield from prefetch(
       train_data.train_batches(
         config.batch_size,
         seed=seed,
@@ -109,7 +110,7 @@ def _stream(train_data: data.StreamData, config: Config, key: jax.Array) -> Feed
 
 
 def prepared(
-  batch: PyTree, train_data: data.Data, config: Config, device: jax.Array, key: jax.Array
+  batch: PyTree, train_data: Data, config: Config, device: jax.Array, key: jax.Array
 ) -> tuple[PyTree, jax.Array]:
   """A batch augmented and normalised, inside a compiled step, and a key for dropout.
 

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
-from slim_jax import data
+from slim_jax.data.stream import Data
 from slim_jax.display import progress
 from slim_jax.errors import SlimError
 from slim_jax.runtime import devices, interrupt
@@ -50,7 +50,7 @@ class Task(NamedTuple):
 
 def fit(
   state: train_state.TrainState,
-  train_data: data.Data,
+  train_data: Data,
   task: Task,
   *,
   config: Config,
@@ -154,7 +154,7 @@ def fit(
 
 
 def make_step(
-  batches: feed.Feed, train_data: data.Data, config: Config, *, key: jax.Array
+  batches: feed.Feed, train_data: Data, config: Config, *, key: jax.Array
 ) -> Callable[..., tuple[train_state.TrainState, PyTree]]:
   """The compiled step: takes its batch, augments, normalises and trains.
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from slim_jax import data
+from slim_jax.data.stream import Data
 from slim_jax.display import progress
 from slim_jax.runtime import devices
 from slim_jax.runtime.config import Config
@@ -17,7 +17,7 @@ PyTree = Any
 
 
 def make_recalibrate(
-  train_data: data.Data, *, config: Config, key: jax.Array
+  train_data: Data, *, config: Config, key: jax.Array
 ) -> Callable[[train_state.TrainState], train_state.TrainState]:
   """A function that estimates BatchNorm statistics anew, with the weights as they are.
 

@@ -1,0 +1,90 @@
+"""Reads a split of small images into memory."""
+
+import io
+
+import numpy as np
+import PIL.Image
+
+from slim_jax.data.arrays import ArrayData, channel_statistics
+from slim_jax.data.errors import DataError
+from slim_jax.data.records import Record, Records
+from slim_jax.display import progress
+
+# Records read at once: enough to amortise the call, few enough for a steady bar.
+_READ = 500
+
+_MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
+
+_OTHER_SIZES = (
+  'Give image_size, such as 224, to crop and scale images of any size while they are read'
+)
+
+
+def read(records: Records) -> ArrayData:
+  """Reads and decodes all examples of a split.
+
+  Raises:
+    DataError: an example cannot be read, the images differ in size, or memory is too small.
+  """
+  image, label = _read(records)
+  mean, std = channel_statistics(image)
+  return ArrayData(
+    image=image,
+    label=label,
+    num_classes=len(records.class_names),
+    class_names=records.class_names,
+    mean=mean,
+    std=std,
+  )
+
+
+def _read(records: Records) -> tuple[np.ndarray, np.ndarray]:
+  """Returns images and labels; the first image decides size and channels."""
+  n = len(records)
+  first = _decode(records[0], records.channels)
+  channels = first.shape[-1]
+  image, label = _allocate((n, *first.shape), records), np.empty(n, np.int32)
+  starts = range(0, n, _READ)
+  for start in progress.each(starts, f'reading {records.title}', total=len(starts)):
+    keys = range(start, min(start + _READ, n))
+    for key, record in zip(keys, records.read(list(keys))):
+      pixels = _decode(record, channels)
+      if pixels.shape != first.shape:
+        raise DataError(
+          f'{records.path}: the images of {records.title} are not all of one size: '
+          f'example 0 is {_size(first)}, example {key} is {_size(pixels)}. '
+          f'{_OTHER_SIZES}, or prepare the data set with images of one size'
+        )
+      image[key] = pixels
+      label[key] = record.label
+  return image, label
+
+
+def _allocate(shape: tuple[int, ...], records: Records) -> np.ndarray:
+  try:
+    return np.empty(shape, np.uint8)
+  except MemoryError as error:
+    raise DataError(
+      f'{records.path}: the {shape[0]} images of {records.title} need '
+      f'{np.prod(shape, dtype=float) / 1e9:.0f} GB of memory. {_OTHER_SIZES}'
+    ) from error
+
+
+def _decode(record: Record, channels: int | None) -> np.ndarray:
+  """Returns uint8 [height, width, channels]; channels as in the file if None."""
+  try:
+    with PIL.Image.open(io.BytesIO(record.image)) as picture:
+      if channels:
+        mode = _MODES[channels]
+      else:
+        mode = picture.mode if picture.mode in _MODES.values() else 'RGB'
+      pixels = np.asarray(picture if picture.mode == mode else picture.convert(mode))
+  except (OSError, SyntaxError, ValueError) as error:
+    raise DataError(
+      f'{record.where} is not an image that can be decoded ({error}); prepare the data set again'
+    ) from error
+  return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _size(image: np.ndarray) -> str:
+  return 'x'.join(str(length) for length in image.shape)
