@@ -11,13 +11,14 @@ import time
 import config_test
 from helpers import commands
 from helpers.trees import same
+import jax
 import numpy as np
 import pytest
 from recording_test import curves
 
 from slim_jax import data
 from slim_jax.runs import pipeline, workdir
-from slim_jax.training import checkpoint
+from slim_jax.training import checkpoint, loop
 
 
 @pytest.fixture(scope='module')
@@ -232,6 +233,24 @@ def test_damaged_run_is_named_and_left_as_it_is(tiny, complete, tmp_path, what):
     pipeline.run(tiny, run)
   assert re.search(message, str(error.value), re.S), str(error.value)
   assert set(before) <= set(run.rglob('*'))
+
+
+def test_divergence_says_which_checkpoint_stays(tiny, complete, tmp_path):
+  """A stage that continues from parameters that are not finite."""
+  run = tmp_path / 'run'
+  shutil.copytree(complete, run)
+  only_first_stages(run, 2)
+  arrays = checkpoint.read(complete / 'checkpoints' / '1-finetuned')
+  arrays['params'] = jax.tree.map(lambda x: x * np.nan, arrays['params'])
+  arrays['step'] = np.int32(2)
+  directory = run / 'checkpoints' / '1-finetuned'
+  with checkpoint.open_manager(directory, keep=1) as manager:
+    checkpoint.save(manager, 2, arrays, seconds=0.0)
+  with pytest.raises(
+    loop.DivergedError,
+    match=f'finetuned, pass 1: the loss is not finite .*; the checkpoint of step 2 stays in {directory}',
+  ):
+    pipeline.run(tiny, run)
 
 
 def test_workdir_that_cannot_be_is_refused(tiny, tmp_path):

@@ -1,10 +1,11 @@
 """Training: the optimiser's mathematics, exact evaluation, one trace, exact resumption."""
 
+import contextlib
+import dataclasses
 import itertools
 
 from helpers.trees import same
 import jax
-from jax import lax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -79,7 +80,34 @@ class Toy:
     return self.model.apply(variables, image, train=False)
 
 
-def fit(toy, directory, config, *, epochs=3, **arguments):
+class AskedAt:
+  """A watch that asks to stop at the question of that number, from 1; 0 for never."""
+
+  def __init__(self, number=0):
+    self.left = number
+
+  def begin(self):
+    pass
+
+  def asked(self):
+    self.left -= 1
+    return self.left == 0
+
+
+def fit(toy, directory, config, *, epochs=3, asked_at=0, only=None):
+  """Trains from the newest checkpoint and saves after every epoch.
+
+  Args:
+    toy: the network.
+    directory: of the checkpoints.
+    config: as `make_config` makes it.
+    epochs: how many the stage has.
+    asked_at: which question whether to stop is answered with yes.
+    only: how many epochs are taken from the loop; None for all.
+
+  Returns:
+    The state after the last epoch, and the epochs without their states.
+  """
   train_data = make_data()
   schedule = optimiser.make_schedule(
     config.train, epochs=epochs, steps_per_epoch=feed.steps_per_epoch(train_data, config)
@@ -88,11 +116,20 @@ def fit(toy, directory, config, *, epochs=3, **arguments):
   state = train_state.create_state(
     toy.apply, toy.variables, optimiser.make_tx(config, schedule, strength=1e-3)
   )
+  totals, seen = None, []
   with checkpoint.open_manager(directory, keep=3) as manager:
     restored = checkpoint.restore(manager, state)
     if restored is not None:
-      state, *_ = restored
-    return loop.fit(state, train_data, task, config=config, manager=manager, **arguments)
+      state, _, totals = restored
+    trained = loop.fit(
+      state, train_data, task, config=config, watch=AskedAt(asked_at), totals=totals
+    )
+    with contextlib.closing(trained):
+      for epoch in itertools.islice(trained, only):
+        state = jax.device_get(epoch.state)
+        checkpoint.save(manager, epoch.step, state, seconds=0.0, totals=epoch.totals)
+        seen.append(epoch._replace(state=None))
+  return state, seen
 
 
 def test_schedule_drops_at_whole_steps():
@@ -191,75 +228,101 @@ def test_evaluation_is_exact_over_the_whole_split(count):
   np.testing.assert_allclose(evaluate(toy.variables, test_data), (accuracy, loss), rtol=1e-5)
 
 
+def test_filling_images_count_for_nothing_whatever_their_logits():
+  """A batch is filled up with images whose logits may be NaN; 0 times NaN would be NaN."""
+  logits = np.random.RandomState(0).randn(2, 4, 3).astype(np.float32)
+  label = np.array([[0, 1, 2, 0], [2, 1, 0, 0]])
+  mask = np.array([[1, 1, 1, 1], [1, 1, 0, 0]], np.float32)
+  spoilt = np.where(mask[..., None] > 0, logits, np.nan)
+  evaluate = jax.vmap(
+    lambda batch: steps.eval_step(lambda _, image: image, {}, batch), axis_name='batch'
+  )
+  result = evaluate({'image': spoilt, 'label': label, 'mask': mask})
+  real = mask > 0
+  want = {
+    'loss': np.sum(steps.cross_entropy(logits[real], label[real])),
+    'correct': np.sum(np.argmax(logits[real], -1) == label[real]),
+    'count': 6,
+  }
+  for name, value in want.items():
+    np.testing.assert_allclose(result[name], [value, value], rtol=1e-6)
+
+
 def test_step_is_traced_once_and_state_has_no_device_axis(tmp_path):
   toy = Toy()
-  state, seconds = fit(toy, tmp_path, make_config())
-  assert toy.traces == 1 and seconds > 0
+  state, _ = fit(toy, tmp_path, make_config())
+  assert toy.traces == 1
   assert int(state.step) == 9
   assert jax.tree.map(jnp.shape, state.params) == jax.tree.map(jnp.shape, toy.variables['params'])
   assert not same(state.params, toy.variables['params'])
 
 
-def test_every_image_is_seen_at_most_once_an_epoch(tmp_path, monkeypatch):
-  seen = []
+def test_every_image_is_seen_at_most_once_an_epoch():
+  config, train_data, seen = make_config(), make_data(), []
+  # An image is recognised by its value.
+  train_data = dataclasses.replace(
+    train_data,
+    image=np.broadcast_to(np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1), (50, 4, 4, 1)),
+  )
+  batches = feed.create(train_data, config, key=jax.random.key(3))
 
-  def take_batch(arrays, order, start, batch_size):
-    batch = original(arrays, order, start, batch_size)
-    index = lax.dynamic_slice_in_dim(order, start, batch_size)
-    jax.debug.callback(lambda index: seen.extend(index.tolist()), index)
+  def take(*arguments):
+    batch = batches.take(*arguments)
+    jax.debug.callback(lambda image: seen.extend(image.tolist()), batch['image'][:, 0, 0, 0])
     return batch
 
-  original = data.take_batch
-  monkeypatch.setattr(data, 'take_batch', take_batch)
-  fit(Toy(), tmp_path, make_config(), epochs=2)
+  train(config, train_data, batches._replace(take=take), Toy().apply, count=6)
   jax.effects_barrier()
   epochs = [frozenset(seen[:48]), frozenset(seen[48:])]
   assert len(seen) == 96 and all(len(epoch) == 48 for epoch in epochs)
 
 
 def test_resumed_run_is_bit_identical(tmp_path):
-  class Stop(Exception):
-    pass
-
-  def stop(**values):
-    if values['epoch'] == 3:
-      raise Stop
-
   config = make_config()
   whole, _ = fit(Toy(), tmp_path / 'whole', config)
-  with pytest.raises(Stop):
-    fit(Toy(), tmp_path / 'parts', config, record=stop)
-  lines = []
-  parts, _ = fit(Toy(), tmp_path / 'parts', config, record=lambda **values: lines.append(values))
-  assert [line['step'] for line in lines] == [9]
-  assert same(jax.device_get(whole), jax.device_get(parts))
+  fit(Toy(), tmp_path / 'parts', config, only=2)
+  parts, epochs = fit(Toy(), tmp_path / 'parts', config)
+  assert [epoch.step for epoch in epochs] == [9]
+  assert same(whole, parts)
 
 
-def test_records_one_line_an_epoch(tmp_path):
-  lines, calls = [], itertools.count()
-  fit(
-    Toy(),
-    tmp_path,
-    make_config(eval_every_epochs=2),
-    record=lambda **values: lines.append(values),
-    evaluate=lambda variables: evaluation.Result(0.5, float(next(calls))),
-  )
-  assert [line['epoch'] for line in lines] == [1, 2, 3]
-  assert [line.get('test_loss') for line in lines] == [None, 0.0, None]
+def test_run_that_is_stopped_within_an_epoch_is_bit_identical(tmp_path):
+  config = make_config(log_every_steps=1)
+  whole, epochs = fit(Toy(), tmp_path / 'whole', config)
+  _, begun = fit(Toy(), tmp_path / 'parts', config, asked_at=4)
+  assert [(epoch.step, epoch.is_complete) for epoch in begun] == [(3, True), (5, False)]
+  assert begun[-1].totals['steps'] == 2
+  parts, rest = fit(Toy(), tmp_path / 'parts', config)
+  assert [(epoch.step, epoch.is_complete) for epoch in rest] == [(6, True), (9, True)]
+  assert same(whole, parts)
+  # The epoch in between has the means of all its steps.
+  assert [(e.loss, e.accuracy) for e in rest] == [(e.loss, e.accuracy) for e in epochs[1:]]
+
+
+def test_a_stage_that_is_at_its_end_has_no_epochs_left(tmp_path):
+  whole, _ = fit(Toy(), tmp_path, make_config(), epochs=1)
+  again, epochs = fit(Toy(), tmp_path, make_config(), epochs=1)
+  assert not epochs and same(whole, again)
+
+
+def test_epochs_say_how_they_went(tmp_path):
+  _, epochs = fit(Toy(), tmp_path, make_config())
+  assert [epoch.number for epoch in epochs] == [1, 2, 3]
+  assert [epoch.step for epoch in epochs] == [3, 6, 9]
   np.testing.assert_allclose(
-    [line['learning_rate'] for line in lines], [0.1, 0.01, 0.001], rtol=1e-5
+    [epoch.learning_rate for epoch in epochs], [0.1, 0.01, 0.001], rtol=1e-5
   )
-  assert all(0 <= line['accuracy'] <= 1 and line['images_per_second'] > 0 for line in lines)
+  assert all(epoch.is_complete for epoch in epochs)
+  assert all(
+    epoch.loss > 0 and 0 <= epoch.accuracy <= 1 and epoch.images_per_second > 0 for epoch in epochs
+  )
 
 
 def test_divergence_is_one_clear_error(tmp_path):
   config = make_config()
-  fit(Toy(), tmp_path, config, epochs=1)
   config.train.learning_rate = 1e30
   with pytest.raises(
-    loop.DivergedError,
-    match=r'toy: the loss is not finite at step \d.*'
-    r'1e\+.*checkpoint of step 3 stays',
+    loop.DivergedError, match=r'toy: the loss is not finite at step \d.* rate is 1e\+.*Try'
   ):
     fit(Toy(), tmp_path, config)
 
@@ -301,8 +364,25 @@ def test_recalibration_runs_on_many_devices():
   )
 
 
+def train(config, train_data, batches, apply, *, count):
+  """Takes so many steps; returns the mean loss of each call, and the parameters after the last."""
+  state = train_state.create_state(
+    apply, Toy().variables, optimiser.make_tx(config, lambda step: 0.1, strength=1e-3)
+  )
+  run = loop.make_step(batches, train_data, config, key=jax.random.key(4))
+  state, losses = devices.replicate(state, devices.local(config.devices)), []
+  with contextlib.closing(batches.steps(0)) as parts:
+    while int(state.step) < count:
+      totals = {name: jnp.zeros([]) for name in ('loss', 'accuracy', 'steps')}
+      now = min(config.steps_per_call, count - int(state.step))
+      part, *_ = (next(parts) for _ in range(now))
+      state, totals = run(state, totals, part, now)
+      losses.append(float(totals['loss'] / totals['steps']))
+  return np.array(losses), jax.device_get(state.params)
+
+
 def curve(config, *, axis_name=None, steps=6):
-  """Loss of each step, and the parameters after the last."""
+  """What `train` returns of a network, with BatchNorm over an axis of devices if it has a name."""
   model = models.create('vgg', num_classes=3, widths=(4, 'M', 4), axis_name=axis_name)
 
   def apply(params, batch_stats, image, key):
@@ -314,20 +394,7 @@ def curve(config, *, axis_name=None, steps=6):
 
   train_data = make_data(n=64)
   batches = feed.create(train_data, config, key=jax.random.key(3))
-  state = train_state.create_state(
-    apply, Toy().variables, optimiser.make_tx(config, lambda step: 0.1, strength=1e-3)
-  )
-  run = loop.make_step(batches, train_data, config, key=jax.random.key(4))
-  places = loop.devices.local(config.devices)
-  state, losses = loop.devices.replicate(state, places), []
-  parts = batches.steps(0)
-  while int(state.step) < steps:
-    totals = {name: jnp.zeros([]) for name in ('loss', 'accuracy', 'steps')}
-    count = min(config.steps_per_call, steps - int(state.step))
-    part, *_ = (next(parts) for _ in range(count))
-    state, totals = run(state, totals, part, count)
-    losses.append(float(totals['loss'] / totals['steps']))
-  return np.array(losses), jax.device_get(state.params)
+  return train(config, train_data, batches, apply, count=steps)
 
 
 @pytest.mark.parametrize('count', [2, 8])

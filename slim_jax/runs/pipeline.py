@@ -5,8 +5,8 @@ it stands in `Workdir.records`; so whenever a run ends, the same call continues 
 complete stages have left is opened again by `finished`.
 """
 
-from collections.abc import Callable
-import functools
+from collections.abc import Callable, Iterator
+import contextlib
 import time
 from typing import Any
 
@@ -25,7 +25,7 @@ from slim_jax.runs.context import Run
 from slim_jax.runs.network import Network
 from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir
-from slim_jax.runtime import files, processes, versions
+from slim_jax.runtime import files, interrupt, processes, versions
 from slim_jax.runtime.config import Config
 from slim_jax.sparsity import observe
 from slim_jax.training import (
@@ -197,35 +197,111 @@ def _train(
   manager: ocp.CheckpointManager,
   evaluate: Callable[..., evaluation.Result],
 ) -> tuple[train_state.TrainState, float]:
+  """Trains a stage to its end, from its last checkpoint if there is one.
+
+  Returns:
+    The trained state, and the seconds spent on the stage.
+  """
   restored = checkpoint.restore(manager, state)
   seconds, totals = 0.0, None
   if restored is not None:
     state, seconds, totals = restored
     logging.info('%s: continues from step %d', stage, state.step)
-  validate = None
-  if _is_chosen(opened, stage):
-    validate = functools.partial(evaluate, split_data=opened.valid_data)
-  with recording.recorder(opened.workdir, stage, step=int(state.step)) as record:
-    return loop.fit(
-      state,
-      opened.train_data,
-      task,
-      config=opened.config,
-      manager=manager,
-      seconds=seconds,
-      totals=totals,
-      record=record,
-      describe=functools.partial(_describe, stage) if stage.name == 'sparse' else None,
-      evaluate=functools.partial(evaluate, split_data=opened.test_data),
-      validate=validate,
-    )
+  began = time.monotonic() - seconds
+  with (
+    recording.recorder(opened.workdir, stage, step=int(state.step)) as record,
+    interrupt.watch() as watch,
+    _diverging(manager),
+    contextlib.closing(
+      loop.fit(state, opened.train_data, task, config=opened.config, watch=watch, totals=totals)
+    ) as epochs,
+  ):
+    for epoch in epochs:
+      state, score = epoch.state, None
+      due = epoch.is_complete and (
+        _is_due(epoch, opened.config.checkpoint_every_epochs) or epoch.number == task.epochs
+      )
+      if epoch.is_complete:
+        # Before the checkpoint: a record beyond the last checkpoint can be dropped, one
+        # that is missing before it cannot be made again.
+        scores = _scores(opened, stage, epoch, evaluate, validated=due)
+        record(**_metrics(epoch, scores))
+        score = scores.get('valid_accuracy')
+      stop = not epoch.is_complete or watch.asked()
+      if due or stop:
+        checkpoint.save(
+          manager,
+          epoch.step,
+          state,
+          seconds=time.monotonic() - began,
+          score=score,
+          totals=epoch.totals,
+        )
+      if stop:
+        checkpoint.wait(manager)
+        raise interrupt.Preempted(
+          f'{stage}: stopped at step {epoch.step}, as SIGTERM asks, and saved; '
+          'the same command continues'
+        )
+  checkpoint.wait(manager)
+  return state, time.monotonic() - began
+
+
+@contextlib.contextmanager
+def _diverging(manager: ocp.CheckpointManager) -> Iterator[None]:
+  """Adds to a `DivergedError` which checkpoint stays."""
+  try:
+    yield
+  except loop.DivergedError as error:
+    saved = manager.latest_step()
+    if saved is None:
+      raise
+    raise loop.DivergedError(
+      f'{error}; the checkpoint of step {saved} stays in {manager.directory}'
+    ) from error
+
+
+def _is_due(epoch: loop.Epoch, every: int) -> bool:
+  """Whether what happens every so many epochs, 0 for never, follows this one."""
+  return every > 0 and epoch.number % every == 0
+
+
+def _scores(
+  opened: Run,
+  stage: Stage,
+  epoch: loop.Epoch,
+  evaluate: Callable[..., evaluation.Result],
+  *,
+  validated: bool,
+) -> dict[str, Any]:
+  """Evaluates the network after an epoch, as often as the config asks; describes its scales."""
+  result = _describe(stage, epoch.state.params) if stage.name == 'sparse' else {}
+  variables = train_state.variables_of(epoch.state)
+  if _is_due(epoch, opened.config.eval_every_epochs):
+    result['test_accuracy'], result['test_loss'] = evaluate(variables, opened.test_data)
+  if validated and _is_chosen(opened, stage):
+    result['valid_accuracy'], result['valid_loss'] = evaluate(variables, opened.valid_data)
+  return result
+
+
+def _metrics(epoch: loop.Epoch, scores: dict[str, Any]) -> dict[str, Any]:
+  """What is recorded of an epoch."""
+  return {
+    'epoch': epoch.number,
+    'step': epoch.step,
+    'loss': epoch.loss,
+    'accuracy': epoch.accuracy,
+    **scores,
+    'learning_rate': epoch.learning_rate,
+    'images_per_second': epoch.images_per_second,
+  }
 
 
 def _describe(stage: Stage, params: PyTree) -> dict[str, Any]:
-  """How sparse the scales are, said and for the metrics."""
-  found = observe.shares(params)
-  logging.info('%s: %s', stage, observe.say(found))
-  return {**found, 'scales': observe.by_layer(params)}
+  """Measures how sparse the scales are, logs it, and returns it for the metrics."""
+  shares = observe.shares(params)
+  logging.info('%s: %s', stage, observe.say(shares))
+  return {**shares, 'scales': observe.by_layer(params)}
 
 
 def _is_chosen(opened: Run, stage: Stage) -> bool:
