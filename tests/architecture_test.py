@@ -3,6 +3,7 @@
 import ast
 import inspect
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -132,6 +133,14 @@ def test_the_library_is_light():
     'assert not bridge.backends_are_initialized()\n'
   )
   subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
+
+
+def test_tests_import_no_tests():
+  """What several of them need is in tests/helpers/."""
+  for path in (ROOT / 'tests').rglob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, (ast.Import, ast.ImportFrom)):
+        assert not re.search(r'_test\b', ast.unparse(node)), path
 
 
 def test_configs_import_nothing_of_ours():

@@ -3,12 +3,11 @@
 import time
 
 import flax.linen as nn
-from helpers import zoo
+from helpers import random_networks, zoo
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_networks_test import Random
 
 import slim_jax
 from slim_jax import batch_norms, models, tree
@@ -71,7 +70,7 @@ def test_brute_force(name):
 def test_random_networks(seed, monkeypatch):
   """All channels asked: in these networks any channel may differ from those beside it."""
   monkeypatch.setattr(per_channel, '_piecewise', lambda f, n: np.array([f(i) for i in range(n)]))
-  case = zoo.Case('random', lambda dtype: Random(dtype, seed), (6, 6, 6, 2))
+  case = zoo.Case('random', lambda dtype: random_networks.Random(dtype, seed), (6, 6, 6, 2))
   model = zoo.build(case, jnp.float32, seed)
   check(model.infer, model.variables, model.x)
 

@@ -3,7 +3,7 @@
 import functools
 import json
 
-import config_test
+from helpers import configs
 import jax
 import ml_collections
 import numpy as np
@@ -26,7 +26,7 @@ SMALL = {
 
 
 def small(name):
-  config = config_test.load(name).get_config()
+  config = configs.load(name)
   with config.unlocked():
     config.model.update(SMALL[config.model.name])
     config.batch_size, config.devices = 8, 1
@@ -64,7 +64,7 @@ def train_two_steps(text):
   return jax.device_get(train_state.variables_of(state))
 
 
-@pytest.mark.parametrize('name', config_test.NAMES)
+@pytest.mark.parametrize('name', configs.NAMES)
 def test_config_trains_and_is_pruned(name):
   config = small(name)
   shape = (8, 8, 1 if config.dataset in ('mnist', 'digits') else 3)

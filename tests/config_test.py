@@ -1,9 +1,9 @@
 """Configs: they load, are locked, have the same fields, and every field is read."""
 
-import importlib.util
 import pathlib
 import re
 
+from helpers import configs
 import ml_collections
 import pytest
 
@@ -11,14 +11,6 @@ from slim_jax import tree
 from slim_jax.runs import checks, schema
 
 ROOT = pathlib.Path(__file__).parents[1]
-NAMES = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
-
-
-def load(name):
-  spec = importlib.util.spec_from_file_location(name, ROOT / 'configs' / f'{name}.py')
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
 
 
 def names_of(config):
@@ -32,22 +24,22 @@ def is_value(node):
 
 
 def test_there_are_configs():
-  assert 'digits' in NAMES
+  assert 'digits' in configs.NAMES
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', configs.NAMES)
 def test_config_is_locked_and_can_work(name):
-  config = load(name).get_config()
+  config = configs.load(name)
   assert config.is_locked
   # The tests have eight devices, which need not divide every batch size.
   config.batch_size *= 8
   checks.check_config(config)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', configs.NAMES)
 def test_fields_are_those_of_the_table(name):
   """And no field of the table is left out."""
-  assert not list(schema.problems(load(name).get_config()))
+  assert not list(schema.problems(configs.load(name)))
 
 
 def test_table_has_every_field_of_the_demonstration():
@@ -56,7 +48,7 @@ def test_table_has_every_field_of_the_demonstration():
     for section, types in schema.FIELDS.items()
     for name in types
   }
-  assert named == names_of(load('digits').get_config())
+  assert named == names_of(configs.load('digits'))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +82,7 @@ def test_table_has_every_field_of_the_demonstration():
   ],
 )
 def test_types_are_checked_before_values(change, problems):
-  config = load('digits').get_config().to_dict()
+  config = configs.load('digits').to_dict()
   change(config)
   with pytest.raises(checks.ConfigError) as error:
     checks.check_config(ml_collections.ConfigDict(config))
@@ -105,16 +97,17 @@ def test_what_is_no_config_is_refused():
     checks.check_config(None)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', configs.NAMES)
 def test_config_stands_alone_and_says_how_to_run_it(name):
   source = (ROOT / 'configs' / f'{name}.py').read_text()
   imports = re.findall(r'^(?:import|from) (\S+)', source, re.M)
   assert imports == ['ml_collections']
   assert f'--config=configs/{name}.py' in source
-  assert load(name).__doc__ and load(name).get_config.__doc__
+  module = configs.module(name)
+  assert module.__doc__ and module.get_config.__doc__
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', configs.NAMES)
 def test_every_field_is_explained(name):
   """Above each run of assignments stands a comment."""
   lines = (ROOT / 'configs' / f'{name}.py').read_text().splitlines()
@@ -125,7 +118,7 @@ def test_every_field_is_explained(name):
 
 def test_every_field_is_read():
   source = '\n'.join(path.read_text() for path in (ROOT / 'slim_jax').rglob('*.py'))
-  for name in names_of(load('digits').get_config()):
+  for name in names_of(configs.load('digits')):
     section, _, field = name.rpartition('.')
     if section == 'augment':  # handed on whole, as keyword arguments
       assert '**config.augment' in source or '**context.config.augment' in source
@@ -195,14 +188,14 @@ def test_nothing_is_read_with_a_default():
   ],
 )
 def test_what_cannot_work_is_refused_with_its_field(changes, message):
-  config = load('digits').get_config()
+  config = configs.load('digits')
   config.update_from_flattened_dict(changes)
   with pytest.raises(checks.ConfigError, match=message):
     checks.check_config(config)
 
 
 def test_all_that_is_wrong_is_listed_at_once():
-  config = load('digits').get_config()
+  config = configs.load('digits')
   config.update_from_flattened_dict({'passes': 0, 'train.epochs': 0, 'momentum': 2.0})
   with pytest.raises(checks.ConfigError) as error:
     checks.check_config(config)
@@ -210,7 +203,7 @@ def test_all_that_is_wrong_is_listed_at_once():
 
 
 def test_model_takes_only_its_arguments():
-  config = load('digits').get_config()
+  config = configs.load('digits')
   with config.unlocked():
     config.model.depth = 3
   with pytest.raises(checks.ConfigError, match="config.model: model 'vgg' takes no argument depth"):
@@ -219,5 +212,5 @@ def test_model_takes_only_its_arguments():
 
 def test_unknown_field_is_refused():
   with pytest.raises(AttributeError, match='epochs'):
-    load('digits').get_config().train.epoch = 3
-  assert isinstance(load('digits').get_config(), ml_collections.ConfigDict)
+    configs.load('digits').train.epoch = 3
+  assert isinstance(configs.load('digits'), ml_collections.ConfigDict)

@@ -9,6 +9,7 @@ os.environ['XLA_FLAGS'] = (
   + ' --xla_backend_optimization_level=0'
 )
 
+from helpers import commands, configs
 import jax
 import pytest
 
@@ -55,12 +56,8 @@ def digits_dir(tmp_path_factory):
 @pytest.fixture(scope='session')
 def two_passes(digits_dir, tmp_path_factory):
   """Config, directory and records of a complete run of two passes; copy it to change it."""
-  import config_test
-  from helpers import commands
+  from slim_jax.runs import pipeline  # takes seconds
 
-  from slim_jax.runs import pipeline
-
-  config = config_test.load('digits').get_config()
-  config.update_from_flattened_dict({**commands.TINY, 'data_dir': digits_dir})
+  config = configs.load('digits', **commands.TINY, data_dir=digits_dir)
   workdir = tmp_path_factory.mktemp('two_passes')
   return config, workdir, pipeline.run(config, workdir)

@@ -4,8 +4,7 @@ import json
 import subprocess
 import sys
 
-import config_test
-from helpers import commands
+from helpers import commands, configs
 import numpy as np
 import pytest
 
@@ -28,7 +27,7 @@ WITHOUT_JAX = "sys.modules['jax'] = sys.modules['flax'] = None\n"
   ids=['vgg', 'preresnet', 'densenet'],
 )
 def run(request, tmp_path_factory):
-  config = config_test.load('digits').get_config()
+  config = configs.load('digits')
   config.update_from_flattened_dict(
     {
       **commands.TINY,

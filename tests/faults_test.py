@@ -8,13 +8,11 @@ import subprocess
 import sys
 import time
 
-import config_test
-from helpers import commands
+from helpers import commands, configs, curves
 from helpers.trees import same
 import jax
 import numpy as np
 import pytest
-from recording_test import curves
 
 from slim_jax import data
 from slim_jax.runs import pipeline, workdir
@@ -54,7 +52,7 @@ def test_killed_run_ends_bit_identical(tmp_path, data_dir):
     checkpoint.read(tmp_path / 'whole' / 'checkpoints' / '1-finetuned'),
     checkpoint.read(tmp_path / 'killed' / 'checkpoints' / '1-finetuned'),
   )
-  loss = curves(tmp_path / 'killed' / 'tensorboard' / '1-finetuned')[0]['loss']
+  loss = curves.read(tmp_path / 'killed' / 'tensorboard' / '1-finetuned')[0]['loss']
   lines = (tmp_path / 'killed' / 'metrics.jsonl').read_text().splitlines()
   assert [value for _, value in loss] == pytest.approx(
     [json.loads(line)['loss'] for line in lines[1:]]
@@ -138,7 +136,7 @@ def test_config_that_is_none_ends_with_a_line(tmp_path, text, message):
 
 @pytest.fixture(scope='module')
 def tiny(data_dir):
-  config = config_test.load('digits').get_config()
+  config = configs.load('digits')
   config.update_from_flattened_dict({**commands.LONG, 'finetune.epochs': 1, 'data_dir': data_dir})
   return config
 

@@ -3,13 +3,12 @@
 import dataclasses
 
 from flax import linen as nn
-from helpers import laws, zoo
+from helpers import laws, random_networks, zoo
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from random_networks_test import Random
 
 import slim_jax
 from slim_jax import tree
@@ -53,7 +52,7 @@ def test_a_dead_scale_alone_changes_nothing(case, x64):
 )
 def test_random_networks(seed, x64):
   x = jax.random.normal(jax.random.key(seed), (2, 8, 8, 3), jnp.float64)
-  model = zoo.linen.functions(Random(jnp.float64, seed), x)
+  model = zoo.linen.functions(random_networks.Random(jnp.float64, seed), x)
   variables = zoo.randomise(model.variables, jnp.float64, seed)
   check(model.infer, variables, x, laws.random_dead(variables, 0.6, seed=seed, emptied=seed % 2))
 

@@ -4,8 +4,7 @@ import json
 import subprocess
 import sys
 
-import config_test
-from pipeline_options_test import make_config
+from helpers import configs
 import pytest
 
 from slim_jax import look
@@ -18,7 +17,7 @@ PLAIN = {'valid_split': '', 'scratch.e': False, 'scratch.b': False, 'baseline_ep
 
 @pytest.fixture(scope='module')
 def sparse(tmp_path_factory):
-  config = make_config(data_dir=str(tmp_path_factory.mktemp('tfds')), **PLAIN)
+  config = configs.with_options(data_dir=str(tmp_path_factory.mktemp('tfds')), **PLAIN)
   workdir = tmp_path_factory.mktemp('run')
   pipeline.run(config, workdir, last=stages.named(config, 'sparse'))
   return config, workdir
@@ -28,7 +27,7 @@ def sparse(tmp_path_factory):
 def test_a_row_is_what_the_cut_gives(sparse, tmp_path, bias):
   config, workdir = sparse
   changes = {'prune.bias': bias, 'recalibrate_batches': 3, 'finetune.epochs': 0}
-  config = make_config(data_dir=config.data_dir, **PLAIN, **changes)
+  config = configs.with_options(data_dir=config.data_dir, **PLAIN, **changes)
   rows = look.run(config, workdir, [0.0, 0.4, 0.6])
   assert [row['fraction'] for row in rows] == [0.0, 0.4, 0.6]
   assert rows == json.loads((workdir / 'look.json').read_text())
@@ -62,13 +61,15 @@ def test_what_cannot_be_looked_at_is_said(sparse, tmp_path):
   with pytest.raises(workdir_module.WorkdirError, match='no run with a complete sparse stage'):
     look.run(config, tmp_path, [0.1])
   with pytest.raises(workdir_module.WorkdirError, match='train.epochs: 2 there, 3 now'):
-    look.run(make_config(data_dir=config.data_dir, **PLAIN, **{'train.epochs': 3}), workdir, [0.1])
+    look.run(
+      configs.with_options(data_dir=config.data_dir, **PLAIN, **{'train.epochs': 3}), workdir, [0.1]
+    )
   with pytest.raises(checks.ConfigError, match="no stage 'baseline', only for sparse, pruned"):
     stages.named(config, 'baseline')
 
 
 def test_the_command_line(tmp_path):
-  root = config_test.ROOT
+  root = configs.ROOT
   common = [
     '--config=configs/digits.py',
     f'--workdir={tmp_path}/run',

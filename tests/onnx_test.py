@@ -6,8 +6,7 @@ import json
 import subprocess
 import sys
 
-import config_test
-from helpers import commands, zoo
+from helpers import commands, configs, zoo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +39,7 @@ np.savez('logits.npz', seven=logits, one=one, **session.get_modelmeta().custom_m
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """A thin pre-activation ResNet, which picks channels from streams."""
-  config = config_test.load('digits').get_config()
+  config = configs.load('digits')
   config.update_from_flattened_dict(
     {
       **commands.TINY,

@@ -2,7 +2,7 @@
 
 import json
 
-import config_test
+from helpers import configs
 import jax
 import numpy as np
 import PIL.Image
@@ -14,33 +14,6 @@ from slim_jax.display import tables
 from slim_jax.runs import checks, network, pipeline, pruning, stages
 from slim_jax.training import checkpoint, feed, steps
 
-TINY = {
-  'train_split': 'train[:256]',
-  'test_split': 'test[:100]',
-  'eval_batch_size': 100,
-  'model.widths': (6, 'M', 6),
-  'baseline_epochs': 3,
-  'train.epochs': 2,
-  'train.pull': 1.5,
-  'prune.fraction': 0.4,
-  'prune.min_channels': 1,
-  'finetune.epochs': 2,
-  'checkpoint_every_epochs': 1,
-  'keep_checkpoints': 1,
-  'devices': 1,
-  'batch_size': 64,
-  'base_batch_size': 32,
-  'valid_split': 'train[256:320]+test[100:120]',
-  'scratch.e': True,
-  'scratch.b': True,
-}
-
-
-def make_config(**changes):
-  config = config_test.load('digits').get_config()
-  config.update_from_flattened_dict({**TINY, **changes})
-  return config
-
 
 @pytest.fixture(scope='module')
 def evaluated():
@@ -50,7 +23,7 @@ def evaluated():
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory, evaluated):
-  config = make_config(data_dir=str(tmp_path_factory.mktemp('tfds')))
+  config = configs.with_options(data_dir=str(tmp_path_factory.mktemp('tfds')))
   workdir = tmp_path_factory.mktemp('run')
   eval_step = steps.eval_step
 
@@ -148,13 +121,13 @@ def test_load_and_changes_leave_scratch_aside(finished):
   _, variables = slim_jax.load(workdir)
   jax.tree.map(np.testing.assert_array_equal, variables, variables_of(workdir, '1-finetuned'))
   with config.unlocked():
-    config = make_config(data_dir=config.data_dir, **{'scratch.b': False})
+    config = configs.with_options(data_dir=config.data_dir, **{'scratch.b': False})
   assert {row['stage']: row for row in pipeline.run(config, workdir)} == rows
 
 
 @pytest.mark.parametrize('tied', ['sum', 'max'])
 def test_tied_channels_go_together_in_every_pass(tied):
-  config = make_config(**{'prune.tied': tied})
+  config = configs.with_options(**{'prune.tied': tied})
   with config.unlocked():
     config.model = {'name': 'resnet', 'blocks': (2, 2), 'width': 4}
   image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
@@ -192,7 +165,7 @@ def test_tied_channels_go_together_in_every_pass(tied):
 
 def test_biases_stay_in_every_pass(finished, tmp_path):
   config, _, _ = finished
-  config = make_config(
+  config = configs.with_options(
     data_dir=config.data_dir,
     **{
       'prune.bias': 'keep',
@@ -248,7 +221,7 @@ def test_biases_stay_in_every_pass(finished, tmp_path):
 )
 def test_sparsity_terms_and_ways_to_train(finished, tmp_path, changes):
   config, _, _ = finished
-  config = make_config(
+  config = configs.with_options(
     data_dir=config.data_dir,
     **{'baseline_epochs': 1, 'valid_split': '', 'scratch.e': False, 'scratch.b': False, **changes},
   )
@@ -291,7 +264,7 @@ def test_recalibration_may_still_change_before_it_is_done(finished):
   ],
 )
 def test_what_goes_is_said_in_the_config(changes, check_widths):
-  config = make_config(**changes)
+  config = configs.with_options(**changes)
   net = network.create(config, 10)
   image = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
   random = np.random.RandomState(0)
@@ -321,7 +294,7 @@ def folder(tmp_path_factory):
 
 
 def make_stream_config(folder):
-  return make_config(
+  return configs.with_options(
     **{
       'dataset': f'folder:{folder}',
       'image_size': 16,
@@ -373,7 +346,7 @@ def test_batches_are_the_same_on_any_number_of_devices(finished):
   train_data = data.load('digits', data_dir=config.data_dir, split='train[:256]')
   seen = []
   for count in (1, 4):
-    config = make_config(devices=count)
+    config = configs.with_options(devices=count)
     part = next(feed.create(train_data, config, key=jax.random.key(0)).steps(5))
     assert part.sharding.num_devices == count and part.shape == (count, 256 // count)
     seen.append(sorted(np.asarray(part)[:, 64 // count : 128 // count].ravel()))

@@ -2,10 +2,9 @@
 
 import json
 
-import config_test
+from helpers import configs, torch_networks
 from helpers.commands import TINY
 from helpers.trees import same
-import import_torch_test
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +20,7 @@ from slim_jax.runs import checks, finished, pipeline, pretrained, stages
 from slim_jax.training import checkpoint
 
 IMAGE = (8, 8, 3)
-WIDTHS = import_torch_test.NETWORKS['vgg'][1].widths
+WIDTHS = torch_networks.NETWORKS['vgg'][1].widths
 NEW = ('params/Dense_0/bias', 'params/Dense_0/kernel')
 
 
@@ -46,8 +45,8 @@ def write_safetensors(path, variables):
 
 def write_torch(path, variables):
   """By the names of the authors' code, from arrays that give these variables."""
-  network, _ = import_torch_test.NETWORKS['vgg']
-  arrays = import_torch_test.random_weights(network)
+  network, _ = torch_networks.NETWORKS['vgg']
+  arrays = torch_networks.random_weights(network)
   jax.tree.map(
     lambda to, of: to.__setitem__(..., of),
     variables,
@@ -168,7 +167,7 @@ def test_what_cannot_be_read_is_told(tmp_path):
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
-  config = config_test.load('digits').get_config()
+  config = configs.load('digits')
   config.update_from_flattened_dict(
     {
       **TINY,

@@ -5,10 +5,9 @@ import re
 import signal
 import time
 
-from helpers import commands
+from helpers import commands, pages
 import numpy as np
 import pytest
-from report_test import check_page
 
 from slim_jax.runtime import processes
 from slim_jax.training import checkpoint
@@ -56,7 +55,7 @@ def test_two_processes_of_two_devices_are_as_one_device(venv, tmp_path):
   output = commands.finish(together(venv, 2, *commands.flags_of(tmp_path / 'two', **fields)))
   assert output.count('finetuned, pass 1: accuracy') == 1  # the first process speaks
   assert 'report: ' in output and 'no report' not in output
-  check_page(tmp_path / 'two')
+  pages.check(tmp_path / 'two')
   commands.run(commands.main(tmp_path / 'one', **fields))
   a, b = losses(tmp_path / 'one'), losses(tmp_path / 'two')
   assert len(a) == 50 and a[-1] < a[0]

@@ -7,7 +7,7 @@ os.environ.setdefault('KERAS_BACKEND', 'jax')
 import pathlib
 import re
 
-import config_test
+from helpers import configs
 from helpers.commands import TINY
 import jax
 import pytest
@@ -75,7 +75,7 @@ def test_the_example_of_every_library_runs(library):
 
 
 def test_a_finished_run_is_loaded(tmp_path, monkeypatch):
-  config = config_test.load('digits').get_config()
+  config = configs.load('digits')
   config.update_from_flattened_dict(
     {
       **TINY,

@@ -5,9 +5,9 @@ import errno
 import json
 import struct
 
+from helpers import curves
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.compat.proto import event_pb2
 
 from slim_jax.display import tables
@@ -17,28 +17,6 @@ from slim_jax.runs.stages import Stage
 from slim_jax.runtime import files
 
 SPARSE = Stage(1, 'sparse')
-
-
-def curves(directory):
-  """(step, value) of each curve, steps of each histogram and texts, as TensorBoard reads them."""
-  found = event_accumulator.EventAccumulator(
-    str(directory),
-    size_guidance={
-      event_accumulator.SCALARS: 0,
-      event_accumulator.HISTOGRAMS: 0,
-      event_accumulator.TENSORS: 0,
-    },
-  )
-  found.Reload()
-  tags = found.Tags()
-  return (
-    {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in tags['scalars']},
-    {
-      tag: [(e.step, e.histogram_value.num) for e in found.Histograms(tag)]
-      for tag in tags['histograms']
-    },
-    [e.tensor_proto.string_val[0].decode() for tag in tags['tensors'] for e in found.Tensors(tag)],
-  )
 
 
 def steps(directory):
@@ -86,7 +64,7 @@ def test_a_stage_that_continues_has_each_epoch_once(workdir, step, expected):
   assert scales.values['params/A/scale'].tolist() == [[x] * 3 for x in expected]
   assert scales.values['params/A/scale'].dtype == np.float16
   assert np.all(np.isfinite(scales.values['params/B/scale']))
-  scalars, histograms, _ = curves(workdir.events(SPARSE))
+  scalars, histograms, _ = curves.read(workdir.events(SPARSE))
   assert scalars['loss'] == [(10, expected[0]), (20, expected[1]), (30, expected[2])]
   assert set(scalars) == {'epoch', 'loss', 'learning_rate', 'scales_below/0.01'}
   assert histograms == {
@@ -103,11 +81,11 @@ def test_a_killed_stage_leaves_what_it_has_seen(workdir):
   with recording.recorder(workdir, SPARSE, step=0) as write:
     write(epoch=1, step=10, loss=1.0)
     (path,) = workdir.events(SPARSE).iterdir()
-    assert curves(workdir.events(SPARSE))[0]['loss'] == [(10, 1.0)]
+    assert curves.read(workdir.events(SPARSE))[0]['loss'] == [(10, 1.0)]
     content = path.read_bytes()
   path.write_bytes(content[:-5])
   record(workdir, [2], step=10)
-  assert curves(workdir.events(SPARSE))[0]['loss'] == [(10, 1.0), (20, 2.0)]
+  assert curves.read(workdir.events(SPARSE))[0]['loss'] == [(10, 1.0), (20, 2.0)]
 
 
 def test_damaged_scales_are_said_and_begin_anew(workdir, caplog):
@@ -148,7 +126,7 @@ def test_events_of_a_bucket_are_copied_there(tmp_path, monkeypatch):
       board.metrics({'step': 5, 'loss': value, 'time': 100.0})
       board.flush()
       assert value == 2.0 or not target.exists()  # a minute has not gone by
-  assert curves(target)[0] == {'loss': [(5, 2.0)]}
+  assert curves.read(target)[0] == {'loss': [(5, 2.0)]}
   assert len(list(target.iterdir())) == 1
 
 
@@ -161,13 +139,13 @@ def test_a_run_has_curves_histograms_and_its_table(two_passes):
   )
   for stage in trained:
     lines = workdir.lines(stage)
-    scalars, histograms, _ = curves(workdir.events(stage))
+    scalars, histograms, _ = curves.read(workdir.events(stage))
     for name in ('loss', 'accuracy', 'learning_rate'):
       assert [at for at, _ in scalars[name]] == [line['step'] for line in lines]
       assert [value for _, value in scalars[name]] == pytest.approx([line[name] for line in lines])
     assert len(histograms) == (3 if stage.name == 'sparse' else 0)
     assert all(len(found) == len(lines) for found in histograms.values())
-  _, _, (text,) = curves(path / 'tensorboard' / 'stages')
+  _, _, (text,) = curves.read(path / 'tensorboard' / 'stages')
   assert text == tables.markdown(records)
   assert text.count('\n| ') == 1 + len(records) and 'Warning: sparse, pass 1' in text
 

@@ -1,14 +1,12 @@
 """The page of a run: all that the run has, nothing from elsewhere, what is damaged in a line."""
 
-import html.parser
 import json
 import re
 import shlex
 import shutil
 import sys
-from xml.etree import ElementTree
 
-from helpers import commands
+from helpers import commands, pages
 import jax
 import pytest
 
@@ -19,67 +17,6 @@ from slim_jax.report import run as run_page
 from slim_jax.runs import stages
 
 FIGURES = ['curves', 'heat-1', 'heat-2', 'scales', 'shares-1', 'shares-2', 'widths']
-
-
-class Reader(html.parser.HTMLParser):
-  """Rows of tables and lists by id, texts by class, and what the page asks for."""
-
-  def __init__(self, text):
-    super().__init__()
-    self.rows, self.texts, self.asks, self.ids, self.tags = {}, {}, [], [], []
-    self._id = self._row = self._class = None
-    self.feed(text)
-
-  def handle_starttag(self, tag, attrs):
-    attrs = dict(attrs)
-    self.tags.append(tag)
-    if 'id' in attrs:
-      self.ids.append(attrs['id'])
-    self.asks += [value for name, value in attrs.items() if name in ('href', 'src', 'xlink:href')]
-    if tag in ('table', 'ul'):
-      self._id = attrs['id']
-      self.rows[self._id] = []
-    elif tag in ('tr', 'li') and self._id:
-      self._row = []
-      self.rows[self._id].append(self._row)
-    elif tag in ('td', 'th') or attrs.get('class') in ('name', 'count'):
-      self._row.append('')
-    elif tag == 'p':
-      self._class = attrs.get('class', '')
-      self.texts.setdefault(self._class, []).append('')
-
-  def handle_endtag(self, tag):
-    if tag in ('table', 'ul', 'p'):
-      self._id = self._row = self._class = None
-
-  def handle_data(self, data):
-    if self._class is not None:
-      self.texts[self._class][-1] += data
-    elif self._row:
-      self._row[-1] += data.strip()
-
-
-def check_page(directory):
-  """That a page is whole and asks for nothing; returns what is read from it."""
-  text = (directory / 'report' / 'index.html').read_text()
-  found = Reader(text)
-  assert not {'script', 'link', 'iframe', 'img'} & set(found.tags)
-  assert all(ask.startswith(('#', 'data:')) for ask in found.asks), found.asks
-  assert '@import' not in text and not re.findall(r'url\((?!#)', text)
-  assert len(set(found.ids)) == len(found.ids)
-  used = re.findall(r'url\(#([^)]*)\)', text) + [ask[1:] for ask in found.asks if ask[0] == '#']
-  assert used and set(used) <= set(found.ids)
-  defined = set(re.findall(r'(--[\w]+):', text))
-  assert set(re.findall(r'var\((--\w+)\)', text)) <= defined
-  pictures = re.findall(r'<svg.*?</svg>', text, re.S)
-  files = sorted((directory / 'report').glob('*.svg'))
-  assert len(pictures) == len(files)
-  for picture in (*pictures, *(path.read_text() for path in files)):
-    root = ElementTree.fromstring(picture)
-    assert root.tag == '{http://www.w3.org/2000/svg}svg' and root.get('viewBox')
-    assert '#0102' not in picture  # a colour that only stands for a name
-  assert not any('var(' in path.read_text() for path in files)
-  return found
 
 
 @pytest.fixture
@@ -100,7 +37,7 @@ def written(two_passes, tmp_path_factory):
 
 def test_every_stage_has_its_row(written, two_passes):
   _, _, records = two_passes
-  found = check_page(written)
+  found = pages.check(written)
   header, *rows = found.rows['stages']
   assert header == ['stage', 'accuracy', 'loss', 'params', 'MACs', 'FLOPs', 'activations', 'time']
   for row, record in zip(rows, records, strict=True):
@@ -123,7 +60,7 @@ def test_widths_are_those_of_the_plan(written):
     for path, cut in sorted(plan.cuts.items())
     if path[-1] == 'scale'
   ]
-  assert check_page(written).rows['widths'] == expected and len(expected) == 2
+  assert pages.check(written).rows['widths'] == expected and len(expected) == 2
 
 
 def test_every_figure_is_there_in_the_page_and_beside_it(written):
@@ -144,7 +81,7 @@ def test_it_says_what_made_the_run(written):
 
 def test_full_and_thin_network_are_timed(run, monkeypatch):
   page.write(run, timed=True)
-  header, *rows = check_page(run).rows['latency']
+  header, *rows = pages.check(run).rows['latency']
   assert header[:3] == ['network', 'images at a time', 'latency']
   assert [row[:2] for row in rows] == [['full', '1'], ['thin', '1'], ['full', '64'], ['thin', '64']]
   saved = json.loads((run / 'report' / 'latency.json').read_text())
@@ -152,9 +89,9 @@ def test_full_and_thin_network_are_timed(run, monkeypatch):
   assert rows[3][4] == f'{saved["rows"][2]["seconds"] / saved["rows"][3]["seconds"]:.2f} times'
   monkeypatch.setattr(measure, '_HUGE', {'cpu': 1.0})
   page.write(run)  # does not measure again
-  assert check_page(run).rows['latency'][1:] == rows
+  assert pages.check(run).rows['latency'][1:] == rows
   page.write(run, timed=True)
-  found = check_page(run)
+  found = pages.check(run)
   assert found.rows['latency'][1:] == []
   assert sum('take long on this device' in text for text in found.texts['note']) == 4
 
@@ -174,7 +111,7 @@ def test_what_a_look_found_is_drawn(run):
   ]
   (run / 'look.json').write_text(json.dumps(rows))
   page.write(run)
-  check_page(run)
+  pages.check(run)
   assert (run / 'report' / 'look.svg').exists()
 
 
@@ -216,7 +153,7 @@ def test_what_is_damaged_is_said_in_a_line_and_all_else_is_shown(run, two_passes
   for name, (damage, _) in DAMAGES[what].items():
     damage(run / name)
   page.write(run)
-  found = check_page(run)
+  found = pages.check(run)
   told = [text for text in found.texts['warning'] if text.startswith('Left out')]
   for _, message in DAMAGES[what].values():
     assert any(re.search(message, text) for text in told), told
@@ -232,7 +169,7 @@ def test_a_run_without_recordings_has_its_page(run):
   for path in (*run.glob('scales-*'), run / 'starts.jsonl', run / 'metrics.jsonl'):
     path.unlink()
   page.write(run)
-  notes = check_page(run).texts['note']
+  notes = pages.check(run).texts['note']
   for text in (
     'The scales of the epochs were not recorded.',
     'No epoch is recorded yet.',
@@ -253,7 +190,7 @@ def test_layers_can_be_chosen_and_stand_in_their_order(run):
   page.write(run, layers='*Dense*')
   assert any(
     note.startswith('No scale has a path like *Dense*; there are params/BatchNorm_0/scale')
-    for note in check_page(run).texts['note']
+    for note in pages.check(run).texts['note']
   )
   paths = [
     f'params/{name}/scale'
@@ -302,6 +239,6 @@ def test_every_stage_has_a_colour():
 def test_the_command_line(run, tmp_path):
   command = [sys.executable, '-m', 'slim_jax.report', f'--workdir={run}', '--nomeasure']
   assert f'report: {run}/report/index.html' in commands.run(command)
-  check_page(run)
+  pages.check(run)
   command[3] = f'--workdir={tmp_path}/nothing'
   assert 'holds neither a run nor a study' in commands.run(command, code=1)

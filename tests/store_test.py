@@ -4,11 +4,9 @@ import json
 import signal
 import time
 
-from helpers import commands, fake_gcs
+from helpers import commands, curves, fake_gcs, pages
 from helpers.trees import same
 import pytest
-from recording_test import curves
-from report_test import check_page
 
 from slim_jax.runtime import files
 from slim_jax.training import checkpoint
@@ -60,10 +58,10 @@ def test_killed_run_in_a_bucket_ends_as_one_on_a_disk(store, data_dir, tmp_path)
   )
   a, b = (json.loads((path / 'stages.json').read_text()) for path in (here, tmp_path / 'disk'))
   assert [{**row, 'seconds': 0} for row in a] == [{**row, 'seconds': 0} for row in b]
-  loss = curves(here / 'tensorboard/1-finetuned')[0]['loss']
+  loss = curves.read(here / 'tensorboard/1-finetuned')[0]['loss']
   assert [step // 4 for step, _ in loss] == [*range(1, 9)]
   assert len(list((here / 'tensorboard/1-finetuned').iterdir())) == 1
-  assert check_page(here).rows['latency'][1:]
+  assert pages.check(here).rows['latency'][1:]
   lines = (here / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['epoch'] for line in lines] == [1, *range(1, 9)]
   output = commands.finish(start(store, commands.main('gs://bucket/run', **fields)))

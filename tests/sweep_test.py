@@ -3,9 +3,8 @@
 import json
 import shutil
 
-import pipeline_options_test
+from helpers import configs, pages
 import pytest
-from report_test import check_page
 
 from slim_jax import sweep
 from slim_jax.display import plot, tables
@@ -18,7 +17,7 @@ from slim_jax.training import loop
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
-  return pipeline_options_test.make_config(
+  return configs.with_options(
     data_dir=str(tmp_path_factory.mktemp('tfds')),
     valid_split='',
     baseline_epochs=1,
@@ -122,7 +121,7 @@ def test_plots_are_drawn(study, tmp_path):
 def test_a_study_has_its_page(study, tmp_path):
   workdir, _, points = study
   page.write(workdir)
-  found = check_page(workdir)
+  found = pages.check(workdir)
   header, *rows = found.rows['points']
   assert header[:5] == ['fraction', 'baseline', 'sparse', 'pruned', 'finetuned']
   assert [row[0] for row in rows] == ['0.2', '0.5', '0.99'] and rows[2][3] == '-'
@@ -137,7 +136,7 @@ def test_a_study_has_its_page(study, tmp_path):
     page.write(tmp_path)
   shutil.copy(workdir / 'sweep.json', tmp_path)
   page.write(tmp_path)  # the points have gone
-  assert 'there is no directory of checkpoints' in check_page(tmp_path).texts['warning'][1]
+  assert 'there is no directory of checkpoints' in pages.check(tmp_path).texts['warning'][1]
 
 
 @pytest.mark.parametrize(
