@@ -2,111 +2,52 @@
 
 import ast
 import inspect
-import pathlib
 import re
 import subprocess
 import sys
 
-import pytest
+import house
 
 import slim_jax
 
-ROOT = pathlib.Path(__file__).parents[1]
-PACKAGE = ROOT / 'slim_jax'
 
-# Each floor may import from the floors below it, and a folder from itself.
-FLOORS = [
-  {'errors', 'jaxprs', 'tree'},
-  {'batch_norms', 'cpu'},
-  {'channels', 'sparsity', 'runtime'},
-  {'costs', 'models', 'display'},
-  {'selection', 'data'},
-  {'', 'training'},  # '' is slim_jax itself: the library without the program
-  {'runs'},
-  {'command'},
-  {'report', 'export'},
-  {'main', 'look', 'sweep', 'latency'},
-]
-FLOOR = {room: n for n, floor in enumerate(FLOORS) for room in floor}
-LIBRARY = {
-  '',
-  'errors',
-  'jaxprs',
-  'tree',
-  'batch_norms',
-  'cpu',
-  'channels',
-  'sparsity',
-  'costs',
-  'models',
-  'selection',
-}
-# The package offers `load`, which it finds in the program when it is called.
-LAZY = {('', 'runs')}
-
-files = pytest.mark.parametrize(
-  'path', sorted(PACKAGE.rglob('*.py')), ids=lambda path: str(path.relative_to(ROOT))
-)
+def test_imports_point_down():
+  assert house.climbs() <= house.CLIMBS, 'a room must import from lower floors only'
 
 
-def room(path):
-  parts = path.relative_to(PACKAGE).with_suffix('').parts
-  return '' if parts == ('__init__',) else parts[0]
+def test_every_room_has_a_floor():
+  assert {house.room_of(path) for path in house.sources()} == set(house.FLOORS)
 
 
-def imported(path):
-  """Rooms that a file imports."""
-  for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.Import):
-      names = [alias.name for alias in node.names]
-    elif isinstance(node, ast.ImportFrom):
-      names = (
-        [f'slim_jax.{alias.name}' for alias in node.names]
-        if node.module == 'slim_jax'
-        else [node.module]
-      )
-    else:
-      continue
-    for name in names:
-      if name.split('.')[0] == 'slim_jax':
-        yield name.split('.')[1] if '.' in name else ''
+def test_no_function_hides_a_module():
+  """`import package.name` gives the module, whatever the package offers under other names."""
+  for path in house.PACKAGE.rglob('__init__.py'):
+    modules = {other.stem for other in path.parent.glob('*.py')}
+    package = '.'.join(path.parent.relative_to(house.ROOT).parts)
+    for node in ast.parse(path.read_text()).body:
+      if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        assert node.name not in modules, f'{package}.{node.name}'
+      if isinstance(node, ast.ImportFrom) and node.module != package:
+        hidden = modules & {alias.asname or alias.name for alias in node.names}
+        assert not hidden, f'{package}: {hidden}'
 
 
-@files
-def test_imports_point_down(path):
-  here = room(path)
-  for there in imported(path):
-    if there != here and (here, there) not in LAZY:
-      assert FLOOR[there] < FLOOR[here], f'{here} must not import {there}'
+def test_one_module_imports_what_jax_may_change():
+  for path in house.sources():
+    text = path.read_text()
+    assert 'jax._src' not in text, path
+    if path.name != 'jaxprs.py':
+      assert not re.search(r'import.*jax\.extend|jax\.extend.*import', text), path
 
 
-@files
-def test_the_library_imports_nothing_of_the_program(path):
-  if room(path) in LIBRARY:
-    outside = {there for there in imported(path) if (room(path), there) not in LAZY} - LIBRARY
-    assert not outside, f'{path} imports {outside}'
-
-
-@files
-def test_jax_extend_has_one_door(path):
-  if path.name != 'jaxprs.py':
-    assert 'jax.extend' not in ''.join(
-      line for line in path.read_text().splitlines(keepends=True) if 'import' in line
-    )
-  assert 'jax._src' not in path.read_text()
-
-
-@files
-def test_files_are_small_and_say_what_they_are(path):
-  assert len(path.read_text().splitlines()) < 500
-  assert ast.get_docstring(ast.parse(path.read_text())), 'no module docstring'
-
-
-@files
-def test_public_things_are_documented(path):
-  for node in ast.parse(path.read_text()).body:
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'):
-      assert ast.get_docstring(node), f'{node.name} has no docstring'
+def test_files_are_short_and_documented():
+  for path in house.sources():
+    module = ast.parse(path.read_text())
+    assert house.lines(path) < 500, path
+    assert ast.get_docstring(module), f'{path} has no docstring'
+    for node in module.body:
+      if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_'):
+        assert ast.get_docstring(node), f'{node.name} in {path} has no docstring'
 
 
 def test_public_api():
@@ -132,19 +73,19 @@ def test_the_library_is_light():
     'import jax._src.xla_bridge as bridge\n'
     'assert not bridge.backends_are_initialized()\n'
   )
-  subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
+  subprocess.run([sys.executable, '-c', code], check=True, cwd=house.ROOT)
 
 
 def test_tests_import_no_tests():
   """What several of them need is in tests/helpers/."""
-  for path in (ROOT / 'tests').rglob('*.py'):
+  for path in (house.ROOT / 'tests').rglob('*.py'):
     for node in ast.walk(ast.parse(path.read_text())):
       if isinstance(node, (ast.Import, ast.ImportFrom)):
         assert not re.search(r'_test\b', ast.unparse(node)), path
 
 
 def test_configs_import_nothing_of_ours():
-  for path in (ROOT / 'configs').glob('*.py'):
+  for path in (house.ROOT / 'configs').glob('*.py'):
     for node in ast.walk(ast.parse(path.read_text())):
       if isinstance(node, (ast.Import, ast.ImportFrom)):
         assert 'ml_collections' in ast.unparse(node), path

@@ -10,8 +10,13 @@ import slim_jax
 from slim_jax import batch_norms, tree
 
 
-def distance(got, want, *, floor=1e-2):
-  """Largest difference, relative to the largest value of the leaf (or `floor` of the tree's)."""
+def distance(got, want, *, floor=1e-2, equal_nan=False):
+  """Returns the largest difference, relative to the largest value of its leaf.
+
+  Leaves whose values are all below `floor` times the largest value of the tree are compared with
+  that product instead. A value that is infinite or NaN in either tree counts as an infinite
+  difference, unless both have the same infinity there or, with `equal_nan`, both have NaN.
+  """
   assert jax.tree.structure(got) == jax.tree.structure(want)
   pairs = [
     (np.asarray(g), np.asarray(w))
@@ -19,11 +24,25 @@ def distance(got, want, *, floor=1e-2):
   ]
   for g, w in pairs:
     assert (g.shape, g.dtype) == (w.shape, w.dtype), f'{g.dtype}{g.shape} is not {w.dtype}{w.shape}'
-  pairs = [(g.astype(np.float64), w.astype(np.float64)) for g, w in pairs if w.size]
-  scale = floor * max((np.max(np.abs(w)) for _, w in pairs), default=0.0)
+  pairs = [(g.astype(np.float64), w.astype(np.float64)) for g, w in pairs]
+  least = floor * max((_largest(w) for _, w in pairs), default=0.0)
   return max(
-    (np.max(np.abs(g - w)) / max(np.max(np.abs(w)), scale, 1e-300) for g, w in pairs), default=0.0
+    (_difference(g, w, equal_nan) / max(_largest(w), least, 1e-300) for g, w in pairs), default=0.0
   )
+
+
+def _largest(array):
+  """The largest absolute value among the finite ones."""
+  return np.max(np.abs(array), where=np.isfinite(array), initial=0.0)
+
+
+def _difference(a, b, equal_nan):
+  """The largest absolute difference; infinite where only one value is finite, or none."""
+  equal = (a == b) | (equal_nan & np.isnan(a) & np.isnan(b))
+  finite = np.isfinite(a) & np.isfinite(b)
+  if not np.all(finite | equal):
+    return np.inf
+  return np.max(np.abs(np.subtract(a, b, where=finite, out=np.zeros_like(a))), initial=0.0)
 
 
 def random_dead(variables, fraction, seed=0, *, emptied=False, scales=None):
