@@ -1,3 +1,6 @@
+"""Selections meet a target: no more of the network stays, and no more channels are removed than needed."""
+
+import functools
 import time
 
 import flax.linen as nn
@@ -8,11 +11,12 @@ import pytest
 
 import slim_jax
 from slim_jax import models
+from slim_jax.costs import candidates
 from slim_jax.selection import budget
 
 
 class Mixed(nn.Module):
-  """Depthwise and grouped convolutions, a loop, two streams joined."""
+  """Depthwise and grouped convolutions, a loop, two concatenated streams."""
 
   @nn.compact
   def __call__(self, x, train=False):
@@ -35,7 +39,7 @@ NETWORKS = {
 
 
 def network(module, size=8):
-  """(apply, variables, image): shapes, but for random scales."""
+  """(apply, variables, image): all are shapes except the scales, which are random."""
   image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   shapes = jax.eval_shape(
     lambda: module.init(jax.random.key(0), jnp.zeros(image.shape), train=False)
@@ -54,7 +58,7 @@ def shapes_of(variables):
 
 
 def counted(apply, variables, image, dead):
-  """`slim_jax.count` of the thin network, the way anybody would do it."""
+  """`slim_jax.count` of the thin network, by the public functions."""
   plan = slim_jax.plan(apply, variables, image, dead=dead)
   return slim_jax.count(slim_jax.thin(apply, plan), plan.slice(shapes_of(variables)), image)
 
@@ -63,11 +67,11 @@ def counted(apply, variables, image, dead):
 @pytest.mark.parametrize('name', NETWORKS)
 def test_what_is_reached_is_what_count_says(name, target):
   apply, variables, image = network(NETWORKS[name])
-  found = budget.search(apply, variables, image, target=target)
+  met = budget.search(apply, variables, image, target=target)
   field = {'macs': 'macs', 'params': 'params', 'memory': 'value_bytes'}[target.split(':')[0]]
-  assert getattr(slim_jax.count(apply, variables, image), field) == found.full
-  assert getattr(counted(apply, variables, image, found.dead), field) / found.full == found.reached
-  assert found.reached <= float(target.split(':')[1])
+  assert getattr(slim_jax.count(apply, variables, image), field) == met.full
+  assert getattr(counted(apply, variables, image, met.dead), field) / met.full == met.reached
+  assert met.reached <= float(target.split(':')[1])
 
 
 @pytest.mark.parametrize(
@@ -75,7 +79,7 @@ def test_what_is_reached_is_what_count_says(name, target):
 )
 @pytest.mark.parametrize('share', [0.2, 0.5, 0.83])
 def test_no_smaller_fraction_meets_the_target(share, options):
-  """Against every threshold there is."""
+  """Compares with every possible threshold."""
   apply, variables, image = network(NETWORKS['vgg'], 4)
   full = slim_jax.count(apply, variables, image).macs
   sizes = (8, 12, 16, 16)
@@ -89,26 +93,26 @@ def test_no_smaller_fraction_meets_the_target(share, options):
     assert a.tolist() == b.tolist()
 
 
-def test_all_of_it_is_nothing_removed():
+def test_a_share_of_one_removes_nothing():
   apply, variables, image = network(NETWORKS['vgg'])
-  found = budget.search(apply, variables, image, target='macs:1')
-  assert (found.reached, found.probes) == (1, 0)
-  assert not any(mark.any() for mark in jax.tree.leaves(found.dead))
+  met = budget.search(apply, variables, image, target='macs:1')
+  assert (met.reached, met.probes) == (1, 0)
+  assert not any(mark.any() for mark in jax.tree.leaves(met.dead))
 
 
 def test_tied_channels():
   apply, variables, image = network(NETWORKS['preresnet20'])
   labels = slim_jax.streams(apply, variables, image)
-  found = budget.search(apply, variables, image, target='params:0.5', tied=labels)
-  assert 0.48 < found.reached <= 0.5
+  met = budget.search(apply, variables, image, target='params:0.5', tied=labels)
+  assert 0.48 < met.reached <= 0.5
   gone = {}
-  for label, mark in zip(jax.tree.leaves(labels), jax.tree.leaves(found.dead), strict=True):
+  for label, mark in zip(jax.tree.leaves(labels), jax.tree.leaves(met.dead), strict=True):
     for number, goes in zip(label.tolist(), mark.tolist()):
       assert gone.setdefault(number, goes) == goes
 
 
 def test_scores():
-  """Channels in the order of their numbers, the last first."""
+  """Scores that fall with the channel's number: the last channels are removed first."""
   apply, variables, image = network(NETWORKS['vgg'])
   order = jax.tree.map(
     lambda leaf, is_scale: -np.arange(leaf.size) if is_scale else None,
@@ -134,19 +138,19 @@ def test_the_function_is_traced_once():
   assert len(calls) == 1
 
 
-def test_a_target_that_guards_forbid():
+def test_a_target_that_constraints_forbid():
   apply, variables, image = network(NETWORKS['vgg'])
   most = slim_jax.select_global(variables, fraction=0.999, max_fraction=0.25)
   left = counted(apply, variables, image, most).macs / slim_jax.count(apply, variables, image).macs
   assert left > 0.5
-  message = f'macs:0.5 cannot be met.* has {left:.3g} of the MACs.*all that these options let go'
+  message = f'macs:0.5 cannot be met.* has {left:.3g} of the MACs.*the options allow no more'
   with pytest.raises(slim_jax.BudgetError, match=message):
     slim_jax.select_budget(apply, variables, image, target='macs:0.5', max_fraction=0.25)
 
 
 def test_a_target_beyond_which_the_network_is_cut_through():
   apply, variables, image = network(NETWORKS['vgg'])
-  # One layer has the smallest scales: it is gone before the rest gets thin.
+  # The layer with the smallest scales is empty before any other becomes thin.
   variables['params']['BatchNorm_2']['scale'] *= 1e-3
   with pytest.raises(
     slim_jax.BudgetError,
@@ -194,41 +198,43 @@ def test_latency_needs_arrays():
     slim_jax.select_budget(apply, variables, image, target='latency:0.5')
 
 
-def test_latency_is_the_time_of_the_thin_network(monkeypatch):
-  """With a clock by which a call takes as long as the network has parameters."""
+def test_latency_is_the_time_of_the_thin_network():
+  """By this clock a call takes as many seconds as its variables have parameters."""
   apply, variables, image = network(NETWORKS['mlp'])
   variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), variables)
   rng = np.random.default_rng(0)
   variables['params']['BatchNorm_0']['scale'] = jnp.asarray(rng.uniform(size=20))
   variables['params']['BatchNorm_1']['scale'] = jnp.asarray(rng.uniform(size=30))
-  slim_jax.cpu_options()  # asks XLA once, with the true clock
-  clock, jit = [0.0], jax.jit
+  now = [0.0]
 
-  def slow(f, **options):
-    run = jit(f, **options)
+  def compiled(f):
+    run = jax.jit(f)
 
     def timed(variables, *args):
-      clock[0] += sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+      now[0] += sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
       return run(variables, *args)
 
     return timed
 
-  monkeypatch.setattr(budget.jax, 'jit', slow)
-  monkeypatch.setattr(budget.time, 'perf_counter', lambda: clock[0])
-  found = budget.search(apply, variables, jnp.ones(image.shape), target='latency:0.5')
+  met = budget.search(
+    apply,
+    variables,
+    jnp.ones(image.shape),
+    target='latency:0.5',
+    seconds=functools.partial(candidates.seconds, compiled=compiled, clock=lambda: now[0]),
+  )
   params = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
-  assert found.full == params and 0 < found.probes <= 8
-  monkeypatch.undo()
-  left = counted(apply, variables, image, found.dead).params
-  assert found.reached == left / params and 0.4 < found.reached <= 0.5
+  assert met.full == params and 0 < met.probes <= 8
+  left = counted(apply, variables, image, met.dead).params
+  assert met.reached == left / params and 0.4 < met.reached <= 0.5
 
 
 def test_latency_of_a_real_run():
   apply, variables, image = network(NETWORKS['mlp'])
   variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), variables)
   start = time.perf_counter()
-  found = budget.search(apply, variables, jnp.ones(image.shape), target='latency:1')
-  assert 0 < found.full < time.perf_counter() - start
+  met = budget.search(apply, variables, jnp.ones(image.shape), target='latency:1')
+  assert 0 < met.full < time.perf_counter() - start
 
 
 @pytest.mark.slow
@@ -238,10 +244,10 @@ def test_latency_of_a_real_run():
 def test_half_of_the_macs_to_one_percent(name, size):
   classes = 10 if size == 32 else 1000
   apply, variables, image = network(models.create(name, num_classes=classes), size)
-  found = budget.search(apply, variables, image, target='macs:0.5')
+  met = budget.search(apply, variables, image, target='macs:0.5')
   print(
-    f'{name}: {found.reached:.5f}, {found.probes} probes, {found.seconds:.1f} s, '
-    f'{found.seconds / found.probes:.2f} s each'
+    f'{name}: {met.reached:.5f}, {met.probes} probes, {met.seconds:.1f} s, '
+    f'{met.seconds / met.probes:.2f} s each'
   )
-  assert 0.495 <= found.reached <= 0.5
-  assert counted(apply, variables, image, found.dead).macs == found.reached * found.full
+  assert 0.495 <= met.reached <= 0.5
+  assert counted(apply, variables, image, met.dead).macs == met.reached * met.full

@@ -1,8 +1,13 @@
+"""Channels are ranked and selected by the paper's rule, thresholds, constraints and scores."""
+
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import slim_jax
+from slim_jax.selection import options
 
 
 def variables(*scales):
@@ -68,7 +73,7 @@ def test_per_layer():
   assert [len(d) - sum(d) for d in dead(tree)] == [100, 60]
 
 
-def test_guards():
+def test_constraints():
   v = variables([0.1, 0.2, 0.3, 0.4], [5.0, 6.0, 7.0, 8.0])
   assert dead(slim_jax.select_global(v, fraction=0.5))[0] == [True] * 4
   assert dead(slim_jax.select_global(v, fraction=0.5, min_channels=1))[0] == [
@@ -121,6 +126,11 @@ def test_scales_that_are_not_finite():
     slim_jax.select_global(variables([1.0, np.nan]), fraction=0.5)
 
 
+def test_the_keywords_are_the_fields_of_the_options():
+  fields = {field.name: field.type for field in dataclasses.fields(options.SelectionOptions)}
+  assert options.SelectionKeywords.__annotations__ == fields
+
+
 # Tied channels, stacked layers.
 
 
@@ -137,11 +147,11 @@ def tied(*labels):
 def test_labels_of_their_own_change_nothing():
   v = random_variables(3)
   free = tied(np.arange(7), 7 + np.arange(30), 37 + np.arange(12))
-  for options in ({}, {'per_layer': True}, {'min_channels': 3}, {'max_fraction': 0.5}):
+  for choices in ({}, {'per_layer': True}, {'min_channels': 3}, {'max_fraction': 0.5}):
     for by in ('sum', 'mean', 'max'):
       assert dead(
-        slim_jax.select_global(v, fraction=0.6, tied=free, tied_by=by, **options)
-      ) == dead(slim_jax.select_global(v, fraction=0.6, **options))
+        slim_jax.select_global(v, fraction=0.6, tied=free, tied_by=by, **choices)
+      ) == dead(slim_jax.select_global(v, fraction=0.6, **choices))
 
 
 def test_tied_channels_share_a_decision():
@@ -158,7 +168,7 @@ def test_tied_channels_share_a_decision():
   assert dead(got) == [[False, True, False], [False, True, False], [True, True]]
 
 
-def test_guards_keep_tied_channels_together():
+def test_constraints_keep_tied_channels_together():
   v = variables([1.0, 2.0, 3.0], [1.0, 2.0, 3.0, 9.0, 9.0, 9.0, 9.0, 9.0])
   labels = tied([0, 1, 2], [0, 1, 2, 3, 4, 5, 6, 7])
   got = dead(slim_jax.select_global(v, fraction=0.5, tied=labels, min_channels=2))
@@ -212,14 +222,14 @@ def test_an_absolute_threshold():
 
 
 def test_the_gap():
-  """Where two clusters of scales are furthest apart, seen as ratios."""
+  """The gap is where neighbours have the largest ratio."""
   rng = np.random.default_rng(0)
   small, large = 10 ** rng.uniform(-4, -3, 40), rng.uniform(0.3, 1.5, 60)
   both = rng.permutation(np.concatenate([small, large]))
-  v = variables(both[:30], both[30:], [0.0, 1e-12])  # nothing, and next to it: no gap below
+  v = variables(both[:30], both[30:], [0.0, 1e-12])  # negligible ones have no gap below them
   got = dead(slim_jax.select_global(v, threshold='gap'))
   assert got == [(both[:30] < 0.01).tolist(), (both[30:] < 0.01).tolist(), [True, True]]
-  # As differences, 1 and 2 are nearer than 10 and 20; as ratios 1 and 3 are furthest apart.
+  # 6 and 12 have the largest difference, 1 and 3 the largest ratio.
   assert dead(slim_jax.select_global(variables([1.0, 3.0, 6.0, 12.0]), threshold='gap')) == [
     [True, False, False, False]
   ]
@@ -237,8 +247,8 @@ def test_the_gap():
 @pytest.mark.parametrize(
   'arguments, message',
   [
-    ({}, 'give fraction or threshold'),
-    (dict(fraction=0.5, threshold=0.1), 'give fraction or'),
+    ({}, 'give either fraction or threshold'),
+    (dict(fraction=0.5, threshold=0.1), 'give either fraction or'),
     (dict(threshold='valley'), "'gap', got 'valley'"),
     (dict(threshold=np.nan), 'finite'),
   ],
@@ -248,31 +258,31 @@ def test_bad_thresholds(arguments, message):
     slim_jax.select_global(variables([1.0, 2.0]), **arguments)
 
 
-# Guards by layer.
+# Constraints by layer.
 
 
 def left(tree):
   return [len(d) - sum(d) for d in dead(tree)]
 
 
-def test_guards_by_pattern():
+def test_constraints_by_pattern():
   v = variables(
     np.arange(1.0, 11), np.arange(1.0, 11), np.arange(101.0, 111), np.arange(101.0, 111)
   )
 
-  def widths(**options):
-    return left(slim_jax.select_global(v, fraction=0.49, **options))
+  def widths(**choices):
+    return left(slim_jax.select_global(v, fraction=0.49, **choices))
 
   assert widths() == [0, 0, 10, 10]
   assert widths(min_channels={'*BatchNorm_1*': 3}) == [0, 3, 10, 10]
   assert widths(max_fraction={'params/BatchNorm_[02]/scale': 0.8}) == [2, 0, 10, 10]
-  # The longest pattern counts, in whatever order they come.
+  # The longest pattern applies, in any order.
   for order in (1, -1):
     patterns = dict([('*', 2), ('*BatchNorm_1*', 5), ('params/BatchNorm_1/scale', 4)][::order])
     assert widths(min_channels=patterns) == [2, 4, 10, 10]
-  # Of two as long, the later.
+  # Of two equally long ones, the later.
   assert widths(min_channels={'*_0/*': 5, '*_?/*': 7}) == [7, 7, 10, 10]
-  # What stays is the best of it.
+  # Those that stay have the largest scores.
   got = dead(slim_jax.select_global(v, fraction=0.49, min_channels={'*_0/*': 3}))
   assert got[0] == [True] * 7 + [False] * 3
 
@@ -289,21 +299,23 @@ def test_kept_layers_are_not_ranked():
 
 
 @pytest.mark.parametrize(
-  'guard',
+  'constraint',
   [
     dict(keep=['*BatchNorm_9*']),
     dict(min_channels={'BatchNorm_1': 2}),
     dict(max_fraction={'param/BatchNorm_1/scale': 0.5}),
   ],
 )
-def test_a_pattern_that_matches_nothing_is_an_error(guard):
+def test_a_pattern_that_matches_nothing_is_an_error(constraint):
   v = variables([1.0, 2.0], [3.0, 4.0])
-  with pytest.raises(ValueError, match=f'{next(iter(guard))}: no layer .*params/BatchNorm_1/scale'):
-    slim_jax.select_global(v, fraction=0.5, **guard)
+  with pytest.raises(
+    ValueError, match=f'{next(iter(constraint))}: no layer .*params/BatchNorm_1/scale'
+  ):
+    slim_jax.select_global(v, fraction=0.5, **constraint)
 
 
 @pytest.mark.parametrize(
-  'guard',
+  'constraint',
   [
     dict(min_channels={'*': -1}),
     dict(max_fraction={'*': 1.1}),
@@ -311,9 +323,9 @@ def test_a_pattern_that_matches_nothing_is_an_error(guard):
     dict(multiple_of=2.5),
   ],
 )
-def test_guards_out_of_range(guard):
+def test_constraints_out_of_range(constraint):
   with pytest.raises(ValueError, match='must be'):
-    slim_jax.select_global(variables([1.0, 2.0]), fraction=0.5, **guard)
+    slim_jax.select_global(variables([1.0, 2.0]), fraction=0.5, **constraint)
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -329,7 +341,7 @@ def test_widths_are_rounded_up(seed, multiple):
     scale = np.abs(np.asarray(v['params'][f'BatchNorm_{i}']['scale']))
     before, after = np.array(before), np.array(after)
     assert not (after & ~before).any()
-    back = before & ~after  # the best of the dead
+    back = before & ~after  # the dead with the largest scores
     assert not back.any() or not after.any() or scale[back].min() >= scale[after].max()
 
 
@@ -349,7 +361,7 @@ def test_rounding_keeps_tied_channels_together():
   assert (first[8:] == second[:8]).all() and (second[16:] == third).all()
 
 
-# Other scores.
+# Scores.
 
 
 scores_at = tied  # a tree with these arrays at the scales
@@ -359,8 +371,8 @@ def test_scores_take_the_place_of_scales():
   v = variables([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])
   given = scores_at([6.0, -1.0, 2.0], [3.0, 4.0, 5.0])
 
-  def widths(**options):
-    return dead(slim_jax.select_global(v, scores=given, **options))
+  def widths(**choices):
+    return dead(slim_jax.select_global(v, scores=given, **choices))
 
   assert widths(fraction=0.5) == [[False, True, True], [True, True, False]]
   assert widths(threshold=2) == [[False, True, True], [False] * 3]
@@ -374,9 +386,9 @@ def test_scores_take_the_place_of_scales():
 def test_scores_of_the_scales_change_nothing():
   v = random_variables(2)
   given = slim_jax.scores.scale_magnitude(v)
-  for options in ({}, dict(per_layer=True), dict(min_channels=3), dict(multiple_of=4)):
-    assert dead(slim_jax.select_global(v, fraction=0.6, scores=given, **options)) == dead(
-      slim_jax.select_global(v, fraction=0.6, **options)
+  for choices in ({}, dict(per_layer=True), dict(min_channels=3), dict(multiple_of=4)):
+    assert dead(slim_jax.select_global(v, fraction=0.6, scores=given, **choices)) == dead(
+      slim_jax.select_global(v, fraction=0.6, **choices)
     )
 
 
@@ -414,5 +426,7 @@ def test_scores_that_do_not_fit(first, message):
 def test_scores_where_no_scale_is():
   given = scores_at([1.0, 2.0])
   given['params']['BatchNorm_0']['bias'] = np.ones(2)
-  with pytest.raises(ValueError, match='stand where no scale is: params/BatchNorm_0/bias'):
+  with pytest.raises(
+    ValueError, match='must be None where there is no scale: params/BatchNorm_0/bias'
+  ):
     slim_jax.select_global(variables([1.0, 2.0]), fraction=0.5, scores=given)

@@ -1,53 +1,66 @@
-"""A network traced once, to be planned, counted and timed with many selections."""
+"""One call of a function, traced once, whose thin candidates are planned, counted and timed."""
 
 from collections.abc import Callable
+import time
 from typing import Any, NamedTuple
 
 import jax
 
 from slim_jax import cpu, jaxprs
-from slim_jax.channels import analysis, regions
+from slim_jax.channels import analysis, planning, regions
 from slim_jax.channels.plan import Plan
-from slim_jax.channels.planning import Traced, plan
 from slim_jax.channels.rule import Fact
 from slim_jax.channels.thin import thin
 from slim_jax.costs import counting, timing
 
 
-class Network(NamedTuple):
-  """`f(variables, *args)`, and its trace."""
+class TracedCall(NamedTuple):
+  """The call `f(variables, *args)` and its trace.
 
-  traced: Traced
+  Attributes:
+    traced: the trace, which `planning.plan` takes in place of `f`.
+    f: the function.
+    variables: arrays or `jax.ShapeDtypeStruct`s.
+    args: arrays or `jax.ShapeDtypeStruct`s.
+  """
+
+  traced: planning.Traced
   f: Callable[..., Any]
   variables: Any
   args: tuple[Any, ...]
 
 
-def trace(f: Callable[..., Any], variables: Any, *args: Any) -> Network:
-  """Traces a function once.
+def trace(f: Callable[..., Any], variables: Any, *args: Any) -> TracedCall:
+  """Traces the call `f(variables, *args)`.
 
   Args:
-    f: `f(variables, *args)`.
+    f: the function.
     variables: arrays or `jax.ShapeDtypeStruct`s; `seconds` needs arrays.
-    *args: likewise.
+    *args: arrays or `jax.ShapeDtypeStruct`s; `seconds` needs arrays.
   """
-  return Network(Traced(f, variables, *args), f, variables, args)
+  return TracedCall(planning.Traced(f, variables, *args), f, variables, args)
 
 
-def planned(network: Network, dead: Any, **options: Any) -> Plan:
-  """`slim_jax.plan` of the network."""
-  return plan(network.traced, network.variables, *network.args, dead=dead, **options)
+def planned(call: TracedCall, dead: Any, **options: Any) -> Plan:
+  """Returns `slim_jax.plan` of the call without these dead channels."""
+  return planning.plan(
+    call.traced,  # pyright: ignore[reportArgumentType]  a trace in place of the function
+    call.variables,
+    *call.args,
+    dead=dead,
+    **options,
+  )
 
 
-def counted(network: Network, found: Plan | None) -> counting.Cost:
-  """`slim_jax.count` of the network, full (None) or thin, without tracing it anew."""
-  program, _ = network.traced.trace
-  shapes, args = jax.tree.map(jaxprs.struct, (network.variables, network.args))
-  if found is None:
+def counted(call: TracedCall, plan: Plan | None) -> counting.Cost:
+  """Returns `slim_jax.count` of the call, full (None) or thin, without tracing `f` again."""
+  program, _ = call.traced.trace
+  shapes, args = jax.tree.map(jaxprs.struct, (call.variables, call.args))
+  if plan is None:
     return counting.of_program(program, shapes)
-  shapes = found.slice(shapes)
+  shapes = plan.slice(shapes)
   leaves = jax.tree.leaves((shapes, args))
-  have = [cut.live for cut in found.cuts.values()]
+  have = [cut.live for cut in plan.cuts.values()]
   have += [regions.whole(len(leaf.shape)) for leaf in leaves[len(have) :]]
   demands = [regions.whole(len(program.avals[i].shape)) for i in program.outputs]
   facts = analysis.forward(program, [Fact(region) for region in have])
@@ -58,15 +71,36 @@ def counted(network: Network, found: Plan | None) -> counting.Cost:
   return counting.of_program(thin_program, shapes)
 
 
-def seconds(network: Network, found: Plan | None) -> float:
-  """Median time of the jitted function: of 5 to 50 runs, about a second of them."""
-  f, variables, args = network.f, network.variables, network.args
+def _compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+  """Jits a function for the default device."""
+  return jax.jit(cpu.for_cpu(f), compiler_options=cpu.cpu_options())
+
+
+def seconds(
+  call: TracedCall,
+  plan: Plan | None,
+  *,
+  compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = _compiled,
+  clock: Callable[[], float] = time.perf_counter,
+) -> float:
+  """Returns the median seconds of the call, full (None) or thin: of 5 to 50 runs, about a second.
+
+  Args:
+    call: with arrays for all variables and arguments.
+    plan: of the thin function, None for the full one.
+    compiled: makes the function that is timed.
+    clock: returns the time in seconds.
+
+  Raises:
+    ValueError: a variable or argument is a shape.
+  """
+  f, variables, args = call.f, call.variables, call.args
   if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves((variables, args))):
     raise ValueError(
       'latency is measured: it needs arrays for all variables and arguments, not shapes'
     )
-  if found is not None:
-    f, variables = thin(f, found, widen=cpu.is_default()), found.slice(variables)
-  run = jax.jit(cpu.for_cpu(f), compiler_options=cpu.cpu_options())
+  if plan is not None:
+    f, variables = thin(f, plan, widen=cpu.is_default()), plan.slice(variables)
+  run = compiled(f)
   variables, args = jax.device_put((variables, args))
-  return timing.medians({'': lambda: run(variables, *args)})['']
+  return timing.medians({'': lambda: run(variables, *args)}, clock=clock)['']

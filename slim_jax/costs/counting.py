@@ -1,4 +1,4 @@
-"""Counting: parameters, multiply-accumulates and activations of any function, from its jaxpr."""
+"""Counts parameters, multiply-accumulates and activations of any function from its jaxpr."""
 
 from collections.abc import Callable
 import dataclasses
@@ -12,7 +12,13 @@ from slim_jax.jaxprs import primitives as p
 
 @dataclasses.dataclass(frozen=True)
 class EquationCost:
-  """One contraction: its module path, what it is, and its multiply-accumulates in all its runs."""
+  """The cost of one contraction.
+
+  Attributes:
+    module: module path of the equation.
+    equation: the equation as text.
+    macs: multiply-accumulates of all its runs.
+  """
 
   module: str
   equation: str
@@ -21,20 +27,20 @@ class EquationCost:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """What a function costs.
+  """The cost of a function.
 
   Attributes:
     params: number of parameters: elements of the first argument without running statistics.
-    macs: multiply-accumulates of all convolutions and matrix products (the paper's FLOPs are
-      twice that: it counts multiplication and addition).
-    param_bytes: memory of the parameters.
-    activation_bytes: sum over equations of the bytes of their results that convolutions,
-      matrix products and pooling write: a measure of memory traffic, not a peak.
+    macs: multiply-accumulates of all convolutions and matrix products. (The paper's FLOPs are
+      twice as many, since it counts multiplications and additions.)
+    param_bytes: memory of the parameters, in bytes.
+    activation_bytes: bytes that convolutions, matrix products and pooling write, in all their runs:
+      a measure of memory traffic, not of peak memory.
     equations: every convolution and matrix product, in order.
-    loops: `while` loops, whose number of turns is not known: counted as one turn each.
-    value_bytes: sum of the bytes of the results of all operations in all their runs, those on
-      parameters alone too: the activation memory of training if nothing is fused, freed or
-      recomputed. Operations that hold others (calls, loops, branches) count as what they hold.
+    loops: number of `while` loops. Their number of iterations is unknown and counts as one.
+    value_bytes: bytes of the results of all operations in all their runs, including operations on
+      parameters only: the activation memory of training if nothing is fused, freed or recomputed.
+      Calls, loops and branches count as the operations inside them.
   """
 
   params: int
@@ -47,7 +53,7 @@ class Cost:
 
   @property
   def by_module(self) -> dict[str, int]:
-    """MACs by module path, in order of first use."""
+    """Returns MACs by module path, in order of first use."""
     total: dict[str, int] = {}
     for eqn in self.equations:
       total[eqn.module] = total.get(eqn.module, 0) + eqn.macs
@@ -55,16 +61,16 @@ class Cost:
 
 
 def count(f: Callable[..., Any], *args: Any) -> Cost:
-  """Counts what `f(*args)` does, full or thin alike; nothing is run.
+  """Counts the cost of `f(*args)`, for full and thin functions alike, without running it.
 
   Args:
     f: a function whose first argument holds the variables.
     *args: arrays or `jax.ShapeDtypeStruct`s. MACs are for the batch size given here.
 
   Returns:
-    A `Cost`. Convolutions count `output elements * kernel elements per output`, padding
-    included; transposed convolutions do not count the zeros between inputs. A `scan` counts
-    as often as it turns, a `cond` as its dearest branch.
+    A `Cost`. A convolution counts `output elements * kernel elements per output`, including
+    padding; a transposed convolution without the zeros between inputs. A `scan` counts once per
+    iteration, a `cond` as the branch with most MACs.
 
   Example:
     >>> import jax.numpy as jnp, slim_jax
@@ -79,10 +85,9 @@ def count(f: Callable[..., Any], *args: Any) -> Cost:
 
 
 def of_program(program: Program, variables: Any) -> Cost:
-  """`count` of what has been traced, with the variables that were its first argument."""
-  found: list[EquationCost] = []
+  """Returns `count` of a traced function whose first argument was `variables`."""
   totals = _Totals()
-  _walk(program, 1, '', found, totals)
+  _walk(program, 1, '', totals)
   statistics = {path for norm in batch_norms.find(variables) for path in norm.statistics}
   params = param_bytes = 0
   for path, leaf in tree.flatten(variables).items():
@@ -92,10 +97,10 @@ def of_program(program: Program, variables: Any) -> Cost:
       param_bytes += size * leaf.dtype.itemsize
   return Cost(
     params,
-    sum(e.macs for e in found),
+    totals.macs,
     param_bytes,
     totals.activation_bytes,
-    tuple(found),
+    tuple(totals.equations),
     totals.loops,
     totals.value_bytes,
   )
@@ -103,44 +108,54 @@ def of_program(program: Program, variables: Any) -> Cost:
 
 @dataclasses.dataclass
 class _Totals:
+  """What has been counted so far; see `Cost`."""
+
+  equations: list[EquationCost] = dataclasses.field(default_factory=list)
   activation_bytes: int = 0
   loops: int = 0
   value_bytes: int = 0
 
+  @property
+  def macs(self) -> int:
+    return sum(equation.macs for equation in self.equations)
 
-def _walk(
-  program: Program, times: int, prefix: str, found: list[EquationCost], totals: _Totals
-) -> None:
+  def add(self, other: '_Totals') -> None:
+    self.equations.extend(other.equations)
+    self.activation_bytes += other.activation_bytes
+    self.loops += other.loops
+    self.value_bytes += other.value_bytes
+
+
+def _walk(program: Program, runs: int, prefix: str, totals: _Totals) -> None:
+  """Adds the costs of a program that runs so many times to the totals."""
   for eqn in program.equations:
     module = '/'.join(part for part in (prefix, eqn.module) if part)
     if eqn.primitive in _MACS:
-      found.append(EquationCost(module, str(eqn), times * _MACS[eqn.primitive](eqn)))
-    written = times * sum(math.prod(a.shape) * a.dtype.itemsize for a in eqn.out_avals)
+      macs = runs * _MACS[eqn.primitive](eqn)
+      totals.equations.append(EquationCost(module, str(eqn), macs))
+    written = runs * sum(math.prod(a.shape) * a.dtype.itemsize for a in eqn.out_avals)
     totals.activation_bytes += written * (eqn.primitive in _WRITES)
     totals.value_bytes += written * (eqn.primitive not in _HOLDS)
-    totals.loops += times * (eqn.primitive is p.while_p)
-    turns = times * eqn.params['length'] if eqn.primitive is p.scan_p else times
+    totals.loops += runs * (eqn.primitive is p.while_p)
+    inner_runs = runs * eqn.params['length'] if eqn.primitive is p.scan_p else runs
     inner = []
     for body in jaxprs.bodies(eqn):
-      inner.append(([], _Totals()))
-      _walk(body, turns, module, *inner[-1])
+      inner.append(_Totals())
+      _walk(body, inner_runs, module, inner[-1])
     if eqn.primitive is p.cond_p and inner:
-      inner = [max(inner, key=lambda branch: sum(e.macs for e in branch[0]))]
-    for equations, part in inner:
-      found.extend(equations)
-      totals.activation_bytes += part.activation_bytes
-      totals.loops += part.loops
-      totals.value_bytes += part.value_bytes
+      inner = [max(inner, key=lambda branch: branch.macs)]
+    for part in inner:
+      totals.add(part)
 
 
 def _dot_macs(eqn: Equation) -> int:
-  """Result elements times the length of the contraction."""
+  """Returns result elements times the length of the contraction."""
   (contract, _), _ = eqn.params['dimension_numbers']
   return math.prod(eqn.out_avals[0].shape) * math.prod(eqn.in_avals[0].shape[i] for i in contract)
 
 
 def _conv_macs(eqn: Equation) -> int:
-  """Result elements times kernel elements of one output channel."""
+  """Returns result elements times kernel elements per output channel."""
   kernel = eqn.in_avals[1].shape
   outputs = kernel[eqn.params['dimension_numbers'].rhs_spec[0]]
   macs = math.prod(eqn.out_avals[0].shape) * (math.prod(kernel) // max(outputs, 1))
@@ -148,6 +163,7 @@ def _conv_macs(eqn: Equation) -> int:
 
 
 _MACS = {p.dot_general_p: _dot_macs, p.conv_general_dilated_p: _conv_macs}
+# Operations whose results `activation_bytes` counts.
 _WRITES = {
   p.dot_general_p,
   p.conv_general_dilated_p,
@@ -156,4 +172,5 @@ _WRITES = {
   p.reduce_window_min_p,
   p.reduce_window_p,
 }
+# Operations that hold others, which `value_bytes` counts instead.
 _HOLDS = {p.custom_jvp_call_p, p.custom_vjp_call_p, p.remat_p, p.scan_p, p.while_p, p.cond_p}

@@ -1,11 +1,13 @@
-"""What one channel costs: the MACs that go when one channel of a BatchNorm goes.
+"""The cost of a channel: the MACs that are saved when one channel of a BatchNorm is removed.
 
-One plan for every channel would take minutes. But one dead channel changes little: zeros flow to
-the next convolution and stop, need flows back to the one before. So the network is analysed once,
-and for a channel only the equations about it are asked again, by the same rules.
+Planning once per channel would take minutes. But one dead channel changes little: its zeros stop at
+the next convolution, and what is no longer needed ends at the convolution before. So the network is
+analysed once, and for each channel only the equations around it are analysed again, by the same
+rules.
 """
 
 from collections.abc import Callable, Mapping
+import functools
 import heapq
 from typing import Any
 
@@ -19,31 +21,33 @@ from slim_jax.channels.rule import FULL_WIDTH, RULES, Fact
 from slim_jax.costs import counting
 from slim_jax.jaxprs import Equation, Program
 from slim_jax.jaxprs import primitives as p
+from slim_jax.tree import Path
 
 
 def macs_per_channel(f: Callable[..., Any], variables: Any, *args: Any, scales: Any = None) -> Any:
-  """Weights for sparsity terms: what a channel of each BatchNorm costs, beside the mean channel.
+  """Returns weights for sparsity penalties: the cost of a channel of each BatchNorm.
 
-  The cost of a channel is the MACs that `thin` saves when this channel alone is dead: those that
-  make it, if nobody else reads it, and those that read it. Nothing is run.
+  The cost of a channel is the number of MACs that `thin` saves when only this channel is dead:
+  those that compute it, if nothing else reads it, and those that read it. Nothing is run.
 
   Args:
     f: `f(variables, *args)`, as for `plan`: usually inference.
     variables: arrays or `jax.ShapeDtypeStruct`s.
-    *args: further arguments (arrays or shapes). The size of images matters, as layers differ in
-      what part of their MACs it is; the batch size does not.
-    scales: which leaves are scales, if not those `batch_norm_scales` finds: a tree of bools, a
-      prefix of it, or a function that makes one of `variables`.
+    *args: further arguments (arrays or shapes). The image size matters, since it weighs
+      convolutions against dense layers; the batch size does not.
+    scales: which leaves are scales, if not those that `batch_norm_scales` finds: a tree of bools,
+      a prefix of it, or a function that returns one for `variables`.
 
   Returns:
-    A tree like `variables`: a float at each scale leaf, None elsewhere: MACs of one channel, the
-    mean over the leaf's channels, divided by the mean over all channels of the network. Channels
-    of stacked layers, which go together, share their cost. Groups of a convolution stay of one
-    size, so that a channel alone saves nothing there. Of a layer five channels are asked, spread
-    evenly, and others only between two that differ: what costs otherwise in between is missed.
+    A tree like `variables` with a float at each scale leaf and None elsewhere: the mean MACs of the
+    leaf's channels, divided by the mean over all channels of the network. A channel of stacked
+    layers is removed from all of them, so its cost is divided among them. Removing a single channel
+    of a grouped convolution saves nothing, since its groups keep equal sizes. Five evenly spaced
+    channels per layer are evaluated, and more only between two whose costs differ; a channel with
+    another cost between two equal ones is missed.
 
   Raises:
-    ValueError: when there is no scale, or no channel saves any MACs.
+    ValueError: there is no scale, or no channel saves any MACs.
 
   Example:
     >>> import jax, jax.numpy as jnp, optax, slim_jax
@@ -59,55 +63,29 @@ def macs_per_channel(f: Callable[..., Any], variables: Any, *args: Any, scales: 
   References:
     Gordon et al., MorphNet, CVPR 2018: the weights of its FLOP regulariser before training.
   """
-  shapes = jax.tree.map(jaxprs.struct, (variables, *args))
-  program, _ = jaxprs.trace(f, *shapes)
-  network = _Network(program)
-  leaves = tree.flatten(shapes[0])
-  numbers = dict(zip(leaves, program.inputs))
-  saved, sizes = {}, {}
-  for path in batch_norms.chosen(variables, scales):
-    channels = leaves[path].shape[batch_norms.channel_axis(leaves[path])]
-    # The scale and the bias beside it.
-    every = tree.like(variables, {path: np.ones(channels, bool)})
-    together = batch_norms.zeroed(shapes[0], every)
-
-    def saves(channel: int, together=together, channels=channels) -> int:
-      left = np.arange(channels) != channel
-      return network.saves(
-        {numbers[target]: _along_channels(leaves[target], left) for target in together}
-      )
-
-    saved[path] = float(np.sum(_piecewise(saves, channels)))
-    sizes[path] = int(np.prod(leaves[path].shape))
-  mean = sum(saved.values()) / max(sum(sizes.values()), 1)
+  saved = saved_by_channel(f, variables, *args, scales=scales)
+  leaves = tree.flatten(variables)
+  sizes = {path: int(np.prod(leaves[path].shape)) for path in saved}
+  sums = {path: float(np.sum(macs)) for path, macs in saved.items()}
+  mean = sum(sums.values()) / max(sum(sizes.values()), 1)
   if not mean > 0:
     raise ValueError(
-      'no channel of a BatchNorm saves any MACs when it goes alone: '
-      + ', '.join(map(tree.show, saved))
+      'removing a single channel of a BatchNorm saves no MACs: ' + ', '.join(map(tree.show, saved))
     )
-  return tree.like(variables, {path: saved[path] / max(sizes[path], 1) / mean for path in saved})
+  return tree.like(variables, {path: sums[path] / max(sizes[path], 1) / mean for path in saved})
 
 
-def _along_channels(leaf: Any, left: np.ndarray) -> Region:
-  """The region of a leaf with these channels left."""
-  return regions.along(regions.whole(len(leaf.shape)), batch_norms.channel_axis(leaf), left)
-
-
-def _piecewise(value: Callable[[int], int], n: int) -> np.ndarray:
-  """`value` of 0 to n - 1, int [n], asked at five places and where it changes between any."""
+def piecewise(value: Callable[[int], int], n: int) -> np.ndarray:
+  """Returns `value` of 0 to n - 1, int [n], evaluated at five places and between any that differ."""
   values = np.zeros(n, np.int64)
-  known: dict[int, int] = {}
-
-  def ask(i: int) -> int:
-    if i not in known:
-      known[i] = value(i)
-    return known[i]
+  value = functools.cache(value)
 
   def fill(low: int, high: int) -> None:
     middle = (low + high) // 2
-    values[[low, middle, high]] = ask(low), ask(middle), ask(high)
-    if known[low] == known[middle] == known[high] and high - low <= n // 2:
-      values[low : high + 1] = known[low]
+    asked = [low, middle, high]
+    values[asked] = [value(i) for i in asked]
+    if len(set(values[asked])) == 1 and high - low <= n // 2:
+      values[low : high + 1] = value(low)
     elif high - low > 2:
       fill(low, middle)
       fill(middle, high)
@@ -117,8 +95,54 @@ def _piecewise(value: Callable[[int], int], n: int) -> np.ndarray:
   return values
 
 
-class _Network:
-  """A program analysed with nothing dead, to be asked what little changes."""
+def saved_by_channel(
+  f: Callable[..., Any],
+  variables: Any,
+  *args: Any,
+  scales: Any = None,
+  evaluate: Callable[[Callable[[int], int], int], np.ndarray] = piecewise,
+) -> dict[Path, np.ndarray]:
+  """Returns the MACs that `thin` saves when a single channel is dead.
+
+  Args:
+    f: as in `macs_per_channel`.
+    variables: as in `macs_per_channel`.
+    *args: as in `macs_per_channel`.
+    scales: as in `macs_per_channel`.
+    evaluate: returns a function's values of 0 to n - 1, int [n], given the function and n.
+
+  Returns:
+    By path of the scale, int [channels].
+  """
+  shapes = jax.tree.map(jaxprs.struct, (variables, *args))
+  program, _ = jaxprs.trace(f, *shapes)
+  network = _Incremental(program)
+  leaves = tree.flatten(shapes[0])
+  numbers = dict(zip(leaves, program.inputs))
+  saved = {}
+  for path in batch_norms.chosen(variables, scales):
+    channels = leaves[path].shape[batch_norms.channel_axis(leaves[path])]
+    # A channel's bias is dead with its scale.
+    every = tree.like(variables, {path: np.ones(channels, bool)})
+    together = batch_norms.zeroed(shapes[0], every)
+
+    def saves(channel: int, together=together, channels=channels) -> int:
+      left = np.arange(channels) != channel
+      return network.saves(
+        {numbers[target]: _along_channels(leaves[target], left) for target in together}
+      )
+
+    saved[path] = evaluate(saves, channels)
+  return saved
+
+
+def _along_channels(leaf: Any, left: np.ndarray) -> Region:
+  """Returns the region of a leaf that holds the channels `left`, bool [channels]."""
+  return regions.along(regions.whole(len(leaf.shape)), batch_norms.channel_axis(leaf), left)
+
+
+class _Incremental:
+  """The analysis of a program with nothing dead, updated for small changes only."""
 
   def __init__(self, program: Program):
     whole = [regions.whole(len(program.avals[i].shape)) for i in program.inputs]
@@ -137,14 +161,14 @@ class _Network:
     self.counted: dict[Any, int] = {}
 
   def saves(self, supports: Mapping[int, Region]) -> int:
-    """MACs that the thin program saves where these inputs are zero outside of these regions."""
+    """Returns the MACs saved if inputs, given by number, are zero outside these regions."""
     facts = {i: Fact(support) for i, support in supports.items()}
     touched = self._forward(facts)
     reads = self._backward(facts, touched)
     return sum(self._macs(k, {}, {}) - self._macs(k, facts, reads) for k in reads)
 
   def _forward(self, facts: dict[int, Fact]) -> set[int]:
-    """Adds the facts that are others now; returns the equations that read any of these."""
+    """Adds the facts that change to `facts`; returns the equations that read any of them."""
     touched: set[int] = set()
     queue: list[int] = []
 
@@ -156,7 +180,7 @@ class _Network:
 
     for number in tuple(facts):
       changed(number)
-    while queue:  # in the order of the program: what an equation reads is settled before it
+    while queue:  # in program order: the operands of an equation are final before it is visited
       k = heapq.heappop(queue)
       for number, fact in zip(self.equations[k].outputs, self._results(k, facts), strict=True):
         if not regions.same(fact.support, self.facts[number].support):
@@ -172,11 +196,11 @@ class _Network:
   def _backward(
     self, facts: Mapping[int, Fact], touched: set[int]
   ) -> dict[int, list[Region] | None]:
-    """What equations read now: those touched, and those whose results are needed less."""
+    """Returns what equations read: those touched, and those whose results are needed less."""
     reads: dict[int, list[Region] | None] = {}
     queue, seen = [-k for k in touched], set(touched)
     heapq.heapify(queue)
-    while queue:  # in the opposite order: who reads an equation's results is settled before it
+    while queue:  # in reverse order: what reads an equation's results is final before it is visited
       k = -heapq.heappop(queue)
       eqn, live = self.equations[k], self._live(k, facts, reads)
       operands = [facts.get(i, self.facts[i]) for i in (*eqn.inputs, *eqn.outputs)]
@@ -193,7 +217,7 @@ class _Network:
   def _live(
     self, k: int, facts: Mapping[int, Fact], reads: Mapping[int, list[Region] | None]
   ) -> list[Region]:
-    """What somebody reads of each result of an equation and is not zero."""
+    """Returns what is read of each result of an equation and is not zero."""
     live = []
     for number in self.equations[k].outputs:
       need = self.outputs.get(number, regions.nothing())
@@ -209,12 +233,12 @@ class _Network:
   def _macs(
     self, k: int, facts: Mapping[int, Fact], reads: Mapping[int, list[Region] | None]
   ) -> int:
-    """MACs of one equation in its thin form."""
+    """Returns the MACs of one equation in its thin form."""
     eqn, now = self.equations[k], reads.get(k, self.reads[k])
     if now is None or not _multiplies(eqn):
       return 0
     live = self._live(k, facts, reads)
-    # What a contraction costs is told by its shapes.
+    # The cost of a contraction follows from its shapes.
     key = (
       k,
       *(
@@ -229,7 +253,7 @@ class _Network:
 
 
 def _alone(eqn: Equation) -> Program:
-  """The program of one equation."""
+  """Returns the program of one equation."""
   inputs = tuple(range(len(eqn.inputs)))
   outputs = tuple(range(len(inputs), len(inputs) + len(eqn.outputs)))
   return Program(
@@ -246,14 +270,14 @@ def _or_nothing(reads: list[Region] | None, eqn: Equation) -> list[Region]:
 
 
 def _multiplies(eqn: Equation) -> bool:
-  """Whether there is a contraction in this equation."""
+  """Returns whether an equation is or contains a contraction."""
   return eqn.primitive in (p.dot_general_p, p.conv_general_dilated_p) or any(
     _multiplies(inner) for body in jaxprs.bodies(eqn) for inner in body.equations
   )
 
 
 def _count(eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region]) -> int:
-  """MACs of the thin form of an equation, as `cost.count` sees them."""
+  """Returns the MACs of the thin form of an equation, as `counting.count` counts them."""
   evaluate = RULES.get(eqn.primitive, FULL_WIDTH).evaluate
   operands = [
     None if read.empty else jax.ShapeDtypeStruct(regions.shape_of(read, a.shape), a.dtype)

@@ -1,4 +1,4 @@
-"""How long functions take, measured in turns."""
+"""Median run times of functions that take turns."""
 
 from collections.abc import Callable, Mapping
 import statistics
@@ -9,14 +9,22 @@ import jax
 
 
 def medians(
-  runs: Mapping[str, Callable[[], Any]], *, least: int = 5, enough: float = 1.0
+  runs: Mapping[str, Callable[[], Any]],
+  *,
+  least: int = 5,
+  enough: float = 1.0,
+  clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-  """Median seconds of functions that take turns, so that a busy machine is busy for all alike.
+  """Returns the median seconds of functions that run in turns.
+
+  Taking turns spreads the load that other programs put on the machine over all functions alike.
 
   Args:
-    runs: by name; each returns arrays. A first call of each, which may compile, does not count.
-    least: how many calls of each there are, however long they take; at most 50.
-    enough: seconds of each, after which there are no more.
+    runs: functions by name; each returns arrays. The first call of each, which may compile, is not
+      timed.
+    least: number of timed calls of each function, however long they take; at most 50.
+    enough: seconds per function after which the measurement ends.
+    clock: returns the time in seconds.
   """
   times: dict[str, list[float]] = {name: [] for name in runs}
   for run in runs.values():
@@ -24,9 +32,9 @@ def medians(
   rounds, spent = 0, 0.0
   while rounds < least or (rounds < 50 and spent < enough * len(runs)):
     for name, run in runs.items():
-      start = time.perf_counter()
+      start = clock()
       jax.block_until_ready(run())
-      times[name].append(time.perf_counter() - start)
+      times[name].append(clock() - start)
       spent += times[name][-1]
     rounds += 1
-  return {name: statistics.median(found) for name, found in times.items()}
+  return {name: statistics.median(seconds) for name, seconds in times.items()}

@@ -14,6 +14,7 @@ from slim_jax.runs import schema
 from slim_jax.runtime import devices
 from slim_jax.runtime.config import Config
 from slim_jax.selection import budget, constraints
+from slim_jax.selection.options import SelectionOptions
 from slim_jax.sparsity import terms
 from slim_jax.training import optimiser
 
@@ -96,7 +97,8 @@ def check_network(config: Config, shapes: Callable[[], PyTree]) -> None:
     raise ConfigError(f'config.model: {error}') from error
   leaves = tree.flatten(variables)
   try:
-    constraints.resolve({path: leaves[path].size for path in paths}, keep=config.prune.keep)
+    sizes = {path: leaves[path].size for path in paths}
+    constraints.resolve(sizes, SelectionOptions(keep=config.prune.keep))
   except ValueError as error:
     raise ConfigError(f'config.prune.{error}') from error
 

@@ -1,13 +1,12 @@
-"""Budgets: channels chosen so that the thin network meets a target.
+"""Budgets: selections whose thin network meets a target.
 
-What is removed is found by bisection on the fraction of channels. Each try plans the network
-and counts, or times, what is really left: `slim_jax.count` of the thin function, evaluated on
-shapes alone.
+Bisection on the fraction of removed channels finds the selection. Each step plans the network and
+counts or times what is left, with `slim_jax.count` of the thin function, evaluated on shapes alone.
 """
 
 from collections.abc import Callable
 import time
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import numpy as np
@@ -15,27 +14,32 @@ import numpy as np
 from slim_jax.channels.plan import Plan
 from slim_jax.channels.planning import CutThroughError
 from slim_jax.costs import candidates
+from slim_jax.costs.candidates import TracedCall
 from slim_jax.errors import SlimError
+from slim_jax.selection.options import SelectionKeywords
 from slim_jax.selection.select import by_fraction, selector
 
-_MOST = 1 - 2**-30  # the largest fraction: all that there is
+_MOST = 1 - 2**-30  # the largest fraction: removes all that the options allow
 _STEP = 2**-32
 _TIMED = 8  # networks that are compiled to meet a latency
 
+# From a traced call and a plan, None for the full network, to MACs, parameters, bytes or seconds.
+_Measure = Callable[[TracedCall, Plan | None], float]
+
 
 class BudgetError(SlimError, ValueError):
-  """A target that no selection meets; the message says how near it comes."""
+  """No selection meets the target; the message says how near one comes."""
 
 
 class Budget(NamedTuple):
   """How a target was met.
 
   Attributes:
-    dead: as `select_global` gives it.
-    reached: what the thin network has, as a share of the full one, at most the target.
-    full: what the full network has: MACs, parameters, bytes or seconds.
-    probes: how many networks were planned and measured, beside the full one.
-    seconds: what it took.
+    dead: as `select_global` returns it.
+    reached: cost of the thin network as a share of the full one's, at most the target.
+    full: cost of the full network: MACs, parameters, bytes or seconds.
+    probes: number of networks that were planned and measured, besides the full one.
+    seconds: duration of the search.
   """
 
   dead: Any
@@ -46,53 +50,72 @@ class Budget(NamedTuple):
 
 
 def select_budget(
-  f: Callable[..., Any], variables: Any, *args: Any, target: str, **options: Any
+  f: Callable[..., Any],
+  variables: Any,
+  *args: Any,
+  target: str,
+  **options: Unpack[SelectionKeywords],
 ) -> Any:
-  """Marks as few of the smallest channels as bring the thin network within a target.
+  """Marks just enough of the smallest channels to bring the thin network within a target.
 
       dead = slim_jax.select_budget(apply, variables, x, target='macs:0.5', multiple_of=8)
       plan = slim_jax.plan(apply, variables, x, dead=dead)
 
   The channels are those of `select_global` for the smallest fraction that meets the target: never
-  above it, and as near below as single channels (tied ones, multiples) allow.
+  above it, and as close below it as single channels (tied ones, multiples) allow.
 
   Args:
     f: `f(variables, *args)`, the function that is planned. It is traced once.
-    variables: tree with the scales (concrete arrays, the other leaves may be shapes).
+    variables: tree with the scales (concrete arrays; the other leaves may be shapes).
     *args: further arguments, arrays or `jax.ShapeDtypeStruct`s.
-    target: what, and which share in (0, 1] of what the full network `f(variables, *args)` has:
+    target: a quantity and a share in (0, 1] of its value for the full network `f(variables, *args)`:
       'macs:0.5': multiply-accumulates, `slim_jax.count(...).macs` of the thin function;
       'params:0.3': parameters, `count(...).params`;
-      'memory:0.5': activation memory, `count(...).value_bytes`: the bytes of all that operations
-        make, none fused, freed or recomputed;
+      'memory:0.5': activation memory, `count(...).value_bytes`: the bytes of the results of all
+        operations, if none is fused, freed or recomputed;
       'latency:0.6': seconds, the median of repeated runs of the jitted thin function on these
-        very arguments, on the default device. Every try compiles a network, so only 8 are made,
-        and the nearest of them is taken. It is a measurement: another run may choose otherwise.
-    **options: of `select_global`, all but `fraction` and `threshold`.
+        arguments, on the default device. Every step compiles a network, so there are at most 8, and
+        the nearest network is taken. Measured times vary, so another call may choose differently.
+    **options: `min_channels`, `max_fraction`, `keep`, `multiple_of`, `per_layer`, `tied`,
+      `tied_by`, `scores` and `scales`: see `slim_jax.selection.options.SelectionOptions`.
 
   Returns:
-    A tree like `variables`: bool [channels] at each scale leaf, True = goes; None elsewhere.
+    A tree like `variables`: bool [channels] at each scale leaf, True = removed; None elsewhere.
 
   Raises:
-    BudgetError: a ValueError: the target cannot be met. It says how near one can come.
-    ValueError: for a target that cannot be read, shapes where arrays are needed, and what
-      `select_global` raises.
+    BudgetError: a ValueError: no selection meets the target. The message says how near one comes.
+    ValueError: the target is malformed, shapes are given where arrays are needed, or
+      `select_global` raises it.
   """
   return search(f, variables, *args, target=target, **options).dead
 
 
 def search(
-  f: Callable[..., Any], variables: Any, *args: Any, target: str, **options: Any
+  f: Callable[..., Any],
+  variables: Any,
+  *args: Any,
+  target: str,
+  seconds: _Measure = candidates.seconds,
+  **options: Unpack[SelectionKeywords],
 ) -> Budget:
-  """`select_budget` with what was reached and what it took; see there."""
+  """Returns what `select_budget` selects, with what was reached and how long it took.
+
+  Args:
+    f: as in `select_budget`.
+    variables: as in `select_budget`.
+    *args: as in `select_budget`.
+    target: as in `select_budget`.
+    seconds: measures 'latency'.
+    **options: as in `select_budget`.
+  """
   start = time.perf_counter()
   name, share = parse(target)
   select = selector(variables, **options)
-  network = candidates.trace(f, variables, *args)
-  measure = _TARGETS[name].measure
-  full = measure(network, None)
+  call = candidates.trace(f, variables, *args)
+  measure = seconds if name == 'latency' else _COUNTED[name]
+  full = measure(call, None)
   if not full:
-    raise ValueError(f'{target}: the full network has no {_TARGETS[name].what}')
+    raise ValueError(f'{target}: the full network has no {_QUANTITIES[name]}')
   shares: dict[bytes, float | None] = {}
 
   def attempt(fraction: float) -> _Probe:
@@ -100,28 +123,55 @@ def search(
     marks = jax.tree.leaves(dead)
     key = b''.join(mark.tobytes() for mark in marks)
     if key not in shares:
-      shares[key] = _share(network, dead, measure, full)
+      shares[key] = _share(call, dead, measure, full)
     return _Probe(fraction, dead, sum(int(mark.sum()) for mark in marks), shares[key])
 
-  nothing = select(by_fraction(0))  # the full network, which need not be measured again
-  low, high = _Probe(0.0, nothing, 0, 1.0), None
-  if low.exceeds(share):
-    limit = _TIMED if name == 'latency' else np.inf
-    low, high = _bisect(attempt, low, attempt(_MOST), share, lambda: len(shares) >= limit)
-    if high.share is None or high.exceeds(share):
-      raise BudgetError(_unmet(target, _TARGETS[name].what, low, high))
-  best = high or low
+  limit = _TIMED if name == 'latency' else np.inf
+  last = best = _Probe(0.0, select(by_fraction(0)), 0, 1.0)  # the full network
+  if best.exceeds(share):
+    last, best = _bisect(attempt, last, attempt(_MOST), share, lambda: len(shares) >= limit)
+  if best.share is None or best.share > share:
+    raise BudgetError(_unmet(target, _QUANTITIES[name], last, best))
   return Budget(best.dead, best.share, full, len(shares), time.perf_counter() - start)
 
 
+def parse(target: str) -> tuple[str, float]:
+  """Returns ('macs', 0.5) for 'macs:0.5'; raises ValueError if the target is malformed."""
+  name, _, number = target.partition(':')
+  try:
+    share = float(number)
+  except ValueError:
+    share = 0.0
+  if name not in _QUANTITIES or not 0 < share <= 1:
+    raise ValueError(
+      "target must be 'NAME:SHARE' with a name of "
+      f'{", ".join(_QUANTITIES)} and a share in (0, 1], got {target!r}'
+    )
+  return name, share
+
+
+_QUANTITIES = {
+  'macs': 'MACs',
+  'params': 'parameters',
+  'memory': 'activation memory',
+  'latency': 'latency',
+}
+_COUNTED: dict[str, _Measure] = {
+  'macs': lambda call, plan: candidates.counted(call, plan).macs,
+  'params': lambda call, plan: candidates.counted(call, plan).params,
+  'memory': lambda call, plan: candidates.counted(call, plan).value_bytes,
+}
+
+
 class _Probe(NamedTuple):
-  """One try.
+  """A selection that was tried.
 
   Attributes:
     fraction: of `select_global`.
     dead: what it selects.
-    removed: how many channels that are.
-    share: what is left of what is measured; None where the network is cut through.
+    removed: number of removed channels.
+    share: cost of the thin network as a share of the full one's; None if the selection cuts the
+      network through.
   """
 
   fraction: float
@@ -140,18 +190,22 @@ def _bisect(
   share: float,
   spent: Callable[[], bool],
 ) -> tuple[_Probe, _Probe]:
-  """The last network that exceeds `share` and the first that does not, as near as they come.
+  """Returns the last selection that exceeds `share` and the first that does not.
 
-  Aims by linear interpolation; where that did not halve the interval, the next step does.
+  Steps interpolate linearly; after a step that did not halve the interval, the next one does.
+
+  Args:
+    attempt: tries the selection of a fraction.
+    low: a selection that exceeds `share`.
+    high: the selection that removes most.
+    share: the target.
+    spent: whether no further selection may be tried.
   """
   halve, width = True, high.fraction - low.fraction
-  if high.exceeds(share):  # nothing lies between
+  if high.exceeds(share):
     return low, high
   while high.removed - low.removed > 1 and width > _STEP and not spent():
-    at = 0.5
-    if not halve and high.share is not None:
-      at = min(max((low.share - share) / (low.share - high.share), 0.02), 0.98)
-    middle = attempt(low.fraction + at * width)
+    middle = attempt(low.fraction + (0.5 if halve else _aim(low, high, share)) * width)
     if middle.exceeds(share):
       low = middle
     else:
@@ -161,59 +215,31 @@ def _bisect(
   return low, high
 
 
-_Measure = Callable[[candidates.Network, Plan | None], float]
+def _aim(low: _Probe, high: _Probe, share: float) -> float:
+  """Returns where between two selections the straight line through their shares meets `share`."""
+  if low.share is None or high.share is None:
+    return 0.5
+  return min(max((low.share - share) / (low.share - high.share), 0.02), 0.98)
 
 
-def _share(network: candidates.Network, dead: Any, measure: _Measure, full: float) -> float | None:
-  """What is left without the dead channels; None where the network is cut through."""
+def _share(call: TracedCall, dead: Any, measure: _Measure, full: float) -> float | None:
+  """Returns the share that is left without the dead channels; None if they cut the network through."""
   try:
-    found = candidates.planned(network, dead)
+    plan = candidates.planned(call, dead)
   except CutThroughError:
     return None
-  return measure(network, found) / full
+  return measure(call, plan) / full
 
 
-def parse(target: str) -> tuple[str, float]:
-  """('macs', 0.5) for 'macs:0.5'; raises ValueError where that is no target."""
-  name, _, number = target.partition(':')
-  try:
-    share = float(number)
-  except ValueError:
-    share = 0.0
-  if name not in _TARGETS or not 0 < share <= 1:
-    raise ValueError(
-      "target must be 'NAME:SHARE' with a name of "
-      f'{", ".join(_TARGETS)} and a share in (0, 1], got {target!r}'
-    )
-  return name, share
-
-
-def _unmet(target: str, what: str, smallest: _Probe, beyond: _Probe) -> str:
-  """Why a target cannot be met, and how near it comes."""
-  if beyond.share is None:
-    removed, why = smallest, 'removing more cuts the network through from its inputs'
+def _unmet(target: str, quantity: str, last: _Probe, most: _Probe) -> str:
+  """Returns why no selection meets a target, and how near one comes."""
+  if most.share is None:
+    nearest, why = last, 'removing more cuts the network through: its results lose their inputs'
   else:
-    removed, why = beyond, 'that is all that these options let go'
+    nearest, why = most, 'the options allow no more'
   return (
-    f'{target} cannot be met: with {removed.removed} channels removed (fraction '
-    f'{removed.fraction:.4g}) the smallest network has {removed.share:.3g} of the {what} of '
-    f'the full one; {why}. Choose a larger share, or other guards (min_channels=, '
+    f'{target} cannot be met: with {nearest.removed} channels removed (fraction '
+    f'{nearest.fraction:.4g}) the smallest network has {nearest.share:.3g} of the {quantity} of '
+    f'the full one; {why}. Choose a larger share, or weaker constraints (min_channels=, '
     'max_fraction=, keep=, multiple_of=).'
   )
-
-
-class _Target(NamedTuple):
-  """What can be asked for: how it is called in errors, and how it is measured."""
-
-  what: str
-  measure: _Measure
-
-
-_TARGETS = {
-  'macs': _Target('MACs', lambda network, found: candidates.counted(network, found).macs),
-  'params': _Target('parameters', lambda network, found: candidates.counted(network, found).params),
-  'memory': _Target(
-    'activation memory', lambda network, found: candidates.counted(network, found).value_bytes
-  ),
-  'latency': _Target('latency', candidates.seconds),
-}

@@ -1,9 +1,6 @@
-"""Guards of a selection: how much of each layer must stay, whatever its scores.
+"""Constraints of a selection: how many channels of each layer stay, whatever their scores.
 
-A guard is one number for all layers or a mapping from patterns to numbers, `{'*BatchNorm_0*': 16}`.
-Patterns are those of `fnmatch` (`*`, `?`, `[seq]`; a `*` crosses '/'), held against the whole path
-of a scale, 'params/BatchNorm_0/scale'. Where several match, the longest pattern counts (of equally
-long ones the later): so '*' is a default, and the order of a config does not matter.
+The options and the patterns that name layers are described in `options.SelectionOptions`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,15 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slim_jax import tree
+from slim_jax.selection.options import SelectionOptions
 from slim_jax.tree import Path
 
 
-class Guards(NamedTuple):
+class Limits(NamedTuple):
   """What each layer may lose.
 
   Attributes:
-    most: how many channels may go, by the path of the scale.
-    keep: paths of the layers left alone.
+    most: largest number of channels that are removed, by the path of the scale.
+    keep: paths of the layers from which nothing is removed.
     multiple_of: what widths are rounded up to.
   """
 
@@ -31,106 +29,85 @@ class Guards(NamedTuple):
   multiple_of: int
 
 
-def resolve(
-  sizes: Mapping[Path, int],
-  *,
-  min_channels: Any = 0,
-  max_fraction: Any = 1.0,
-  keep: Iterable[str] = (),
-  multiple_of: int = 1,
-) -> Guards:
-  """The guards of each layer.
+def resolve(sizes: Mapping[Path, int], options: SelectionOptions) -> Limits:
+  """Returns the limits of each layer.
 
   Args:
     sizes: number of channels by the path of the scale.
-    min_channels: so many channels stay at least, or all: a number, or a mapping from patterns.
-    max_fraction: at most this share goes, in [0, 1]: likewise.
-    keep: patterns of layers left alone (one string is one pattern).
-    multiple_of: what widths are rounded up to.
+    options: with the constraints.
 
   Raises:
-    ValueError: for values out of range, and for a pattern that matches no layer.
+    ValueError: a pattern matches no layer.
   """
-  if int(multiple_of) != multiple_of or multiple_of < 1:
-    raise ValueError(f'multiple_of must be a whole number, 1 or more, got {multiple_of}')
-  for value in _values(min_channels):
-    if not value >= 0:
-      raise ValueError(f'min_channels must be 0 or more, got {value}')
-  for value in _values(max_fraction):
-    if not 0 <= value <= 1:
-      raise ValueError(f'max_fraction must be in [0, 1], got {value}')
-  least = _by_layer(min_channels, sizes, 0, 'min_channels')
-  share = _by_layer(max_fraction, sizes, 1.0, 'max_fraction')
+  least = _by_layer(options.min_channels, sizes, 0, 'min_channels')
+  share = _by_layer(options.max_fraction, sizes, 1.0, 'max_fraction')
   most = {
     path: int(max(0, min(int(size * share[path]), size - least[path])))
     for path, size in sizes.items()
   }
-  patterns = [keep] if isinstance(keep, str) else list(keep)
-  kept = {path for pattern in patterns for path in _matching(pattern, sizes, 'keep')}
-  return Guards(most, kept, int(multiple_of))
+  patterns = [options.keep] if isinstance(options.keep, str) else list(options.keep)
+  keep = {path for pattern in patterns for path in _matching(pattern, sizes, 'keep')}
+  return Limits(most, keep, int(options.multiple_of))
 
 
 def take_back(
-  guards: Guards, labels: Mapping[Path, np.ndarray], score: np.ndarray, goes: np.ndarray
+  limits: Limits, labels: Mapping[Path, np.ndarray], score: np.ndarray, dead: np.ndarray
 ) -> np.ndarray:
-  """Takes channels back until every layer obeys its guards: those that rank highest.
+  """Takes decisions with the largest scores back until every layer is within its limits.
 
   Args:
-    guards: of `resolve`. `keep` is not looked at: such layers have nothing among `goes`.
-    labels: for each layer the number of the decision of each channel, [channels].
-    score: what each decision is ranked by, [decisions].
-    goes: which decisions go, bool [decisions].
+    limits: what `resolve` returns. `keep` is not used: nothing of such layers is among `dead`.
+    labels: for each layer, the number of the decision about each channel, int [channels].
+    score: of each decision, [decisions].
+    dead: which decisions are to remove their channels, bool [decisions].
 
   Returns:
-    What goes, bool [decisions]. A decision taken back for one layer is so for all of its layers.
+    Those of `dead` that remain, bool [decisions]. A decision taken back for one layer is taken back
+    for all of its layers.
   """
-  goes = goes.copy()
+  dead = dead.copy()
   for path, label in labels.items():
-    goes[_excess(score, goes, label, guards.most[path])] = False
-  odd = guards.multiple_of > 1
-  while odd:  # what one layer takes back may widen another; it ends where all are whole
-    odd = False
+    dead[_excess(score, dead, label, limits.most[path])] = False
+  changed = limits.multiple_of > 1
+  while changed:  # what one layer takes back may widen another; all channels alive is a fixed point
+    changed = False
     for label in labels.values():
-      dead = int(goes[label].sum())
-      more = -(len(label) - dead) % guards.multiple_of
-      if more and dead:
-        goes[_excess(score, goes, label, max(0, dead - more))] = False
-        odd = True
-  return goes
+      count = int(dead[label].sum())
+      missing = -(len(label) - count) % limits.multiple_of
+      if missing and count:
+        dead[_excess(score, dead, label, max(0, count - missing))] = False
+        changed = True
+  return dead
 
 
-def _excess(score: np.ndarray, goes: np.ndarray, label: np.ndarray, most: int) -> np.ndarray:
-  """Decisions to take back so that a layer loses `most` channels: those that rank highest.
+def _excess(score: np.ndarray, dead: np.ndarray, label: np.ndarray, most: int) -> np.ndarray:
+  """Returns the decisions with the largest scores by which a layer loses more than `most` channels.
 
-  Of equal ones the later ones are taken back.
+  Of equal ones, those of later channels.
   """
   order = np.argsort(score[label], kind='stable')
-  return label[order[goes[label[order]]][most:]]
+  return label[order[dead[label[order]]][most:]]
 
 
-def _values(guard: Any) -> list[Any]:
-  return [value for _, value in guard.items()] if hasattr(guard, 'items') else [guard]
-
-
-def _by_layer(guard: Any, paths: Iterable[Path], default: Any, name: str) -> dict[Path, Any]:
-  """The value of a guard for each layer."""
-  if not hasattr(guard, 'items'):
-    return dict.fromkeys(paths, guard)
-  found = dict.fromkeys(paths, default)
-  for pattern, value in sorted(guard.items(), key=lambda item: len(item[0])):
-    found.update(dict.fromkeys(_matching(pattern, paths, name), value))
-  return found
+def _by_layer(constraint: Any, paths: Iterable[Path], default: Any, name: str) -> dict[Path, Any]:
+  """Returns the value of a constraint for each layer."""
+  if not hasattr(constraint, 'items'):
+    return dict.fromkeys(paths, constraint)
+  values = dict.fromkeys(paths, default)
+  for pattern, value in sorted(constraint.items(), key=lambda item: len(item[0])):
+    values.update(dict.fromkeys(_matching(pattern, paths, name), value))
+  return values
 
 
 def _matching(pattern: str, paths: Iterable[Path], name: str) -> list[Path]:
-  """The layers that a pattern names; none is an error, for it is a misspelling."""
-  shown = {tree.show(path): path for path in paths}
-  matching = [path for text, path in shown.items() if fnmatch.fnmatchcase(text, pattern)]
+  """Returns the layers that match a pattern; none is an error, since it is likely misspelt."""
+  by_text = {tree.show(path): path for path in paths}
+  matching = [path for text, path in by_text.items() if fnmatch.fnmatchcase(text, pattern)]
   if not matching:
-    near = difflib.get_close_matches(pattern, shown, n=3, cutoff=0.4)
-    about = f'the nearest are {", ".join(near)}' if near else f'there are {", ".join(shown)}'[:500]
+    near = difflib.get_close_matches(pattern, by_text, n=3, cutoff=0.4)
+    hint = f'the nearest are {", ".join(near)}' if near else f'there are {", ".join(by_text)}'[:500]
     raise ValueError(
-      f'{name}: no layer matches {pattern!r}, which is held against the whole path '
-      f'of the scale; {about}'
+      f'{name}: no layer matches {pattern!r}. A pattern must match the whole path of the scale; '
+      f'{hint}'
     )
   return matching

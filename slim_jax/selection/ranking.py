@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slim_jax import batch_norms, tree
+from slim_jax.selection.options import SelectionOptions
 from slim_jax.tree import Path
 
 
@@ -12,10 +13,10 @@ class Ranking(NamedTuple):
   """The decisions of a selection.
 
   Attributes:
-    labels: by the path of a scale, the number of the decision of each channel, int [channels].
-    stacks: by the path of a scale, how many layers are stacked in it.
-    score: what each decision is ranked by, float64 [decisions].
-    size: how many scales each decision is about, int [decisions].
+    labels: by the path of a scale, the number of the decision about each channel, int [channels].
+    stacks: by the path of a scale, the number of layers stacked in it.
+    score: score of each decision, float64 [decisions].
+    size: number of scales that each decision is about, int [decisions].
   """
 
   labels: dict[Path, np.ndarray]
@@ -24,32 +25,29 @@ class Ranking(NamedTuple):
   size: np.ndarray
 
 
-def rank(
-  variables: Any, *, tied: Any = None, tied_by: str = 'sum', scores: Any = None, scales: Any = None
-) -> Ranking:
-  """The decisions about the channels of a network; for the arguments see `select_global`.
+def rank(variables: Any, options: SelectionOptions) -> Ranking:
+  """Returns the decisions about the channels of a network.
 
   Raises:
-    ValueError: no scale, scales or scores that are not finite, `tied` or `scores` that do not fit.
+    ValueError: there is no scale, scales or scores are not finite, or `tied` or `scores` do not fit
+      the variables.
   """
-  if tied_by not in ('sum', 'mean', 'max'):
-    raise ValueError(f"tied_by must be 'sum', 'mean' or 'max', got {tied_by!r}")
   leaves = tree.flatten(variables)
-  chosen = {path: leaves[path] for path in batch_norms.chosen(variables, scales)}
-  if scores is None:
-    found = {
+  chosen = {path: leaves[path] for path in batch_norms.chosen(variables, options.scales)}
+  if options.scores is None:
+    scores = {
       path: _finite(path, np.abs(_by_channel(leaf, leaf)), 'scales')
       for path, leaf in chosen.items()
     }
   else:
-    found = _given(chosen, scores)
-  labels = _labels(found, tied)
-  stacks = {path: score.shape[1] for path, score in found.items()}
-  return Ranking(labels, stacks, *_gathered(found, labels, tied_by))
+    scores = _given(chosen, options.scores)
+  labels = _labels(scores, options.tied)
+  stacks = {path: score.shape[1] for path, score in scores.items()}
+  return Ranking(labels, stacks, *_gathered(scores, labels, options.tied_by))
 
 
 def _by_channel(array: Any, leaf: Any) -> np.ndarray:
-  """What stands at a scale leaf, as [channels, layers]: of stacked layers more than one."""
+  """Returns an array of the shape of a scale leaf as [channels, stacked layers]."""
   values = np.asarray(array, np.float64)
   axis = batch_norms.channel_axis(leaf)
   return np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
@@ -62,10 +60,10 @@ def _finite(path: Path, values: np.ndarray, what: str) -> np.ndarray:
 
 
 def _given(chosen: dict[Path, Any], scores: Any) -> dict[Path, np.ndarray]:
-  """The scores that stand at the scales, as [channels, layers]."""
-  given, found = tree.flatten(scores), {}
+  """Returns the scores at the scales, as [channels, stacked layers]."""
+  given, by_channel = tree.flatten(scores), {}
   if extra := [tree.show(path) for path in given if path not in chosen]:
-    raise ValueError(f'scores stand where no scale is: {", ".join(extra)[:500]}')
+    raise ValueError(f'scores must be None where there is no scale: {", ".join(extra)[:500]}')
   for path, leaf in chosen.items():
     whole = tuple(leaf.shape)
     channels = whole[batch_norms.channel_axis(leaf)]
@@ -74,23 +72,23 @@ def _given(chosen: dict[Path, Any], scores: Any) -> dict[Path, np.ndarray]:
       raise ValueError(f'scores must have float[{channels}] at {tree.show(path)}, it has {shape}')
     if shape == whole:
       values = _by_channel(given[path], leaf)
-    else:  # one score for the stacked layers together: it counts as often as there are layers
+    else:  # one score for all stacked layers is ranked once per layer
       stack = int(np.prod(whole)) // max(1, channels)
       values = np.repeat(np.asarray(given[path], np.float64)[:, None], stack, axis=1)
-    found[path] = _finite(path, values, 'scores')
-  return found
+    by_channel[path] = _finite(path, values, 'scores')
+  return by_channel
 
 
 def _labels(scores: dict[Path, np.ndarray], tied: Any) -> dict[Path, np.ndarray]:
-  """For each layer the number of the decision that each channel belongs to, [channels]."""
+  """Returns, for each layer, the number of the decision about each channel, int [channels]."""
   ends = np.cumsum([len(score) for score in scores.values()])
   if tied is None:
     return dict(zip(scores, np.split(np.arange(ends[-1]), ends[:-1])))
   given = tree.flatten(tied)
   for path, score in scores.items():
-    found = np.shape(given[path]) if path in given else 'nothing'
-    if found != (len(score),):
-      raise ValueError(f'tied must have int[{len(score)}] at {tree.show(path)}, it has {found}')
+    shape = np.shape(given[path]) if path in given else 'nothing'
+    if shape != (len(score),):
+      raise ValueError(f'tied must have int[{len(score)}] at {tree.show(path)}, it has {shape}')
   _, dense = np.unique(np.concatenate([given[path] for path in scores]), return_inverse=True)
   return dict(zip(scores, np.split(dense, ends[:-1])))
 
@@ -98,7 +96,7 @@ def _labels(scores: dict[Path, np.ndarray], tied: Any) -> dict[Path, np.ndarray]
 def _gathered(
   scores: dict[Path, np.ndarray], labels: dict[Path, np.ndarray], tied_by: str
 ) -> tuple[np.ndarray, np.ndarray]:
-  """What each decision is ranked by, and how many scales it is about."""
+  """Returns the score of each decision, and the number of scales that it is about."""
   count = max(label.max(initial=-1) for label in labels.values()) + 1
   size, members = np.zeros(count, int), np.zeros(count, int)
   score = np.full(count, -np.inf) if tied_by == 'max' else np.zeros(count)

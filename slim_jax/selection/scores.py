@@ -1,18 +1,19 @@
-"""Scores: what ranks channels, where it is not |scale|.
+"""Scores: what ranks channels instead of |scale|.
 
 A score is a tree like the variables with a float [channels] (or an array of the scale's shape) at
-each BatchNorm scale and None elsewhere; the larger stay. `select_global(..., scores=...)` and
-`select_budget(..., scores=...)` take any. One of your own, here the variance that a channel has
-behind its BatchNorm and ReLU, seen from its scale and bias, takes a few lines:
+each BatchNorm scale and None elsewhere. Channels with larger scores stay.
+`select_global(..., scores=...)` and `select_budget(..., scores=...)` take any score. Your own needs
+a few lines. Here it is the variance of a channel after its BatchNorm and ReLU, which follows from
+its scale and bias:
 
     def spread(variables):
       leaves = slim_jax.tree.flatten(variables)
-      found = {}
+      scores = {}
       for norm in slim_jax.batch_norms.find(variables):
         scale, bias = leaves[norm.scale], leaves[norm.bias]
         samples = jax.random.normal(jax.random.key(0), (1000, *scale.shape))
-        found[norm.scale] = jax.nn.relu(samples * scale[None] + bias[None]).var(0)
-      return slim_jax.tree.like(variables, found)
+        scores[norm.scale] = jax.nn.relu(samples * scale[None] + bias[None]).var(0)
+      return slim_jax.tree.like(variables, scores)
 
     dead = slim_jax.select_global(variables, fraction=0.5, scores=spread(variables))
 """
@@ -30,14 +31,14 @@ from slim_jax.tree import Path
 
 
 def scale_magnitude(variables: Any, *, scales: Any = None) -> Any:
-  """|scale|, the paper's score and the default of `select_global`.
+  """Returns |scale|, the paper's score and the default of `select_global`.
 
   Args:
     variables: tree with the scales (arrays).
     scales: which leaves are scales, as in `select_global`.
 
   Returns:
-    A tree of scores, of the shapes of the scales.
+    A tree of scores of the scales' shapes.
 
   References:
     Liu et al., ICCV 2017.
@@ -53,15 +54,15 @@ def scale_magnitude(variables: Any, *, scales: Any = None) -> Any:
 
 
 def random(variables: Any, key: jax.Array, *, scales: Any = None) -> Any:
-  """Uniform in [0, 1): the control experiment of every other score.
+  """Returns scores that are uniform in [0, 1), the control experiment for other scores.
 
   Args:
     variables: tree with the scales (arrays or shapes).
-    key: of `jax.random.key`.
+    key: a `jax.random.key`.
     scales: which leaves are scales, as in `select_global`.
 
   Returns:
-    A tree of scores, float32 of the shapes of the scales.
+    A tree of scores, float32 of the scales' shapes.
   """
   leaves = tree.flatten(variables)
   chosen = batch_norms.chosen(variables, scales)
@@ -75,32 +76,32 @@ def random(variables: Any, key: jax.Array, *, scales: Any = None) -> Any:
 
 
 def taylor(variables: Any, grads: Any, *, bias: bool = False, scales: Any = None) -> Any:
-  """|scale * dL/dscale|: how much the loss changes, to first order, when the scale becomes zero.
+  """Returns |scale * dL/dscale|: to first order, how much zeroing the scale changes the loss.
 
   Args:
     variables: tree with the scales (arrays).
-    grads: gradients of a loss, averaged over as many batches as you like: a tree like
-      `variables`, or a part of it from the root on, as `{'params': grads}`.
-    bias: whether the bias goes too: |scale * dL/dscale + bias * dL/dbias|.
+    grads: gradients of a loss, averaged over one or more batches: a tree like `variables`, or a
+      part of it from the root on, such as `{'params': grads}`.
+    bias: whether the bias is zeroed too: |scale * dL/dscale + bias * dL/dbias|.
     scales: which leaves are scales, as in `select_global`.
 
   Returns:
-    A tree of scores, of the shapes of the scales.
+    A tree of scores of the scales' shapes.
 
   Raises:
-    ValueError: when `grads` lacks a leaf that is needed, or one has another shape.
+    ValueError: `grads` lacks a leaf that is needed, or a leaf has the wrong shape.
 
   References:
-    Molchanov et al., CVPR 2019, equation 8 with a gate behind each BatchNorm.
+    Molchanov et al., CVPR 2019, equation 8 with a gate after each BatchNorm.
   """
   leaves, slopes = tree.flatten(variables), tree.flatten(grads)
   biases = {norm.scale: norm.bias for norm in batch_norms.find(variables)} if bias else {}
 
   def change(path: Path) -> np.ndarray:
-    found = np.shape(slopes[path]) if path in slopes else 'nothing'
-    if found != tuple(leaves[path].shape):
+    shape = np.shape(slopes[path]) if path in slopes else 'nothing'
+    if shape != tuple(leaves[path].shape):
       raise ValueError(
-        f'grads must have {list(leaves[path].shape)} at {tree.show(path)}, it has {found}'
+        f'grads must have {list(leaves[path].shape)} at {tree.show(path)}, it has {shape}'
       )
     return np.asarray(leaves[path], np.float64) * np.asarray(slopes[path], np.float64)
 
@@ -114,27 +115,27 @@ def taylor(variables: Any, grads: Any, *, bias: bool = False, scales: Any = None
 def kernel_norm(
   f: Callable[..., Any], variables: Any, *args: Any, ord: float = 1, scales: Any = None
 ) -> Any:  # pylint: disable=redefined-builtin
-  """The norm of the kernel slices that produce a channel: (sum |k|^ord)^(1/ord).
+  """Returns the norm of the kernel slices that produce a channel: (sum |k|^ord)^(1/ord).
 
-  They are found as `streams` finds ties, so without a word about the architecture: every
-  variable with two axes or more, an axis of which is the channel's, index by index, counts with
-  all its elements at that index. Before a convolution's BatchNorm that is the convolution's
-  kernel; on the stream of a residual network the kernels of all layers that write to it, so that
-  all BatchNorms that read one stream rank its channels alike; after a concatenation the kernel of
-  the layer that made the channel. Kernels that read the channel do not count.
+  The kernels are found from the jaxpr, as `streams` finds ties: a variable with two or more axes, one
+  of which is tied to the channels index by index, contributes its elements at the channel's index.
+  For a BatchNorm after a convolution this is the convolution's kernel. For BatchNorms on the stream
+  of a residual network it is the kernels of all layers that write to the stream, so these
+  BatchNorms rank its channels alike. After a concatenation it is the kernel of the layer that
+  computed the channel. Kernels that read the channel do not contribute.
 
   Args:
     f: `f(variables, *args)`, as for `plan`.
     variables: tree of arrays.
     *args: further arguments (arrays or shapes).
-    ord: of the norm, positive: 1, 2, ...
+    ord: order of the norm, positive: 1, 2, ...
     scales: which leaves are scales, as in `select_global`.
 
   Returns:
-    A tree of scores, float64 [channels] at each scale leaf; layers stacked in one leaf share it.
+    A tree of scores, float64 [channels] at each scale leaf; stacked layers share them.
 
   Raises:
-    ValueError: for channels that no kernel produces, or `ord` not positive.
+    ValueError: no kernel produces a channel, or `ord` is not positive.
 
   References:
     Li et al., ICLR 2017 (ord=1); summed over a group of layers: Fang et al., CVPR 2023.
@@ -155,7 +156,7 @@ def kernel_norm(
     if not makers[label].all():
       raise ValueError(
         f'{tree.show(path)}: no kernel produces channels '
-        f'{np.flatnonzero(makers[label] == 0)[:10].tolist()}, so none ranks them'
+        f'{np.flatnonzero(makers[label] == 0)[:10].tolist()}, so they have no score'
       )
   return tree.like(
     variables, {path: total[label] ** (1 / ord) for path, label in zip(chosen, labels)}
@@ -163,7 +164,7 @@ def kernel_norm(
 
 
 def _views(variables: Any, chosen: set[Path]) -> list[tuple[Path, int]]:
-  """The kernels, each with every axis that may be its channels'."""
+  """Returns (path of a kernel, axis) for every axis that may be that of its channels."""
   norms = {
     path
     for norm in batch_norms.find(variables)
@@ -185,25 +186,27 @@ def _labels(
   chosen: list[Path],
   views: list[tuple[Path, int]],
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-  """Labels of the channels of each scale, and of the indices of each view.
+  """Returns labels of the channels of each scale, and of the indices of each view.
 
-  `streams` labels one axis of each leaf. A vector added along an axis is tied to it, so beside
-  each kernel stands a vector for every axis.
+  `streams` labels one axis per leaf. A vector that is added along an axis is tied to this axis, so
+  one vector per view is added to the kernels, and labelled in their place.
   """
   shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
   leaves = tree.flatten(shapes)
-  beside = [
+  added = [
     jax.ShapeDtypeStruct((leaves[path].shape[axis],), leaves[path].dtype) for path, axis in views
   ]
 
-  def added(both: tuple[Any, list[jax.Array]], *args: Any) -> Any:
-    found = tree.flatten(both[0])
+  def with_added(both: tuple[Any, list[jax.Array]], *args: Any) -> Any:
+    arrays = tree.flatten(both[0])
     for (path, axis), vector in zip(views, both[1], strict=True):
-      rank = found[path].ndim
-      found[path] += jnp.expand_dims(vector, [i for i in range(rank) if i != axis])
-    return f(tree.like(shapes, found), *args)
+      rank = arrays[path].ndim
+      arrays[path] += jnp.expand_dims(vector, [i for i in range(rank) if i != axis])
+    return f(tree.like(shapes, arrays), *args)
 
   ranked = tree.map_with_path(lambda path, _: path in chosen, shapes)
-  labels = streams(added, (shapes, beside), *args, scales=(ranked, [True] * len(views)))
-  found = tree.flatten(labels[0])
-  return [found[path] for path in chosen], labels[1]
+  labels, of_views = streams(
+    with_added, (shapes, added), *args, scales=(ranked, [True] * len(views))
+  )
+  by_path = tree.flatten(labels)
+  return [by_path[path] for path in chosen], of_views

@@ -1,19 +1,18 @@
-"""Selection: which channels go.
+"""Selection by a cutoff: channels are ranked, and those whose scores are at most a cutoff removed.
 
-Scores are ranked, a cutoff says from which score on they stay, guards take some back:
-
-    ranking   which channels are one decision, and its score
-    cutoff    from the scores ranked together to a threshold: what is strictly above it stays
-    guards    what every layer keeps whatever its scores
+ranking       the decisions about channels, and their scores
+cutoff        a function from the ranked scores to a threshold: what is strictly above it stays
+constraints   take decisions back where a layer would lose too much
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Unpack
 
 import numpy as np
 
 from slim_jax import tree
 from slim_jax.selection import constraints
+from slim_jax.selection.options import SelectionKeywords, SelectionOptions
 from slim_jax.selection.ranking import rank
 
 Cutoff = Callable[[np.ndarray], float]
@@ -26,53 +25,29 @@ def select_global(
   *,
   fraction: float | None = None,
   threshold: float | str | None = None,
-  min_channels: Any = 0,
-  max_fraction: Any = 1.0,
-  keep: Iterable[str] = (),
-  multiple_of: int = 1,
-  per_layer: bool = False,
-  tied: Any = None,
-  tied_by: str = 'sum',
-  scores: Any = None,
-  scales: Any = None,
+  **options: Unpack[SelectionKeywords],
 ) -> Any:
-  """Marks the channels with the smallest scales, as the paper does.
+  """Marks the channels with the smallest scales, as in the paper.
 
-  All |scale| of the network are sorted together; a channel stays if its |scale| is strictly
-  greater than `sorted[int(n * fraction)]`. `fraction=0` removes nothing. A channel of stacked
-  layers (scales [layers, channels]) goes where it is small in all of them.
+  All |scale| of the network are sorted together. A channel stays if its |scale| is strictly
+  greater than `sorted[int(n * fraction)]`; `fraction=0` removes nothing. A channel of stacked
+  layers, scales [layers, channels], is removed if it is small in all of them.
 
   Args:
     variables: tree with the scales (concrete arrays).
-    fraction: share of all channels to remove, in [0, 1). Give this or `threshold`.
-    threshold: what is at most this large goes: a number, or 'gap': the lower side of the widest
-      gap between neighbours in the sorted logarithms of the scores, where those below 1e-6 of
-      the largest count as that. Where all are equal there is no gap, and nothing goes.
-    min_channels: at least so many channels of each layer stay (or all that it has): the
-      largest of those that would go. A number, or a mapping from patterns of layers to numbers,
-      `{'*BatchNorm_0/*': 16}`: see `slim_jax.guards`; layers that no pattern matches are free.
-    max_fraction: at most this share of each layer goes, in [0, 1]; likewise.
-    keep: patterns of layers left alone. Their channels, and those tied to them, are not ranked:
-      `fraction` is of the others.
-    multiple_of: widths are rounded up to a multiple of this (or to all that the layer has), the
-      largest of those that would go taken back. A layer that loses every channel is left so.
-    per_layer: apply the rule to each layer by itself instead of to all at once.
-    tied: tree of int [channels] at each scale leaf, as `streams` gives: channels with one label go
-      or stay together. Each counts as often as it has scales.
-    tied_by: what tied channels are ranked by, the 'sum', 'mean' or 'max' of their |scale|. A sum
-      over many layers outranks single channels. With `per_layer` they go if they would in each
-      of their layers.
-    scores: what ranks channels in place of |scale|: a tree of float [channels], or of the shape
-      of the scale, at each scale leaf, as those of `slim_jax.scores`. The larger stay.
-    scales: which leaves are scales, if not those `batch_norm_scales` finds: a tree of bools, a
-      prefix of it, or a function that makes one of `variables`.
+    fraction: share of all channels to remove, in [0, 1). Give either this or `threshold`.
+    threshold: largest score that is removed: a number, or 'gap' for the lower end of the widest gap
+      between neighbours among the sorted logarithms of the scores, where scores below 1e-6 of the
+      largest count as that. If all are equal there is no gap, and nothing is removed.
+    **options: `min_channels`, `max_fraction`, `keep`, `multiple_of`, `per_layer`, `tied`,
+      `tied_by`, `scores` and `scales`: see `slim_jax.selection.options.SelectionOptions`.
 
   Returns:
-    A tree like `variables`: bool [channels] at each scale leaf, True = goes; None elsewhere.
+    A tree like `variables`: bool [channels] at each scale leaf, True = removed; None elsewhere.
 
   Raises:
-    ValueError: for values out of range, scales or scores that are not finite or do not fit,
-      patterns that match no layer, or no scale at all.
+    ValueError: a value is out of range, scales or scores are not finite, a tree does not fit the
+      variables, a pattern matches no layer, or there is no scale.
 
   Example:
     >>> import jax.numpy as jnp, slim_jax
@@ -85,25 +60,17 @@ def select_global(
     Liu et al., ICCV 2017, section 3; `max_fraction=0.5` is their multi-pass protocol. The gap:
     Zhuang et al., NeurIPS 2020 (polarization).
   """
-  if (fraction is None) == (threshold is None):
-    raise ValueError(f'give fraction or threshold: they are {fraction} and {threshold}')
-  cutoff = by_fraction(fraction) if threshold is None else by_threshold(threshold)
-  return selector(
-    variables,
-    min_channels=min_channels,
-    max_fraction=max_fraction,
-    keep=keep,
-    multiple_of=multiple_of,
-    per_layer=per_layer,
-    tied=tied,
-    tied_by=tied_by,
-    scores=scores,
-    scales=scales,
-  )(cutoff)
+  if fraction is not None and threshold is None:
+    cutoff = by_fraction(fraction)
+  elif threshold is not None and fraction is None:
+    cutoff = by_threshold(threshold)
+  else:
+    raise ValueError(f'give either fraction or threshold: they are {fraction} and {threshold}')
+  return selector(variables, **options)(cutoff)
 
 
 def by_fraction(fraction: float) -> Cutoff:
-  """The paper's threshold, `sorted[int(n * fraction)]`; below everything for 0."""
+  """Returns the paper's cutoff, `sorted[int(n * fraction)]`; for 0, one that removes nothing."""
   if not 0 <= fraction < 1:
     raise ValueError(f'fraction must be in [0, 1), got {fraction}')
 
@@ -116,7 +83,7 @@ def by_fraction(fraction: float) -> Cutoff:
 
 
 def by_threshold(threshold: float | str) -> Cutoff:
-  """A given threshold, or 'gap'."""
+  """Returns the cutoff at a number, or at the widest 'gap'."""
   if threshold == 'gap':
     return _gap
   if isinstance(threshold, str) or not np.isfinite(threshold):
@@ -125,7 +92,7 @@ def by_threshold(threshold: float | str) -> Cutoff:
 
 
 def _gap(ranked: np.ndarray) -> float:
-  """The lower side of the widest gap between logarithms of neighbours."""
+  """Returns the lower end of the widest gap between the logarithms of neighbours."""
   largest = ranked.max(initial=0)
   levels = np.unique(np.maximum(ranked, _NEGLIGIBLE * largest))
   if largest <= 0 or len(levels) < 2:
@@ -133,47 +100,31 @@ def _gap(ranked: np.ndarray) -> float:
   return levels[np.argmax(np.diff(np.log(levels)))]
 
 
-def selector(
-  variables: Any,
-  *,
-  min_channels: Any = 0,
-  max_fraction: Any = 1.0,
-  keep: Iterable[str] = (),
-  multiple_of: int = 1,
-  per_layer: bool = False,
-  tied: Any = None,
-  tied_by: str = 'sum',
-  scores: Any = None,
-  scales: Any = None,
-) -> Callable[[Cutoff], Any]:
-  """`select_global` up to the cutoff, for callers that try several.
+def selector(variables: Any, **options: Unpack[SelectionKeywords]) -> Callable[[Cutoff], Any]:
+  """Ranks channels once, for callers that try several cutoffs.
 
   Returns:
-    A function of a cutoff: what `select_global` returns, for `by_fraction` or `by_threshold`, or
-    any function from the scores that are ranked together, float [n], to a threshold.
+    A function of a cutoff that returns what `select_global` returns. A cutoff comes from
+    `by_fraction` or `by_threshold`, or is any function from the scores that are ranked together,
+    float [n], to a threshold.
   """
-  ranking = rank(variables, tied=tied, tied_by=tied_by, scores=scores, scales=scales)
+  settings = SelectionOptions(**options)
+  ranking = rank(variables, settings)
   score, labels = ranking.score, ranking.labels
-  guard = constraints.resolve(
-    {path: len(label) for path, label in labels.items()},
-    min_channels=min_channels,
-    max_fraction=max_fraction,
-    keep=keep,
-    multiple_of=multiple_of,
-  )
+  limits = constraints.resolve({path: len(label) for path, label in labels.items()}, settings)
   free = np.ones(len(score), bool)
-  for path in guard.keep:
+  for path in limits.keep:
     free[labels[path]] = False
 
   def select(cutoff: Cutoff) -> Any:
-    if per_layer:
-      goes = free.copy()
+    if settings.per_layer:
+      dead = free.copy()
       for path, label in labels.items():
         ranked = np.repeat(score[label[free[label]]], ranking.stacks[path])
-        goes[label] &= ~(score[label] > cutoff(ranked))
+        dead[label] &= ~(score[label] > cutoff(ranked))
     else:
-      goes = free & ~(score > cutoff(np.repeat(score[free], ranking.size[free])))
-    goes = constraints.take_back(guard, labels, score, goes)
-    return tree.like(variables, {path: goes[label] for path, label in labels.items()})
+      dead = free & ~(score > cutoff(np.repeat(score[free], ranking.size[free])))
+    dead = constraints.take_back(limits, labels, score, dead)
+    return tree.like(variables, {path: dead[label] for path, label in labels.items()})
 
   return select
