@@ -1,4 +1,4 @@
-"""The page of a run: all that the run has, nothing from elsewhere, what is damaged in a line."""
+"""The page of a run shows all that the run has, loads nothing, and names what is damaged."""
 
 import json
 import re
@@ -6,15 +6,15 @@ import shlex
 import shutil
 import sys
 
+from etils import epath
 from helpers import commands, pages
 import jax
 import pytest
 
 import slim_jax
 from slim_jax.display import plot, tables
-from slim_jax.report import measure, page
-from slim_jax.report import run as run_page
-from slim_jax.runs import stages
+from slim_jax.report import architecture, blocks, measure, page
+from slim_jax.runs import stages, workdir
 
 FIGURES = ['curves', 'heat-1', 'heat-2', 'scales', 'shares-1', 'shares-2', 'widths']
 
@@ -37,8 +37,8 @@ def written(two_passes, tmp_path_factory):
 
 def test_every_stage_has_its_row(written, two_passes):
   _, _, records = two_passes
-  found = pages.check(written)
-  header, *rows = found.rows['stages']
+  read = pages.check(written)
+  header, *rows = read.rows['stages']
   assert header == ['stage', 'accuracy', 'loss', 'params', 'MACs', 'FLOPs', 'activations', 'time']
   for row, record in zip(rows, records, strict=True):
     assert row[0] == str(stages.Stage.of(record))
@@ -50,7 +50,7 @@ def test_every_stage_has_its_row(written, two_passes):
   full, *_, thin = (row[6] for row in rows)
   assert full.endswith('B') and thin.endswith('%')
   warnings = tables.warnings(records)
-  assert warnings and found.texts['warning'] == warnings
+  assert warnings and read.texts['warning'] == warnings
 
 
 def test_widths_are_those_of_the_plan(written):
@@ -79,24 +79,30 @@ def test_it_says_what_made_the_run(written):
   assert 'finetune' in text
 
 
-def test_full_and_thin_network_are_timed(run, monkeypatch):
+def test_full_and_thin_network_are_timed(run):
   page.write(run, timed=True)
   header, *rows = pages.check(run).rows['latency']
-  assert header[:3] == ['network', 'images at a time', 'latency']
+  assert header == ['network', 'batch', 'latency', 'images/s', 'speed-up']
   assert [row[:2] for row in rows] == [['full', '1'], ['thin', '1'], ['full', '64'], ['thin', '64']]
   saved = json.loads((run / 'report' / 'latency.json').read_text())
   assert all(0 < row['seconds'] < 10 for row in saved['rows'])
   assert rows[3][4] == f'{saved["rows"][2]["seconds"] / saved["rows"][3]["seconds"]:.2f} times'
-  monkeypatch.setattr(measure, '_HUGE', {'cpu': 1.0})
   page.write(run)  # does not measure again
   assert pages.check(run).rows['latency'][1:] == rows
-  page.write(run, timed=True)
-  found = pages.check(run)
-  assert found.rows['latency'][1:] == []
-  assert sum('take long on this device' in text for text in found.texts['note']) == 4
 
 
-def test_what_a_look_found_is_drawn(run):
+def test_calls_that_take_long_are_skipped(run):
+  net = architecture.read(workdir.Workdir(epath.Path(run)))
+  measured = measure.latency(net, slim_jax.Plan.load(run / 'plan-2.npz'), most_macs=1)
+  (run / 'report').mkdir()
+  (run / 'report' / 'latency.json').write_text(json.dumps(measured))
+  page.write(run)
+  read = pages.check(run)
+  assert read.rows['latency'][1:] == []
+  assert sum('takes long on this device' in text for text in read.texts['note']) == 4
+
+
+def test_rows_of_look_are_drawn(run):
   rows = [
     {
       'fraction': 0.1 * i,
@@ -137,7 +143,7 @@ DAMAGES = {
   'checkpoints and metrics': {
     'checkpoints/1-sparse': (shutil.rmtree, 'there is no directory of checkpoints .*1-sparse'),
     'metrics.jsonl': (lambda path: path.write_text('{"pass": 1}\n'), 'metrics.jsonl, line 1, is'),
-    'config.json': (lambda path: path.write_text('{"seed": 0}'), 'do not say all of what'),
+    'config.json': (lambda path: path.write_text('{"seed": 0}'), 'do not have all that'),
   },
   'the list of stages': {
     'stages.json': (
@@ -149,17 +155,17 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize('what', DAMAGES)
-def test_what_is_damaged_is_said_in_a_line_and_all_else_is_shown(run, two_passes, what):
+def test_a_damaged_file_costs_its_section(run, two_passes, what):
   for name, (damage, _) in DAMAGES[what].items():
     damage(run / name)
   page.write(run)
-  found = pages.check(run)
-  told = [text for text in found.texts['warning'] if text.startswith('Left out')]
+  read = pages.check(run)
+  told = [text for text in read.texts['warning'] if text.startswith('Left out')]
   for _, message in DAMAGES[what].values():
     assert any(re.search(message, text) for text in told), told
   assert not any('\n' in text for text in told)
   if 'stages.json' not in DAMAGES[what]:
-    assert [row[0] for row in found.rows['stages'][1:]] == [
+    assert [row[0] for row in read.rows['stages'][1:]] == [
       str(stages.Stage.of(record)) for record in two_passes[2]
     ]
 
@@ -183,7 +189,7 @@ def test_a_run_without_recordings_has_its_page(run):
   assert 'No stage is complete yet.' in text and not list((run / 'report').glob('*.svg'))
 
 
-def test_layers_can_be_chosen_and_stand_in_their_order(run):
+def test_layers_can_be_chosen_and_are_in_order(run):
   page.write(run, layers='*BatchNorm_1*')
   text = (run / 'report' / 'heat-1.svg').read_text()
   assert 'BatchNorm_1, layer 2' in text and 'BatchNorm_0, layer' not in text
@@ -203,7 +209,7 @@ def test_layers_can_be_chosen_and_stand_in_their_order(run):
     )
   ]
   modules = ['Block_2', 'Block_2/BatchNorm_0', 'Block_10/BatchNorm_0', 'BatchNorm_0']
-  assert [measure.short(path) for path in measure.in_order(paths, modules)] == [
+  assert [architecture.module_of(path) for path in architecture.in_order(paths, modules)] == [
     'Block_2/BatchNorm_0',
     'Block_10/BatchNorm_0',
     'BatchNorm_0',
@@ -212,15 +218,45 @@ def test_layers_can_be_chosen_and_stand_in_their_order(run):
   ]
 
 
-def test_an_end_without_a_page_is_no_failure(run, tmp_path, caplog, monkeypatch):
-  def fail(*_, **__):
-    raise OSError(28, 'No space left on device')
-
+def test_an_end_without_a_page_is_no_failure(run, tmp_path, caplog):
   page.at_end(tmp_path)
   assert 'holds neither a run nor a study' in caplog.text
-  monkeypatch.setattr(run_page, 'sections', fail)
+  (run / 'report').write_text('where the folder would be')
   page.at_end(run)
-  assert 'All else is complete' in caplog.text
+  assert 'Everything else is complete' in caplog.text
+
+
+def test_a_mistake_in_one_part_is_shown_in_it(caplog):
+  def make():
+    raise ZeroDivisionError('no epochs')
+
+  (paragraph,) = blocks.attempt(make)
+  assert paragraph == blocks.Paragraph('Left out: ZeroDivisionError: no epochs', 'warning')
+  assert 'Traceback' in caplog.text
+
+
+def test_text_is_escaped():
+  section = blocks.Section(
+    '<b>',
+    [
+      blocks.Paragraph('<i>'),
+      blocks.Table('t', [blocks.Column('<u>', '<s>')], [[blocks.Cell('<td>', '<q>')]]),
+      blocks.Bars('b', [('<a>/<a>', 2, 1)]),
+      blocks.Facts([('<dt>', '<dd>')]),
+      blocks.Code('<pre>', title='<h3>'),
+    ],
+  )
+  text = page.render('<h1>', [section], foot='"&')
+  for tag in ('b', 'i', 'u', 's', 'td', 'q', 'dt', 'dd', 'pre', 'h3', 'h1', 'a'):
+    assert f'&lt;{tag}&gt;' in text, tag
+  assert '<i>' not in text and '&#34;&amp;' in text
+
+
+def test_figures_do_not_change_between_calls(run):
+  page.write(run)
+  before = {path.name: path.read_bytes() for path in (run / 'report').glob('*.svg')}
+  page.write(run)
+  assert before == {path.name: path.read_bytes() for path in (run / 'report').glob('*.svg')}
 
 
 def test_every_stage_has_a_colour():

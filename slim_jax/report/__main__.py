@@ -1,9 +1,9 @@
-"""The page of a run or a study, made again: DIR/report/index.html, with its figures beside it.
+"""Writes the page of a run or a study: DIR/report/index.html, with its figures beside it.
 
   python -m slim_jax.report --workdir=DIR [--layer=PATTERN] [--nomeasure]
 
-Also while the run is at work, or with what there is of an old one. `slim_jax.main`,
-`slim_jax.look` and `slim_jax.sweep` end with it.
+Works on a run in progress, and on a directory from which files are missing: their sections say
+so. `slim_jax.main`, `slim_jax.look` and `slim_jax.sweep` write the page when they end.
 """
 
 from absl import flags, logging
@@ -12,18 +12,21 @@ from slim_jax import command
 from slim_jax.report import page
 
 _LAYER = flags.DEFINE_string(
-  'layer', '', "Whose scales to show epoch by epoch: a pattern such as '*/BatchNorm_10/*'."
+  'layer',
+  '',
+  "Pattern of the paths of the scales that are shown epoch by epoch, such as '*/BatchNorm_10/*'; "
+  'without it, three layers are shown.',
 )
 _MEASURE = flags.DEFINE_bool(
   'measure',
   True,
-  'Whether to time the full and the thin network on this machine; otherwise '
-  'the page shows what was measured before.',
+  'Whether to time the full and the thin network on this machine; otherwise the page shows the '
+  'last measurement.',
 )
 
 
 def main() -> None:
-  """Writes the page of the directory of the command line."""
+  """Writes the page of the directory given on the command line."""
   path = page.write(command.WORKDIR.value, timed=_MEASURE.value, layers=_LAYER.value)
   logging.info('report: %s', path)
 

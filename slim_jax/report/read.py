@@ -1,4 +1,4 @@
-"""What the files of a run hold, checked before anything is drawn from it."""
+"""Reads the files of a run for its page, and checks them before anything is drawn."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,24 +18,29 @@ class Missing(Exception):
   """A run has not recorded something; the message is for its page."""
 
 
-def rows(path: epath.Path, found: Any, fields: Sequence[str]) -> list[dict[str, Any]]:
-  """Rows of a file, each a number in each of these fields.
+def rows(path: epath.Path, value: Any, fields: Sequence[str]) -> list[dict[str, Any]]:
+  """Returns the rows of a file after checking that each has a number in every field.
+
+  Args:
+    path: of the file, for the message.
+    value: what the file holds.
+    fields: of each row.
 
   Raises:
-    WorkdirError: they are not.
+    WorkdirError: it holds anything else.
   """
-  if not isinstance(found, list) or not all(
+  if not isinstance(value, list) or not all(
     isinstance(row, dict) and all(isinstance(row.get(name), (int, float)) for name in fields)
-    for row in found
+    for row in value
   ):
     raise WorkdirError(
       f'{path} is damaged: each of its rows must have the numbers ' + ', '.join(fields)
     )
-  return found
+  return value
 
 
 def stages(workdir: Workdir) -> list[dict[str, Any]]:
-  """The records of the complete stages."""
+  """Returns the records of the complete stages."""
   return rows(
     workdir.path / 'stages.json',
     workdir.records(),
@@ -43,87 +48,93 @@ def stages(workdir: Workdir) -> list[dict[str, Any]]:
   )
 
 
-def lines(workdir: Workdir) -> list[dict[str, Any]]:
-  """The lines of metrics of all stages; raises Missing where there is none."""
-  found = rows(
+def metrics(workdir: Workdir) -> list[dict[str, Any]]:
+  """Returns the metrics of all epochs; raises Missing if there are none."""
+  lines = rows(
     workdir.path / 'metrics.jsonl',
     workdir.lines(),
     ('pass', 'epoch', 'step', 'loss', 'accuracy', 'learning_rate'),
   )
-  if not found:
+  if not lines:
     raise Missing('No epoch is recorded yet.')
-  return found
+  return lines
 
 
 def look(workdir: Workdir) -> list[dict[str, Any]]:
-  """What `slim_jax.look` has found; raises Missing where it has not looked."""
+  """Returns the rows of `slim_jax.look`; raises Missing if it was not run."""
   path = workdir.path / 'look.json'
   if not path.exists():
     raise Missing(
-      'What other fractions would cost has not been looked at: '
-      'python -m slim_jax.look, with the config and the workdir of the run, does.'
+      'Not measured yet: python -m slim_jax.look, with the config and the workdir of the run, '
+      'measures what other fractions would cost.'
     )
-  found = rows(
+  fractions = rows(
     path,
     read_json(path),
     ('fraction', 'accuracy', 'recalibrated', 'params', 'macs', 'full_params', 'full_macs'),
   )
-  if not found:
-    raise Missing('slim_jax.look has found no fraction that can be cut.')
-  return found
+  if not fractions:
+    raise Missing('slim_jax.look found no fraction that can be removed.')
+  return fractions
 
 
 def latency(path: epath.Path) -> dict[str, Any]:
-  """What was measured for the page; raises Missing where nothing was."""
+  """Returns what `measure.latency` wrote to a file; raises Missing if there is none."""
   if not path.exists():
     raise Missing(
-      'Not measured: python -m slim_jax.report --workdir=DIR does, on the device that it finds.'
+      'Not measured yet: python -m slim_jax.report --workdir=DIR measures it on the device of '
+      'the machine on which it runs.'
     )
-  found = read_json(path)
-  if not isinstance(found, dict) or not {'device', 'time', 'jax', 'rows'} <= found.keys():
-    raise WorkdirError(f'{path} is damaged: delete it, and measure again')
-  for row in rows(path, found['rows'], ('batch',)):
+  damaged = WorkdirError(f'{path} is damaged: delete it and measure again')
+  measured = read_json(path)
+  if not isinstance(measured, dict) or not {'device', 'time', 'jax', 'rows'} <= measured.keys():
+    raise damaged
+  for row in rows(path, measured['rows'], ('batch',)):
     if not isinstance(row.get('network'), str) or not (
       isinstance(row.get('seconds'), float) or isinstance(row.get('skipped'), str)
     ):
-      raise WorkdirError(f'{path} is damaged: delete it, and measure again')
-  return found
+      raise damaged
+  return measured
 
 
 def scales(workdir: Workdir, stage: Stage) -> dict[str, np.ndarray]:
-  """|scale| that a complete stage has left, float [channels] by path."""
+  """Returns |scale| at the end of a complete stage, float [channels] by path."""
   return observe.by_layer(checkpoint.read(workdir.checkpoints(stage))['params'])
 
 
-def split(workdir: Workdir, stage: Stage, found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The scales of a sparse stage, those that stayed and those that went; 'all' before the cut.
+def split(
+  workdir: Workdir, stage: Stage, scales_by_path: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+  """Returns the scales of a sparse stage that were kept and removed; 'all' before the cut.
 
   Args:
     workdir: of the run.
     stage: the sparse stage.
-    found: what it has left.
+    scales_by_path: what `scales` returns for it.
   """
-  together = np.concatenate(list(found.values()))
-  if not any(Stage.of(record) == Stage(stage.number, 'pruned') for record in workdir.records()):
+  together = np.concatenate(list(scales_by_path.values()))
+  is_pruned = Stage(stage.number, 'pruned') in map(Stage.of, workdir.records())
+  plan = workdir.plan_after(Stage(stage.number, 'pruned')) if is_pruned else None
+  if plan is None:
     return {'all': together}
-  plan, before = (workdir.plan_after(Stage(stage.number, name)) for name in ('pruned', 'sparse'))
+  before = workdir.plan_after(stage)
   plan = plan if before is None else plan.relative_to(before)
-  kept = []
-  for path in found:
+  live = []
+  for path in scales_by_path:
     cut = plan.cuts[tree.parse(path)]
-    live = np.zeros(cut.shape, bool)
-    live[np.ix_(*cut.indices)] = True
-    kept.append(live.ravel())
-  left = np.concatenate(kept)
-  return {'kept': together[left], 'removed': together[~left]}
+    is_live = np.zeros(cut.shape, bool)
+    is_live[np.ix_(*cut.indices)] = True
+    live.append(is_live.ravel())
+  kept = np.concatenate(live)
+  return {'kept': together[kept], 'removed': together[~kept]}
 
 
 def history(workdir: Workdir, stage: Stage) -> scale_history.Scales:
-  """The scales of a sparse stage by epoch; raises Missing where they are not recorded."""
+  """Returns the scales of a sparse stage by epoch; raises Missing if they were not recorded."""
   path = workdir.scales(stage)
   if not path.exists():
     raise Missing(f'{stage}: the scales of its epochs were not recorded.')
-  found = scale_history.read(path)
-  if not len(found.epoch):
+  recorded = scale_history.read(path)
+  if not len(recorded.epoch):
     raise Missing(f'{stage}: no epoch is recorded yet.')
-  return found
+  return recorded

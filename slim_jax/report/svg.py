@@ -1,7 +1,9 @@
-"""Figures as SVG: within a page, in the colours of the page, and as files by themselves.
+"""Matplotlib figures as SVG that follows light and dark mode, in the page and as files.
 
-A figure is drawn with colours that stand for names. In a page they become its CSS variables, so
-that a figure follows light, dark and print; in a file they become the light ones, on white.
+Matplotlib draws the figures and writes the SVG. This module sets their colours, makes their ids
+unique among the figures of a page, and lets them follow dark mode, which Matplotlib does not do:
+figures are drawn in light colours, and one CSS rule for each colour replaces it where the reader
+prefers dark. Viewers that do not know such rules show the light figure.
 """
 
 from collections.abc import Iterator
@@ -13,8 +15,10 @@ from xml.etree import ElementTree
 import matplotlib
 from matplotlib import figure, rcsetup
 
-# Light and dark, by name. Those of curves are told apart by eyes of any kind (after Okabe and Ito).
+# Light and dark colours by name. c0 to c6 are those of curves and can be told apart with any kind
+# of colour vision (after Okabe and Ito).
 COLORS = {
+  'paper': ('#ffffff', '#14171a'),
   'ink': ('#1f2328', '#e6e8eb'),
   'rule': ('#8c959f', '#6e7681'),
   'c0': ('#0072b2', '#4ea8f0'),
@@ -25,17 +29,16 @@ COLORS = {
   'c5': ('#b5538a', '#eba6cf'),
   'c6': ('#b07d00', '#f2c14e'),
 }
-# What stands for them while a figure is drawn: colours that nothing else has.
-_STANDS = {name: f'#0102{number:02x}' for number, name in enumerate(COLORS, start=16)}
 
 _SVG, _XLINK = 'http://www.w3.org/2000/svg', 'http://www.w3.org/1999/xlink'
 
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-  """Figures are drawn within this, and made SVG."""
-  ink, rule = _STANDS['ink'], _STANDS['rule']
-  lines = [_STANDS[name] for name in COLORS if re.fullmatch(r'c\d', name)]
+  """Sets the colours and fonts of figures that are drawn within this context."""
+  light = {name: pair[0] for name, pair in COLORS.items()}
+  ink, rule = light['ink'], light['rule']
+  cycle = [color for name, color in light.items() if re.fullmatch(r'c\d', name)]
   with matplotlib.rc_context(
     {
       'svg.fonttype': 'none',
@@ -56,18 +59,20 @@ def style() -> Iterator[None]:
       'legend.labelcolor': ink,
       'axes.facecolor': 'none',
       'figure.facecolor': 'none',
-      'axes.prop_cycle': rcsetup.cycler('color', lines),
+      'axes.prop_cycle': rcsetup.cycler('color', cycle),
     }
   ):
     yield
 
 
-def of(picture: figure.Figure, name: str) -> str:
-  """The SVG of a figure, its colours still names; within `style`.
+def render(picture: figure.Figure, name: str) -> str:
+  """Returns a figure as SVG in light colours on a transparent background.
+
+  The same figure gives the same text: no date, no random ids.
 
   Args:
-    picture: the figure.
-    name: of the figure; no id in it is that of another figure.
+    picture: the figure, drawn within `style`.
+    name: of the figure; every id in the SVG begins with it.
   """
   content = io.StringIO()
   with matplotlib.rc_context({'svg.hashsalt': name}):
@@ -79,11 +84,11 @@ def of(picture: figure.Figure, name: str) -> str:
       metadata=dict.fromkeys(('Creator', 'Date', 'Format', 'Type')),
     )
   root = ElementTree.fromstring(content.getvalue())
-  for element in list(root.findall(f'{{{_SVG}}}metadata')):
-    root.remove(element)
+  for metadata in list(root.findall(f'{{{_SVG}}}metadata')):
+    root.remove(metadata)
   seen = set()
   for element in root.iter():
-    if element.get('id') in seen:  # matplotlib defines what it uses twice twice
+    if element.get('id') in seen:  # Matplotlib may define the same marker twice.
       del element.attrib['id']
     seen.add(element.get('id', ''))
     for key, value in element.items():
@@ -92,36 +97,49 @@ def of(picture: figure.Figure, name: str) -> str:
       elif key == f'{{{_XLINK}}}href' and value.startswith('#'):
         value = f'#{name}-{value[1:]}'
       element.set(key, re.sub(r'url\(#', f'url(#{name}-', value))
-  ElementTree.register_namespace('', _SVG)
-  ElementTree.register_namespace('xlink', _XLINK)
-  return ElementTree.tostring(root, encoding='unicode')
+  return _text(root)
 
 
 def inline(text: str, label: str) -> str:
-  """What `of` gives, for a page that defines the variables of `css`."""
-  for name, stands in _STANDS.items():
-    text = text.replace(stands, f'var(--{name})')
+  """Returns the SVG of `render` for a page whose style sheet holds `dark_rules`.
+
+  Args:
+    text: what `render` returns.
+    label: read out by screen readers.
+  """
   root = ElementTree.fromstring(text)
   for key in ('width', 'height', 'version'):
     root.attrib.pop(key, None)
   root.set('role', 'img')
   root.set('aria-label', label)
-  return ElementTree.tostring(root, encoding='unicode')
+  return _text(root)
 
 
-def alone(text: str) -> str:
-  """What `of` gives, as a file."""
-  for name, stands in _STANDS.items():
-    text = text.replace(stands, COLORS[name][0])
+def standalone(text: str) -> str:
+  """Returns the SVG of `render` as a file with its own background, in light and in dark mode."""
   root = ElementTree.fromstring(text)
-  root.insert(
-    0,
-    ElementTree.Element(f'{{{_SVG}}}rect', {'width': '100%', 'height': '100%', 'fill': '#ffffff'}),
+  rules = ElementTree.Element(f'{{{_SVG}}}style')
+  rules.text = dark_rules()
+  background = {'width': '100%', 'height': '100%', 'style': f'fill: {COLORS["paper"][0]}'}
+  root.insert(0, ElementTree.Element(f'{{{_SVG}}}rect', background))
+  root.insert(0, rules)
+  return _text(root)
+
+
+def dark_rules() -> str:
+  """Returns the CSS that replaces the light colours of figures in dark mode.
+
+  Matplotlib writes colours into `style` attributes, which only `!important` overrides.
+  """
+  rules = ''.join(
+    f'svg [style*="{key}: {light}"]{{{key}:{dark}!important}}'
+    for light, dark in COLORS.values()
+    for key in ('fill', 'stroke')
   )
+  return f'@media screen and (prefers-color-scheme:dark){{{rules}}}'
+
+
+def _text(root: ElementTree.Element) -> str:
+  ElementTree.register_namespace('', _SVG)
+  ElementTree.register_namespace('xlink', _XLINK)
   return ElementTree.tostring(root, encoding='unicode')
-
-
-def css() -> str:
-  """The variables, for light, dark and print."""
-  light, dark = (''.join(f'--{name}:{pair[i]};' for name, pair in COLORS.items()) for i in range(2))
-  return f':root{{{light}}}\n@media screen and (prefers-color-scheme:dark){{:root{{{dark}}}}}\n'
