@@ -1,18 +1,17 @@
-"""The only door to jaxprs: everything that touches `jax.extend` is in this file.
+"""Jaxprs as programs. No other file imports `jax.extend`.
 
-A function is traced to a `Program`: a flat list of equations over integer
-value numbers. Calls that mean nothing but their body (`jit` and its kin) are
-inlined, each visit with fresh numbers, because JAX shares the jaxpr of an inner
-function between its call sites and two visits must not be confused.
+A function is traced to a `Program`: a flat list of equations over integer value numbers. Calls that
+mean nothing but their body (`jit` and the like) are inlined. Each visit gets fresh numbers, because
+JAX shares the jaxpr of an inner function between its call sites, and two visits must not be
+confused.
 
-Calls whose meaning is more than their body keep being one equation:
-`custom_jvp_call` and `custom_vjp_call` carry a derivative, `remat` a memory
-policy, `scan`, `while` and `cond` control flow. `bodies` hands out what is inside.
+Calls that mean more than their body stay one equation: `custom_jvp_call` and `custom_vjp_call`
+carry a derivative, `remat` a memory policy, `scan`, `while` and `cond` control flow. `bodies`
+returns the programs inside.
 """
 
 from collections.abc import Callable, Sequence
 import contextlib
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +32,7 @@ class Equation(NamedTuple):
     out_avals: abstract values of the results.
     module: module path, from the name stack ('VGG/Conv_0').
     effects: whether running it is observable beyond its results.
-    memo: what has been worked out of this equation alone; see `once`.
+    memo: results that depend on this equation alone; see `once`.
   """
 
   primitive: Any
@@ -54,7 +53,7 @@ class Equation(NamedTuple):
 
 
 class Program(NamedTuple):
-  """A straight line of equations; values are numbered from 0.
+  """A list of equations without branches; values are numbered from 0.
 
   Attributes:
     equations: in order of execution.
@@ -85,7 +84,7 @@ def struct(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def trace(f: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Program, Any]:
-  """Traces `f` at the shapes of its arguments; no array is made.
+  """Traces `f` at the shapes of its arguments, without making arrays.
 
   Args:
     f: a function of pytrees of arrays.
@@ -112,7 +111,7 @@ def flatten(jaxpr: Any, consts: Sequence[Any] | None = None, *, plain: bool = Fa
   program = Program([], [], [], {}, [])
   inlined = {**_INLINED, **_CARRYING} if plain else _INLINED
   body, own = _open(jaxpr)
-  consts = own if consts is None else consts
+  constants: Sequence[Any] = own if consts is None else consts
 
   def new(aval: Any) -> int:
     program.avals.append(aval)
@@ -158,87 +157,15 @@ def flatten(jaxpr: Any, consts: Sequence[Any] | None = None, *, plain: bool = Fa
     return [read(a) for a in body.outvars]
 
   # Since JAX 0.12 an open jaxpr takes its constants as the first arguments.
-  first = len(consts) - len(body.constvars)
-  leading = [constant(v.aval, value) for v, value in zip(body.invars, consts[:first])]
+  first = len(constants) - len(body.constvars)
+  leading = [constant(v.aval, value) for v, value in zip(body.invars, constants[:first])]
   program.inputs.extend(new(v.aval) for v in body.invars[first:])
-  program.outputs.extend(inline(body, consts[first:], leading + program.inputs, ''))
-  return program._replace(equations=_with_permutations(program))
-
-
-class _Permute:
-  """Stands for a primitive: an axis whose indices change places; see `permute_p`."""
-
-  def __str__(self) -> str:
-    return 'permute'
-
-
-permute_p = _Permute()
-"""reshape, transpose, reshape as one equation, where all they do is to permute an axis.
-
-So networks shuffle the channels of groups. Taken one by one, the axes in between can only lose
-whole groups, or positions of all groups. Parameters: `axis`, `index` (result i is operand
-index[i]) and `steps`, the three equations.
-"""
-
-
-def _with_permutations(program: Program) -> list[Equation]:
-  """The equations, permutations of an axis found and made one."""
-  readers: dict[int, int] = {}
-  for number in (*program.outputs, *(i for eqn in program.equations for i in eqn.inputs)):
-    readers[number] = readers.get(number, 0) + 1
-  made = {
-    eqn.outputs[0]: eqn
-    for eqn in program.equations
-    if eqn.primitive in (primitives.reshape_p, primitives.transpose_p)
-  }
-
-  def source(eqn: Equation, primitive: Any) -> Equation | None:
-    """The equation of this primitive that makes the operand for nobody else."""
-    found = made.get(eqn.inputs[0])
-    alone = found is not None and found.primitive is primitive and readers[eqn.inputs[0]] == 1
-    return found if alone else None
-
-  gone, merged = set(), {}
-  for last in made.values():
-    middle = (
-      source(last, primitives.transpose_p) if last.primitive is primitives.reshape_p else None
-    )
-    first = source(middle, primitives.reshape_p) if middle else None
-    how = first and _permutation(first, middle, last)
-    if how:
-      gone.update((first.outputs, middle.outputs))
-      merged[last.outputs] = last._replace(
-        primitive=permute_p,
-        params={**how, 'steps': (first, middle, last)},
-        inputs=first.inputs,
-        in_avals=first.in_avals,
-        memo={},
-      )
-  return [merged.get(eqn.outputs, eqn) for eqn in program.equations if eqn.outputs not in gone]
-
-
-def _permutation(first: Equation, middle: Equation, last: Equation) -> dict[str, Any] | None:
-  """Axis and indices, if one axis is split, its parts change places, and it is merged again."""
-  shape, split = first.in_avals[0].shape, first.out_avals[0].shape
-  parts = len(split) - len(shape) + 1
-  if last.out_avals[0].shape != shape or parts < 2:
-    return None
-  order = middle.params['permutation']
-  for axis, n in enumerate(shape):
-    inside = range(axis, axis + parts)
-    if (
-      split == shape[:axis] + split[axis : axis + parts] + shape[axis + 1 :]
-      and math.prod(split[axis : axis + parts]) == n
-      and all(i == j for i, j in enumerate(order) if i not in inside)
-    ):
-      index = np.arange(n).reshape(split[axis : axis + parts])
-      index = index.transpose([i - axis for i in order[axis : axis + parts]]).ravel()
-      return {'axis': axis, 'index': index}
-  return None
+  program.outputs.extend(inline(body, constants[first:], leading + program.inputs, ''))
+  return program
 
 
 def once(eqn: Equation, make: Callable[..., Any], **arguments: Any) -> Any:
-  """`make(eqn, **arguments)`, worked out the first time it is asked for."""
+  """Returns `make(eqn, **arguments)`, computed the first time and kept with the equation."""
   key = make, tuple(arguments.items())
   if key not in eqn.memo:
     eqn.memo[key] = make(eqn, **arguments)
@@ -251,12 +178,12 @@ def bodies(eqn: Equation) -> list[Program]:
 
 
 def _bodies(eqn: Equation) -> list[Program]:
-  found = []
+  programs = []
   for value in eqn.params.values():
     for item in value if isinstance(value, (tuple, list)) else (value,):
       if isinstance(item, (core.Jaxpr, core.ClosedJaxpr)):
-        found.append(flatten(item))
-  return found
+        programs.append(flatten(item))
+  return programs
 
 
 def body(eqn: Equation, name: str) -> Program:
@@ -269,17 +196,17 @@ def _body(eqn: Equation, name: str) -> Program:
 
 
 def derivative(eqn: Equation, *, plain: bool) -> Program:
-  """The rule that a `custom_jvp_call` holds: (operands, tangents) to (results, tangents).
+  """Returns the rule of a `custom_jvp_call`: (operands, tangents) to (results, tangents).
 
-  Only operands and results that `moves` have tangents. To differentiate the call instead would
-  trace the rule too, and much around it.
+  Only operands and results that `moves` have tangents. Differentiating the call instead would trace
+  the rule too, and much around it.
 
   Args:
     eqn: the call.
     plain: as of `flatten`.
   """
   unseen = eqn.params['num_consts']  # of the operands, the first: captured by the function
-  # A rule that does not ask which tangents are zero gets them all, float0 where nothing moves.
+  # A rule that does not ask which tangents are zero gets all, float0 for integers.
   zeros = [eqn.params['symbolic_zeros'] and not moves(a) for a in eqn.in_avals[unseen:]]
   rule, consts, still = eqn.params['jvp_jaxpr_fun'].call_wrapped(*zeros)
   program = flatten(rule, consts, plain=plain)
@@ -326,11 +253,7 @@ def scan_counts(eqn: Equation) -> tuple[int, int]:
 
 
 def bind(eqn: Equation, *arrays: Any, **changed: Any) -> list[Any]:
-  """Runs the equation's primitive on `arrays`, some parameters changed; always a list."""
-  if eqn.primitive is permute_p:
-    for step in eqn.params['steps']:
-      arrays = bind(step, *arrays)
-    return list(arrays)
+  """Runs the equation's primitive on `arrays`, some parameters changed; returns a list."""
   params = eqn.primitive.get_bind_params({**eqn.params, **changed})
   results = eqn.primitive.bind(*arrays, **params)
   return list(results) if eqn.primitive.multiple_results else [results]
@@ -343,7 +266,7 @@ def run(
   held = {**program.constants, **dict(zip(program.inputs, arrays, strict=True))}
   last = last_reads(program)
   for k, eqn in enumerate(program.equations):
-    with jax.named_scope(eqn.module) if eqn.module else contextlib.nullcontext():
+    with scope(eqn):
       results = evaluate(eqn, *(held[i] for i in eqn.inputs))
     held.update(zip(eqn.outputs, results, strict=True))
     for number in last.get(k, ()):
@@ -351,8 +274,13 @@ def run(
   return [held[number] for number in program.outputs]
 
 
+def scope(eqn: Equation) -> contextlib.AbstractContextManager[Any]:
+  """The named scope in which an equation runs."""
+  return jax.named_scope(eqn.module) if eqn.module else contextlib.nullcontext()
+
+
 def last_reads(program: Program) -> dict[int, list[int]]:
-  """Values that nobody reads after equation k, so that eager runs free their memory."""
+  """Values not read after equation k, by k, so that eager runs can free their memory."""
   last = {i: k for k, eqn in enumerate(program.equations) for i in (*eqn.inputs, *eqn.outputs)}
   for number in program.outputs:
     last.pop(number, None)
@@ -369,7 +297,7 @@ def primitive_of(f: Callable[..., Any], *args: Any) -> Any:
 
 
 def newer(*names: str) -> list[Any]:
-  """Those of the named primitives that this version of JAX has."""
+  """The named primitives that this version of JAX has."""
   return [vars(primitives)[name] for name in names if name in vars(primitives)]
 
 

@@ -5,24 +5,18 @@ import subprocess
 import sys
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import slim_jax
 from slim_jax import jaxprs, models
-from slim_jax.channels import rule
+from slim_jax.channels.rule import RULES, Rule
 
 
-def rules_asked(monkeypatch, depth):
-  """How often rules are asked to plan a network and to trace it thin; and its equations."""
-  module = models.create('preresnet', num_classes=4, depth=depth, width=2)
-  x = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
-  shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros(x.shape), train=False))
-  rng = np.random.default_rng(0)
-  variables = jax.tree.map(lambda a: rng.uniform(size=a.shape).astype(a.dtype), shapes)
-  apply = lambda v, x: module.apply(v, x, train=False)
-  dead = slim_jax.select_global(variables, fraction=0.5, min_channels=1)
+def counting_rules():
+  """The table of rules, and a counter of how often each kind of question is asked."""
   asked = collections.Counter()
 
   def counted(what, f):
@@ -32,26 +26,95 @@ def rules_asked(monkeypatch, depth):
 
     return call
 
-  with monkeypatch.context() as patch:
-    for primitive, entry in rule.RULES.items():
-      patch.setitem(
-        rule.RULES,
-        primitive,
-        rule.Rule(*(counted(what, f) for what, f in zip(entry._fields, entry, strict=True))),
-      )
-    plan = slim_jax.plan(apply, shapes, x, dead=dead)
-    jax.eval_shape(slim_jax.thin(apply, plan), plan.slice(shapes), x)
+  rules = {
+    primitive: Rule(*(counted(what, f) for what, f in zip(rule._fields, rule, strict=True)))
+    for primitive, rule in RULES.items()
+  }
+  return rules, asked
+
+
+def rules_asked(depth):
+  """How often rules are asked to plan a network and to trace it thin; and its equations."""
+  module = models.create('preresnet', num_classes=4, depth=depth, width=2)
+  x = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+  shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros(x.shape), train=False))
+  rng = np.random.default_rng(0)
+  variables = jax.tree.map(lambda a: rng.uniform(size=a.shape).astype(a.dtype), shapes)
+  apply = lambda v, x: module.apply(v, x, train=False)
+  dead = slim_jax.select_global(variables, fraction=0.5, min_channels=1)
+  rules, asked = counting_rules()
+  plan = slim_jax.plan(apply, shapes, x, dead=dead, rules=rules)
+  jax.eval_shape(slim_jax.thin(apply, plan, rules=rules), plan.slice(shapes), x)
   return asked, len(jaxprs.trace(apply, shapes, x)[0].equations)
 
 
-def test_work_grows_linearly_with_equations(monkeypatch):
-  """Of four times as many equations no rule is asked more than four times as often."""
-  few, short = rules_asked(monkeypatch, 20)
-  many, long = rules_asked(monkeypatch, 74)
+def test_work_grows_linearly_with_equations():
+  """Four times as many equations ask no rule more than four times as often."""
+  few, short = rules_asked(20)
+  many, long = rules_asked(74)
   assert long > 3.5 * short
   for what, n in many.items():
     assert n < 1.1 * long / short * few[what], what
     assert n < 8 * long, what
+
+
+def scanned(step):
+  return lambda x, v: lax.scan(lambda carry, _: (step(carry, v), None), x, None, length=2)[0]
+
+
+def looped(step):
+  return lambda x, v: lax.while_loop(lambda x: x[0, 0] < 1, lambda x: step(x, v), x)
+
+
+def branched(step):
+  return lambda x, v: lax.cond(x[0, 0] > 0, lambda x: step(x, v), lambda x: x * 2, x)
+
+
+def recomputed(step):
+  return lambda x, v: jax.checkpoint(step)(x, v)
+
+
+@jax.custom_jvp
+def tripled(x):
+  return 3 * x
+
+
+tripled.defjvp(lambda primals, tangents: (tripled(*primals), 3 * tangents[0]))
+
+
+def asked_of_nested(nest, depth):
+  """How often rules are asked about a BatchNorm under `depth` loops, branches or calls."""
+
+  def step(x, v):
+    return jax.nn.relu(tripled(x) * v['scale'][None] + v['bias'][None])
+
+  for _ in range(depth):
+    step = nest(step)
+  variables = {
+    'BatchNorm_0': {'scale': jnp.ones(8), 'bias': jnp.ones(8)},
+    'kernel': jnp.ones((8, 3)),
+  }
+  dead = {'BatchNorm_0': {'scale': np.arange(8) < 4, 'bias': None}, 'kernel': None}
+  x = jax.ShapeDtypeStruct((2, 8), jnp.float32)
+
+  def f(v, x):
+    return step(x * v['BatchNorm_0']['scale'][None], v['BatchNorm_0']) @ v['kernel']
+
+  rules, asked = counting_rules()
+  plan = slim_jax.plan(f, variables, x, dead=dead, rules=rules)
+  thin_variables = plan.slice(variables)
+  assert thin_variables['kernel'].shape == (4, 3)
+  jax.eval_shape(slim_jax.thin(f, plan, rules=rules), thin_variables, x)
+  return asked
+
+
+@pytest.mark.parametrize('nest', [scanned, looped, branched, recomputed], ids=lambda f: f.__name__)
+def test_work_grows_linearly_with_nesting(nest):
+  """Each level of loops, branches or calls adds the same number of questions, not a factor."""
+  one, two, six = (asked_of_nested(nest, depth) for depth in (1, 2, 6))
+  for what, n in six.items():
+    assert n <= two[what] + 4 * (two[what] - one[what]), what
+    assert n > two[what], what
 
 
 BILLION = """

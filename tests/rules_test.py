@@ -1197,15 +1197,14 @@ def test_nothing_dead_adds_nothing(case):
   program = program_of(case)
   supports = [regions.whole(len(o.shape)) for o in case.operands]
   demands = [regions.whole(len(program.avals[i].shape)) for i in program.outputs]
-  facts = analysis.forward(program, [Fact(region) for region in supports])
-  found = analysis.backward(program, facts, demands)
+  needed = analysis.analyse(program, list(map(Fact, supports)), demands)
   same = program_of(case, thin(program, supports, demands))
 
   def steps(equations):
     return [(e.primitive, [jaxprs.short(a) for a in e.out_avals]) for e in equations]
 
-  # What index arithmetic foresaw is not run; neither is what has no element.
-  ran = [e for e, reads in zip(program.equations, found.reads, strict=True) if reads is not None]
+  # Index arithmetic with a known result is not run, nor is an operation without elements.
+  ran = [e for e, reads in zip(program.equations, needed.reads, strict=True) if reads is not None]
   if not any(0 in aval.shape for aval in program.avals):
     assert (steps(same.equations) == steps(ran)) == (case.name not in CUT_BY_CONSTANTS)
 
@@ -1411,7 +1410,7 @@ def test_arithmetic_is_thin(f, shapes, supports, primitive, operands):
 
 def test_dead_results_are_not_computed():
   assert not equations_of(
-    lambda x, w: jnp.tanh(x) @ w, [(3, 4), (4, 5)], [regions.whole(2)] * 2, [regions.nothing()]
+    lambda x, w: jnp.tanh(x) @ w, [(3, 4), (4, 5)], [regions.whole(2)] * 2, [regions.nothing(2)]
   )
 
 
@@ -1441,11 +1440,12 @@ UNKNOWN = [
 def test_primitives_without_a_rule(case):
   check(case, seeded(case), trials=2)
   program = program_of(case)
-  facts = analysis.forward(program, [Fact(regions.whole(len(o.shape))) for o in case.operands])
-  found = analysis.backward(
-    program, facts, [regions.whole(len(program.avals[i].shape)) for i in program.outputs]
+  needed = analysis.analyse(
+    program,
+    [Fact(regions.whole(len(o.shape))) for o in case.operands],
+    [regions.whole(len(program.avals[i].shape)) for i in program.outputs],
   )
-  named = analysis.without_rule(program, found)
+  named = analysis.without_rule(program, needed)
   assert case.name in {text.split('(')[0] for text in named}
   assert not {text.split('(')[0] for text in named} & {str(primitive) for primitive in RULES}
 
@@ -1464,41 +1464,42 @@ def test_an_unknown_primitive_stops_zeros_and_nothing_else():
 # The walk alone, with a table of two toy rules.
 
 
-def test_the_walk_with_a_toy_table(monkeypatch):
-  """`sin` keeps zeros and indices, `add` runs at full width: what the passes make of just that."""
+def test_the_walk_with_a_toy_table():
+  """`sin` keeps zeros and indices, `add` runs at full width: the passes with just that."""
   asked = []
 
-  def support(eqn, facts):
-    asked.append(('support', facts[0].support))
-    return [facts[0].support]
+  def support(ctx):
+    asked.append(('support', ctx.supports[0]))
+    return ctx.supports
 
-  def reads(eqn, facts, live):
-    asked.append(('reads', live[0]))
-    return [live[0]]
+  def reads(ctx):
+    asked.append(('reads', ctx.live[0]))
+    return ctx.live
 
-  def evaluate(eqn, facts, reads, live, x):
+  def evaluate(ctx, x):
     asked.append(('evaluate', x.shape))
     return [jnp.sin(x)]
 
-  monkeypatch.setattr(analysis, 'RULES', {p.sin_p: rule.Rule(support, reads, evaluate)})
+  walk = rule.Walk({p.sin_p: rule.Rule(support, reads, evaluate)})
   program = jaxprs.trace(
     lambda x: (jnp.sin(x), jnp.sin(x) + 1.0, jnp.cos(x)), jax.ShapeDtypeStruct((3, 4), np.float64)
   )[0]
   kept, wanted = last_axis(2), last_axis(2, np.array([True, True, False, False]))
-  facts = analysis.forward(program, [Fact(kept)])
+  facts = analysis.forward(program, [Fact(kept)], walk=walk)
   first, second, third = program.outputs
   assert regions.same(facts[first].support, kept)
   assert facts[second].support.is_whole and facts[third].support.is_whole
 
   # Need: of the first sine only what is wanted and not zero; the rest is not run.
-  demands = [wanted, regions.nothing(), regions.nothing()]
-  found = analysis.backward(program, facts, demands)
+  demands = [wanted, regions.nothing(2), regions.nothing(2)]
+  needed = analysis.backward(program, facts, demands, walk=walk)
   only = last_axis(2, HALF & np.array([True, True, False, False]))
-  assert regions.same(found.live[first], only) and regions.same(found.live[program.inputs[0]], only)
-  assert [reads is None for reads in found.reads] == [False, True, True, True]
-  assert analysis.without_rule(program, found) == []
+  assert regions.same(needed.live[first], only)
+  assert regions.same(needed.live[program.inputs[0]], only)
+  assert [reads is None for reads in needed.reads] == [False, True, True, True]
+  assert analysis.without_rule(program, needed) == []
   x = np.arange(6.0).reshape(3, 2) + 1
-  result, *rest = analysis.run(program, found, [x], [kept], demands)
+  result, *rest = analysis.run(program, needed, [x], [kept], demands)
   np.testing.assert_array_equal(result, np.stack([np.sin(x[:, 0]), np.zeros(3)], 1))
   assert rest == [None, None]
   assert [what for what, _ in asked] == ['support', 'support', 'reads', 'evaluate']
@@ -1506,11 +1507,11 @@ def test_the_walk_with_a_toy_table(monkeypatch):
   assert asked[3][1] == (3, 1)
 
   # A primitive without a rule reads everything, zeros put back, and is named.
-  demands = [regions.nothing(), wanted, regions.nothing()]
-  found = analysis.backward(program, facts, demands)
-  assert [text.split('(')[0] for text in analysis.without_rule(program, found)] == ['add']
-  assert regions.same(found.live[program.inputs[0]], kept)
-  _, result, _ = analysis.run(program, found, [x], [kept], demands)
+  demands = [regions.nothing(2), wanted, regions.nothing(2)]
+  needed = analysis.backward(program, facts, demands, walk=walk)
+  assert [text.split('(')[0] for text in analysis.without_rule(program, needed)] == ['add']
+  assert regions.same(needed.live[program.inputs[0]], kept)
+  _, result, _ = analysis.run(program, needed, [x], [kept], demands)
   np.testing.assert_array_equal(result, np.stack([np.sin(x[:, 0]), np.zeros(3)], 1) + 1)
 
 
@@ -1519,42 +1520,41 @@ def test_a_value_with_two_readers_is_held_for_both():
     lambda x: (jnp.sum(jnp.tanh(x)[:, :1]), jnp.tanh(x)[:, 2]),
     jax.ShapeDtypeStruct((3, 4), np.float64),
   )[0]
-  facts = analysis.forward(program, [Fact(regions.whole(2))])
-  found = analysis.backward(program, facts, [regions.whole(0), regions.whole(1)])
+  demands = [regions.whole(0), regions.whole(1)]
+  needed = analysis.analyse(program, [Fact(regions.whole(2))], demands)
   assert regions.same(
-    found.live[program.inputs[0]], regions.normal([None, np.array([True, False, True, False])])
+    needed.live[program.inputs[0]], regions.normal([None, np.array([True, False, True, False])])
   )
 
 
 def test_inputs_may_be_outputs_and_outputs_may_repeat():
   program = jaxprs.trace(lambda x, y: (x, y, x), *[jax.ShapeDtypeStruct((4,), np.float64)] * 2)[0]
-  facts = analysis.forward(program, [Fact(last_axis(1)), Fact(regions.whole(1))])
-  demands = [regions.whole(1), regions.nothing(), last_axis(1, ~HALF)]
-  found = analysis.backward(program, facts, demands)
+  demands = [regions.whole(1), regions.nothing(1), last_axis(1, ~HALF)]
+  needed = analysis.analyse(program, [Fact(last_axis(1)), Fact(regions.whole(1))], demands)
   x, y, again = analysis.run(
-    program, found, [np.array([1.0, 2])] * 2, [last_axis(1), regions.whole(1)], demands
+    program, needed, [np.array([1.0, 2])] * 2, [last_axis(1), regions.whole(1)], demands
   )
   np.testing.assert_array_equal(x, [1, 0, 2, 0])
   assert y is None
   np.testing.assert_array_equal(again, [0, 0])
 
 
-# Blocks.
+# Regions.
 
 
-def test_blocks_have_one_normal_form():
+def test_regions_have_one_normal_form():
   whole, none = np.ones(3, bool), np.zeros(3, bool)
   some = np.array([True, False, True])
   assert regions.normal([whole, None]) == regions.whole(2)
-  assert regions.normal([some, none]) == regions.nothing()
+  assert regions.normal([some, none]) == regions.nothing(2)
   assert regions.normal([]) == regions.whole(0)
   assert regions.normal([np.zeros(0, bool)]) == regions.whole(1)
   assert regions.normal([some]).axes[0] is some
-  assert regions.whole(2).is_whole and not regions.nothing().is_whole
+  assert regions.whole(2).is_whole and not regions.nothing(2).is_whole
   assert not regions.normal([some]).is_whole
 
 
-def test_block_algebra_is_the_algebra_of_sets():
+def test_region_algebra_is_the_algebra_of_sets():
   rng = np.random.default_rng(0)
   for _ in range(200):
     shape = tuple(rng.integers(1, 4, rng.integers(0, 4)))

@@ -1,9 +1,9 @@
-"""Biases that removed channels leave behind, and the kernels that can take them over.
+"""Folds the biases that removed channels leave behind into the kernels that read them.
 
-A channel whose BatchNorm scale is zero still sends its bias on: `act(bias)`, the same at every
-place of every image. What a convolution makes of many such channels, it makes of one of them
-under the sum of their kernels, each times its constant; near the border too, where zeros come in,
-which a larger bias of the convolution would get wrong. So one channel stays as the carrier of all.
+A channel whose BatchNorm scale is zero still emits a constant: `act(bias)`, the same at every
+position of every image. A convolution of many such channels equals a convolution of one of them with
+the sum of their kernels, each times its constant. That holds near the border too, where zeros come
+in, which a larger bias of the convolution would get wrong. So one channel stays and carries them all.
 
 Ye et al., "Rethinking the smaller-norm-less-informative assumption in channel pruning of
 convolution layers" (ICLR 2018) fold these constants into what follows, as a bias.
@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from slim_jax import jaxprs
-from slim_jax.channels import analysis, regions
+from slim_jax.channels import analysis, programs, regions, shuffle
 from slim_jax.channels.plan import Fold
 from slim_jax.channels.regions import Region
-from slim_jax.channels.rule import RULES, Fact
+from slim_jax.channels.rule import Context, Fact, Walk, full_support
 from slim_jax.channels.rules import elementwise
 from slim_jax.jaxprs import Equation, Program
 from slim_jax.jaxprs import primitives as p
@@ -42,22 +42,24 @@ def find(
   after: list[Fact],
   leaves: list[Any],
   data: Mapping[int, Any],
+  walk: Walk,
 ) -> dict[int, Fold]:
-  """Which kernels can take over what.
+  """Finds which constants each kernel can take over.
 
   Args:
     program: of the full network.
     before: facts with nothing dead.
-    after: facts with dead scales zero, and their biases not.
+    after: facts where dead scales are zero and their biases are not.
     leaves: the variables, concrete arrays, in the order of the first inputs.
     data: further inputs, by value number: arrays or shapes.
+    walk: the analysis that this is a part of.
 
   Returns:
-    Folds by position of the kernel among the leaves. A kernel that is used twice has none, nor
-    has one that other operations change first.
+    Folds by position of the kernel among the leaves. A kernel that is used twice, or changed by
+    other operations first, has none.
   """
   moving = {number: regions.whole(len(program.avals[number].shape)) for number in data}
-  first, then = (dependence(program, facts, moving) for facts in (before, after))
+  first, then = (dependence(program, facts, moving, walk) for facts in (before, after))
   wanted: dict[_Meeting, np.ndarray] = {}
   for meeting in _meetings(program, then, len(leaves)):
     number, axis = meeting.value, meeting.value_axis
@@ -66,9 +68,9 @@ def find(
     if fixed.any():
       wanted[meeting] = fixed
   folds = {}
-  for meeting, (low, high) in zip(wanted, _ranges(program, after, wanted, leaves, data)):
+  for meeting, (low, high) in zip(wanted, _ranges(program, after, wanted, leaves, data, walk)):
     sources = np.flatnonzero(wanted[meeting])
-    # Under a slice of zeros it does not matter; and what an earlier fold emptied stays empty.
+    # A constant under a slice of zeros does not matter; a slice that an earlier fold emptied stays so.
     kernel = np.moveaxis(np.asarray(leaves[meeting.leaf]), meeting.leaf_axis, 0)[sources]
     used = kernel.reshape(len(sources), -1).any(1)
     constants = np.where(used, low, 0.0)
@@ -88,12 +90,9 @@ def _fold(axis: int, sources: np.ndarray, constants: np.ndarray) -> Fold:
 def _fixed(
   facts: list[Fact], moving: list[Region], number: int, axis: int, size: int
 ) -> np.ndarray:
-  """bool [size]: indices along an axis at which a value is not zero, and whatever the data."""
-  held, moves = facts[number].support, moving[number]
-  if held.empty:
-    return np.zeros(size, bool)
-  held = regions.vector(held.axes[axis], size)
-  return held if moves.empty else held & ~regions.vector(moves.axes[axis], size)
+  """bool [size]: indices along an axis at which a value is a constant other than zero."""
+  held, moves = (region.axes[axis] for region in (facts[number].support, moving[number]))
+  return regions.vector(held, size) & ~regions.vector(moves, size)
 
 
 def _ranges(
@@ -102,6 +101,7 @@ def _ranges(
   wanted: Mapping[_Meeting, np.ndarray],
   leaves: list[Any],
   data: Mapping[int, Any],
+  walk: Walk,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
   """Smallest and largest element at each wanted index, float64 [n] each."""
   if not wanted:
@@ -112,12 +112,9 @@ def _ranges(
     numbers.append(meeting.value)
     demands.append(regions.along(regions.whole(rank), meeting.value_axis, index_set))
   part = program._replace(outputs=numbers)
-  found = analysis.backward(
-    part,
-    facts,
-    [regions.intersect(demand, facts[n].support) for n, demand in zip(numbers, demands)],
-  )
-  have = [found.live[n] for n in program.inputs]
+  nonzero = [regions.intersect(demand, facts[n].support) for n, demand in zip(numbers, demands)]
+  needed = analysis.backward(part, facts, nonzero, walk=walk)
+  have = [needed.live[n] for n in program.inputs]
   given = [*leaves, *data.values()]
   arrays = [
     None
@@ -128,7 +125,7 @@ def _ranges(
 
   @jax.jit
   def run(arrays):
-    values = analysis.run(part, found, arrays, have, demands)
+    values = analysis.run(part, needed, arrays, have, demands)
     ranges = []
     for value, meeting in zip(values, wanted):
       others = tuple(i for i in range(value.ndim) if i != meeting.value_axis)
@@ -139,12 +136,12 @@ def _ranges(
 
 
 def _concrete(array: Any) -> Any:
-  """An array of a shape: no constant depends on what is in it."""
+  """An array of a shape; constants do not depend on its values."""
   return jnp.zeros(array.shape, array.dtype) if isinstance(array, jax.ShapeDtypeStruct) else array
 
 
 def _meetings(program: Program, moving: list[Region], count: int) -> Iterator[_Meeting]:
-  """Where one of the first `count` inputs, used once, is contracted along one axis with a value."""
+  """Contractions along one axis of a value with one of the first `count` inputs, used once."""
   made = {number: eqn for eqn in program.equations for number in eqn.outputs}
   readers: dict[int, int] = {}
   for number in (*program.outputs, *(i for eqn in program.equations for i in eqn.inputs)):
@@ -152,7 +149,7 @@ def _meetings(program: Program, moving: list[Region], count: int) -> Iterator[_M
   position = {number: n for n, number in enumerate(program.inputs[:count])}
 
   def leaf(number: int, axis: int) -> tuple[int, int] | None:
-    """The variable that a value is, but for its type and the order of its axes."""
+    """The variable that a value is a cast or a transpose of, and the variable's axis."""
     while readers[number] == 1 and moving[number].empty:
       if number in position:
         return position[number], axis
@@ -173,7 +170,7 @@ def _meetings(program: Program, moving: list[Region], count: int) -> Iterator[_M
 
 
 def _contracted(eqn: Equation) -> list[tuple[int, tuple[int, int]]]:
-  """Which operand of a contraction may be the value, and the one axis of each that is summed."""
+  """Each operand of a contraction that may be the value, and the one axis of both that is summed."""
   if eqn.primitive is p.conv_general_dilated_p:
     if eqn.params['feature_group_count'] == 1 == eqn.params['batch_group_count']:
       dims = eqn.params['dimension_numbers']
@@ -185,47 +182,54 @@ def _contracted(eqn: Equation) -> list[tuple[int, tuple[int, int]]]:
   return []
 
 
-# Where values depend on the data. What moves when the data do is followed as what is not zero.
+# Dependence on the data is followed by the same rules as being non-zero.
 
 
-def dependence(program: Program, facts: list[Fact], moving: Mapping[int, Region]) -> list[Region]:
-  """Outside which region each value is the same whatever the data are.
+def dependence(
+  program: Program, facts: list[Fact], moving: Mapping[int, Region], walk: Walk
+) -> list[Region]:
+  """Returns, for each value, the region outside which it is the same for all data.
 
   Args:
     program: any.
     facts: of its values.
-    moving: which inputs are data, or depend on them, and where.
+    moving: the region of each input that is data or depends on them.
+    walk: the analysis that this is a part of.
   """
-  found = [regions.nothing()] * len(program.avals)
+  depends = [regions.nothing(len(aval.shape)) for aval in program.avals]
   for number, region in moving.items():
-    found[number] = region
+    depends[number] = region
   for eqn in program.equations:
-    moves = [found[i] for i in eqn.inputs]
+    moves = [depends[i] for i in eqn.inputs]
     if not all(region.empty for region in moves):
-      results = _moved(eqn, [facts[i] for i in eqn.inputs], moves)
-      for number, region in zip(eqn.outputs, results, strict=True):
-        found[number] = regions.intersect(region, facts[number].support)
-  return found
+      ctx = Context(eqn, [facts[i] for i in eqn.inputs], [], [], walk)
+      for number, region in zip(eqn.outputs, _moved(ctx, moves), strict=True):
+        depends[number] = regions.intersect(region, facts[number].support)
+  return depends
 
 
-def _moved(eqn: Equation, facts: list[Fact], moves: list[Region]) -> list[Region]:
-  rule = RULES.get(eqn.primitive)
-  if rule is not None and rule.reads is elementwise.reads:
-    return elementwise.any_nonzero(eqn, [Fact(region) for region in moves])
+def _moved(ctx: Context, moves: list[Region]) -> list[Region]:
+  """Where the results depend on the data, when the operands do at `moves`."""
+  eqn, rule = ctx.eqn, ctx.walk.rule(ctx.eqn)
+  alike = ctx._replace(facts=list(map(Fact, moves)))
+  if rule.reads is elementwise.reads:
+    return elementwise.any_nonzero(alike)
   if eqn.primitive in _LINEAR:
-    return rule.support(eqn, [Fact(region) for region in moves])
+    return rule.support(alike)
   if eqn.primitive in _PRODUCTS:
-    left, right = facts
-    terms = [(Fact(moves[0]), right), (left, Fact(moves[1]))]
-    return [functools.reduce(regions.union, (rule.support(eqn, list(term))[0] for term in terms))]
+    left, right = ctx.facts
+    terms = [[Fact(moves[0]), right], [left, Fact(moves[1])]]
+    supports = [rule.support(ctx._replace(facts=term))[0] for term in terms]
+    return [functools.reduce(regions.union, supports)]
   if eqn.primitive in _CALLS:
-    (body,) = jaxprs.bodies(eqn)
-    inner = dependence(body, analysis.forward(body, facts), dict(zip(body.inputs, moves)))
+    (body,) = programs.bodies(eqn)
+    inside = analysis.forward(body, ctx.facts, walk=ctx.walk)
+    inner = dependence(body, inside, dict(zip(body.inputs, moves)), ctx.walk)
     return [inner[i] for i in body.outputs]
-  return [regions.whole(len(aval.shape)) for aval in eqn.out_avals]
+  return full_support(ctx)
 
 
-# Their results move only where one of their operands does.
+# Their results depend on the data only where an operand does.
 _LINEAR = {
   p.broadcast_in_dim_p,
   p.concatenate_p,
@@ -240,7 +244,7 @@ _LINEAR = {
   p.slice_p,
   p.squeeze_p,
   p.transpose_p,
-  jaxprs.permute_p,
+  shuffle.permute_p,
   jaxprs.split_p,
 }
 _PRODUCTS = {p.conv_general_dilated_p, p.dot_general_p}

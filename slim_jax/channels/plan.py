@@ -8,6 +8,7 @@ import os
 from typing import Any, BinaryIO
 
 import jax
+from jax.core import Tracer
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -37,8 +38,6 @@ class Cut:
   @property
   def indices(self) -> tuple[np.ndarray, ...]:
     """Live indices of every axis, increasing."""
-    if self.live.empty:
-      return tuple(np.arange(0) for _ in self.shape)
     return tuple(
       np.flatnonzero(regions.vector(axis, size))
       for axis, size in zip(self.live.axes, self.shape, strict=True)
@@ -60,7 +59,7 @@ class Cut:
       return jax.ShapeDtypeStruct(self.thin_shape, leaf.dtype)
     if self.live.is_whole:
       return leaf
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, Tracer):
       return leaf[jnp.ix_(*self.indices)]
     # On the host: NumPy raises on a bad index, JAX would clamp it.
     thin = np.asarray(leaf)
@@ -75,7 +74,7 @@ class Cut:
       return jax.ShapeDtypeStruct(self.shape, thin.dtype)
     if self.live.is_whole:
       return thin
-    if isinstance(thin, jax.core.Tracer):
+    if isinstance(thin, Tracer):
       return jnp.zeros(self.shape, thin.dtype).at[jnp.ix_(*self.indices)].set(thin)
     full = np.zeros(self.shape, thin.dtype)
     full[np.ix_(*self.indices)] = np.asarray(thin)
@@ -278,7 +277,7 @@ class Plan:
       for i, fold in enumerate(folds):
         arrays |= {f'{n}.fold{i}.sources': fold.sources, f'{n}.fold{i}.weights': fold.weights}
       for i, axis in enumerate(cut.live.axes):
-        if axis is not None:
+        if axis is not None and not cut.live.empty:
           arrays[f'{n}.{i}'] = axis
     head = {
       'version': 1,
@@ -310,7 +309,7 @@ class Plan:
     cuts, folds = {}, {}
     for n, leaf in enumerate(head['leaves']):
       axes = tuple(arrays.get(f'{n}.{i}') for i in range(len(leaf['shape'])))
-      live = regions.nothing() if leaf['empty'] else Region(axes)
+      live = regions.nothing(len(axes)) if leaf['empty'] else Region(axes)
       cuts[tuple(leaf['path'])] = Cut(tuple(leaf['shape']), live)
       if found := leaf.get('folds'):
         folds[tuple(leaf['path'])] = tuple(

@@ -1,4 +1,4 @@
-"""`plan`: from dead channels to what is left of every variable."""
+"""`plan`: from dead channels to the live indices of every variable."""
 
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
@@ -7,39 +7,46 @@ import jax
 import numpy as np
 
 from slim_jax import batch_norms, jaxprs, tree
-from slim_jax.channels import absorb, analysis, explain, regions
+from slim_jax.channels import absorb, analysis, explain, programs, regions
 from slim_jax.channels.plan import Cut, Fold, Plan
 from slim_jax.channels.regions import Region
-from slim_jax.channels.rule import Fact
+from slim_jax.channels.rule import RULES, Fact, Rule, Walk
 from slim_jax.errors import SlimError
 from slim_jax.jaxprs import Equation, Program
 from slim_jax.tree import Path
 
 
 def plan(
-  f: Callable[..., Any], variables: Any, *args: Any, dead: Any, outs: Any = None, bias: str = 'zero'
+  f: 'Callable[..., Any] | Traced',
+  variables: Any,
+  *args: Any,
+  dead: Any,
+  outs: Any = None,
+  bias: str = 'zero',
+  rules: Mapping[Any, Rule] = RULES,
 ) -> Plan:
-  """Finds what is left of the variables when dead channels go.
+  """Finds which indices of the variables stay live when dead channels are removed.
 
-  Zeros of the dead scales and biases are followed forward through the jaxpr of `f`, need is
-  followed back from its results; what is needed and not zero is live. An index leaves only
-  because of what is dead: with nothing dead the plan is the identity.
+  Zeros of the dead scales and biases are followed forward through the jaxpr of `f`, and need is
+  followed backward from its results. What is needed and not zero is live. With nothing dead the
+  plan is the identity.
 
   Args:
-    f: `f(variables, *args)`, a pure function, any pytree of results. Plan with the function
-      whose results must stay: usually inference.
-    variables: the tree that is sliced, arrays or `jax.ShapeDtypeStruct`s.
+    f: `f(variables, *args)`, a pure function that returns any pytree. Plan with the function whose
+      results must not change: usually inference.
+    variables: the tree to slice, arrays or `jax.ShapeDtypeStruct`s.
     *args: further arguments (arrays or shapes); the batch size does not matter.
-    dead: tree like `variables`: a bool vector [channels] at each scale leaf, True = goes, None
-      elsewhere, as `select_global` gives.
+    dead: tree like `variables`: a bool vector [channels] at each scale leaf, True = remove, None
+      elsewhere, as `select_global` returns.
     outs: prefix tree over the results of `f`: None where a result is wanted whole (default), a
       path string ('batch_stats', '' for all) where it is the new state of that part of the
       variables. Statistics of removed channels are then not wanted.
-    bias: 'zero': dead channels lose their biases with their scales, as in the paper. 'keep': what
-      their biases go on to contribute stays, under the kernel of one of them (see `folding`), so
-      that removing a channel whose scale is zero changes nothing:
-      `thin(f, plan)(plan.slice(v), x) == f(mask(v, dead, bias='keep'), x)` for the variables
-      that were planned with. Biases that no kernel can take over stay.
+    bias: 'zero' removes the biases of dead channels with their scales, as in the paper. 'keep' folds
+      the constant that a removed channel still emits into the next kernel (see `absorb`), so
+      removing a channel whose scale is zero changes nothing:
+      `thin(f, plan)(plan.slice(v), x) == f(mask(v, dead, bias='keep'), x)` for the variables given
+      here. Biases that no kernel can take over stay.
+    rules: the table of rules by primitive (see `rule`); extend it for primitives of your own.
 
   Returns:
     The `Plan`.
@@ -61,226 +68,271 @@ def plan(
     (1, 10)
 
   Raises:
-    ValueError: when `dead` does not fit the variables, when the results would not depend
-      on `args` any more, or when `bias='keep'` gets shapes for variables.
+    ValueError: if `dead` does not fit the variables, if the results would no longer depend on
+      `args`, or if `bias='keep'` gets shapes for variables.
   """
   zero = batch_norms.zeroed(variables, dead, bias)
-  leaves = tree.flatten(variables)
-  traced = f if isinstance(f, Traced) else Traced(f, variables, *args)
-  program, results = traced.trace
-  states = tree.states(outs, results)
-  if lost := [tree.show(path) for path in states if path is not None and path not in leaves]:
-    raise ValueError(f'outs: the variables have no leaf {", ".join(lost)}')
-
-  supports = [regions.whole(len(program.avals[i].shape)) for i in program.inputs]
-  before = traced.whole_facts()
-  for n, (path, leaf) in enumerate(leaves.items()):
-    if path in zero:
-      axes = list(supports[n].axes)
-      axes[batch_norms.channel_axis(leaf)] = ~zero[path]
-      supports[n] = regions.normal(axes)
-
-  def following() -> list[Fact]:
-    """The forward pass from `supports`."""
-    return analysis.forward(
-      program,
-      [
-        before[i] if support.is_whole else Fact(support)
-        for i, support in zip(program.inputs, supports, strict=True)
-      ],
-      before=before,
-    )
-
-  after = following()
-  folds = {}
+  traced = f if isinstance(f, Traced) else Traced(f, variables, *args, rules=rules)
+  network = _network(traced, variables, outs)
+  after = _after(network, _zeroed_supports(network, zero))
+  folds: dict[Path, Fold] = {}
   if bias == 'keep':
-    folds = _folds(program, before, after, leaves, zero, args)
-    for n, (path, leaf) in enumerate(leaves.items()):
-      if path in folds:
-        fold = folds[path]
-        supports[n] = regions.along(supports[n], fold.axis, fold.kept(leaf.shape[fold.axis]))
-    after = following()
-
-  norms = batch_norms.find(variables)
-  statistics = {path for norm in norms for path in norm.statistics}
-
-  def needed(facts: list[Fact], kept: Mapping[Path, Region]) -> analysis.Analysis:
-    """The backward pass, where the new statistics of `kept` channels are wanted."""
-    demands = []
-    for number, path in zip(program.outputs, states, strict=True):
-      whole = regions.whole(len(program.avals[number].shape))
-      demands.append(
-        whole if path is None or path not in statistics else kept.get(path, regions.nothing())
-      )
-    return analysis.backward(program, facts, demands)
-
-  base = traced.once(tuple(states), lambda: needed(before, {}))
-  reads = {
-    path: _Reads(tuple(leaf.shape), support, base.live[i])
-    for path, leaf, support, i in zip(leaves, leaves.values(), supports, program.inputs)
-  }
-  kept: dict[Path, Region] = {}
-  wants_statistics = not statistics.isdisjoint(states)
-  while True:  # until the statistics that are wanted are those of the channels that are kept
-    found = needed(after, kept)
-    live = {path: found.live[i] for path, i in zip(leaves, program.inputs)}
-    together = {path: region for norm in norms for path, region in _together(norm, reads, live)}
-    settled = all(
-      path in kept and regions.same(kept[path], region) for path, region in together.items()
-    )
-    kept = together
-    if settled or not wants_statistics:
-      break
-
-  _check_alive(program, base, found, len(leaves), zero)
-  cuts = {
-    path: Cut(tuple(leaf.shape), kept[path] if path in kept else _left(reads[path], live[path]))
-    for path, leaf in leaves.items()
-  }
-  why = (
-    {}
-    if traced is f
-    else explain.reasons(
-      program, found, dict(zip(leaves, program.inputs)), program.inputs[len(leaves) :]
-    )
+    folds = _folds(network, after.facts, zero, args)
+    after = _after(network, _folded_supports(network, after.supports, folds))
+  base = traced.once(
+    ('base', *network.states), lambda: _needed(network, traced.whole_facts(), {}, traced.walk)
   )
+  needed, left = _settled(network, after, base)
+  _check_alive(network, base, needed, zero)
   return Plan(
-    cuts,
-    tuple(analysis.without_rule(program, found)),
-    why,
+    {path: Cut(tuple(leaf.shape), left[path]) for path, leaf in network.leaves.items()},
+    tuple(analysis.without_rule(network.program, needed)),
+    {} if traced is f else explain.reasons(network.program, needed, network.numbers, network.data),
     {path: (fold,) for path, fold in folds.items()},
   )
-
-
-def _folds(
-  program: Program,
-  before: list[Fact],
-  after: list[Fact],
-  leaves: Mapping[Path, Any],
-  zero: Mapping[Path, np.ndarray],
-  args: tuple[Any, ...],
-) -> dict[Path, Fold]:
-  """Kernels that take over what the biases of dead channels contribute."""
-  if shapes := [path for path, v in leaves.items() if isinstance(v, jax.ShapeDtypeStruct)]:
-    raise ValueError(
-      f"bias='keep' needs the values of the variables, not their shapes: {tree.show(shapes[0])}"
-    )
-  arrays = [batch_norms.without(leaf, zero.get(path)) for path, leaf in leaves.items()]
-  data = dict(zip(program.inputs[len(leaves) :], jax.tree.leaves(args), strict=True))
-  found = absorb.find(program, before, after, arrays, data)
-  return {list(leaves)[n]: fold for n, fold in found.items()}
 
 
 class Traced:
   """A function traced once, for callers that plan it often with the same arguments.
 
-  What does not depend on what is dead is found once. These plans are tries: they do not explain
-  why an axis stayed whole.
+  What does not depend on the dead channels is computed once. The plans do not explain why an axis
+  stayed whole.
+
+  Args:
+    f: `f(variables, *args)`.
+    *args: its arguments, variables first: arrays or `jax.ShapeDtypeStruct`s.
+    rules: as for `plan`.
   """
 
-  def __init__(self, f: Callable[..., Any], *args: Any):
-    self.trace = jaxprs.trace(f, *jax.tree.map(jaxprs.struct, args))
-    self._found: dict[Hashable, Any] = {}
+  def __init__(self, f: Callable[..., Any], *args: Any, rules: Mapping[Any, Rule] = RULES):
+    self.trace = programs.trace(f, *jax.tree.map(jaxprs.struct, args))
+    self.walk = Walk(rules)  # of the network with nothing dead
+    self._results: dict[Hashable, Any] = {}
 
   def whole_facts(self) -> list[Fact]:
     """Where values may be non-zero with nothing dead."""
     program, _ = self.trace
-    return self.once(
-      'facts',
-      lambda: analysis.forward(
-        program, [Fact(regions.whole(len(program.avals[i].shape))) for i in program.inputs]
-      ),
-    )
+    inputs = [Fact(regions.whole(len(program.avals[i].shape))) for i in program.inputs]
+    return self.once('facts', lambda: analysis.forward(program, inputs, walk=self.walk))
 
   def once(self, key: Hashable, find: Callable[[], Any]) -> Any:
-    """What `find` gave when `key` was first asked for."""
-    if key not in self._found:
-      self._found[key] = find()
-    return self._found[key]
+    """Returns `find()`, computed the first time that `key` is asked for."""
+    if key not in self._results:
+      self._results[key] = find()
+    return self._results[key]
 
 
 class CutThroughError(SlimError, ValueError):
   """So much is dead that the results would no longer depend on the inputs."""
 
 
-class _Reads(NamedTuple):
-  """Of one leaf: its shape, where it is not zeroed, and what is read with nothing dead."""
+class _Network(NamedTuple):
+  """The traced function and its variables.
+
+  Attributes:
+    traced: the function.
+    program: its program.
+    leaves: the variables by path: the first inputs of the program.
+    numbers: value number of each of them.
+    states: for each output, the path of the variable whose new value it is, or None.
+    norms: the BatchNorms among the variables.
+    statistics: paths of their running statistics.
+  """
+
+  traced: Traced
+  program: Program
+  leaves: Mapping[Path, Any]
+  numbers: Mapping[Path, int]
+  states: tuple[Path | None, ...]
+  norms: list[batch_norms.BatchNorm]
+  statistics: set[Path]
+
+  @property
+  def data(self) -> list[int]:
+    """Value numbers of the other arguments."""
+    return self.program.inputs[len(self.leaves) :]
+
+
+class _After(NamedTuple):
+  """The network with dead channels: where each input is not zero, and facts by value number."""
+
+  supports: list[Region]
+  facts: list[Fact]
+  walk: Walk
+
+
+def _network(traced: Traced, variables: Any, outs: Any) -> _Network:
+  program, results = traced.trace
+  leaves = tree.flatten(variables)
+  states = tuple(tree.states(outs, results))
+  if lost := [tree.show(path) for path in states if path is not None and path not in leaves]:
+    raise ValueError(f'outs: the variables have no leaf {", ".join(lost)}')
+  norms = batch_norms.find(variables)
+  statistics = {path for norm in norms for path in norm.statistics}
+  numbers = dict(zip(leaves, program.inputs))
+  return _Network(traced, program, leaves, numbers, states, norms, statistics)
+
+
+def _zeroed_supports(network: _Network, zero: Mapping[Path, np.ndarray]) -> list[Region]:
+  """Where each input may be non-zero when these channels of leaves are zero."""
+  program = network.program
+  supports = [regions.whole(len(program.avals[i].shape)) for i in program.inputs]
+  for n, (path, leaf) in enumerate(network.leaves.items()):
+    if path in zero:
+      supports[n] = regions.along(supports[n], batch_norms.channel_axis(leaf), ~zero[path])
+  return supports
+
+
+def _folded_supports(
+  network: _Network, supports: list[Region], folds: Mapping[Path, Fold]
+) -> list[Region]:
+  """The supports without the slices of kernels that folds leave unused."""
+  supports = list(supports)
+  for n, (path, leaf) in enumerate(network.leaves.items()):
+    if path in folds:
+      fold = folds[path]
+      supports[n] = regions.along(supports[n], fold.axis, fold.kept(leaf.shape[fold.axis]))
+  return supports
+
+
+def _after(network: _Network, supports: list[Region]) -> _After:
+  """Follows the zeros of the inputs forward."""
+  before = network.traced.whole_facts()
+  inputs = [
+    before[i] if support.is_whole else Fact(support)
+    for i, support in zip(network.program.inputs, supports, strict=True)
+  ]
+  walk = Walk(network.traced.walk.rules)
+  facts = analysis.forward(network.program, inputs, walk=walk, before=before)
+  return _After(supports, facts, walk)
+
+
+def _needed(
+  network: _Network, facts: list[Fact], kept: Mapping[Path, Region], walk: Walk
+) -> analysis.Analysis:
+  """Follows need backward; of new statistics only those of `kept` channels are wanted."""
+  demands = []
+  for number, path in zip(network.program.outputs, network.states, strict=True):
+    rank = len(network.program.avals[number].shape)
+    if path is None or path not in network.statistics:
+      demands.append(regions.whole(rank))
+    else:
+      demands.append(kept.get(path, regions.nothing(rank)))
+  return analysis.backward(network.program, facts, demands, walk=walk)
+
+
+def _settled(
+  network: _Network, after: _After, base: analysis.Analysis
+) -> tuple[analysis.Analysis, dict[Path, Region]]:
+  """Analyses until the statistics that are wanted are those of the channels that are kept.
+
+  Returns:
+    The analysis, and what is left of each leaf.
+  """
+  wants_statistics = not network.statistics.isdisjoint(network.states)
+  kept: dict[Path, Region] = {}
+  while True:
+    needed = _needed(network, after.facts, kept, after.walk)
+    leaves = {
+      path: _Leaf(tuple(leaf.shape), support, base.live[i], needed.live[i])
+      for (path, leaf), support, i in zip(
+        network.leaves.items(), after.supports, network.program.inputs
+      )
+    }
+    before, kept = kept, dict(pair for norm in network.norms for pair in _together(norm, leaves))
+    settled = all(path in before and regions.same(before[path], r) for path, r in kept.items())
+    if settled or not wants_statistics:
+      return needed, {path: kept.get(path, _left(leaf)) for path, leaf in leaves.items()}
+
+
+class _Leaf(NamedTuple):
+  """Of one leaf: its shape, where it is not zeroed, and what is read before and after."""
 
   shape: tuple[int, ...]
   support: Region
   base: Region
+  live: Region
 
 
 def _together(
-  norm: batch_norms.BatchNorm, reads: Mapping[Path, _Reads], live: Mapping[Path, Region]
+  norm: batch_norms.BatchNorm, leaves: Mapping[Path, _Leaf]
 ) -> list[tuple[Path, Region]]:
-  """The leaves of one BatchNorm cut alike: where any function may need its scale or its bias.
+  """The leaves of one BatchNorm lose the same channels: those that no function may need.
 
-  Inference and training read them differently: with a zero input, training needs the bias of a
-  channel alone, inference its running mean and scale too. A channel that nobody reads even with
-  nothing dead goes too: what feeds it may be gone, so its statistics could not be kept up.
+  Inference and training read them differently. With a zero input, training needs the bias of a
+  channel alone, inference its running mean and scale too. A channel that is not read even with
+  nothing dead is removed too: its inputs may be gone, so its statistics could not be updated.
   """
-
-  def channels(path: Path) -> np.ndarray:
-    shape, support, base = reads[path]
-    return _vector(support if base.empty else live[path], shape)
-
   own = [norm.scale] if norm.bias is None else [norm.scale, norm.bias]
-  read = [path for path in own if not reads[path].base.empty] or own
-  kept = np.logical_or.reduce([channels(path) for path in read])
-  scaled = kept & _vector(reads[norm.scale].support, reads[norm.scale].shape)
+  read = [path for path in own if not leaves[path].base.empty] or own
+  kept = np.logical_or.reduce(
+    [
+      _channels(leaf.support if leaf.base.empty else leaf.live, leaf.shape)
+      for leaf in map(leaves.__getitem__, read)
+    ]
+  )
+  scaled = kept & _channels(leaves[norm.scale].support, leaves[norm.scale].shape)
   alike = []
   for path in (*own, *norm.statistics):
-    shape = reads[path].shape
+    shape = leaves[path].shape
     if shape and shape[_channel_axis(shape)] == kept.size:
-      axes: list[Any] = [None] * len(shape)
       # The bias of a channel without a scale may stay alone.
-      axes[_channel_axis(shape)] = kept if path == norm.bias else scaled
-      alike.append((path, regions.normal(axes)))
+      channels = kept if path == norm.bias else scaled
+      alike.append((path, regions.along(regions.whole(len(shape)), _channel_axis(shape), channels)))
   return alike
 
 
-def _vector(region: Region, shape: tuple[int, ...]) -> np.ndarray:
+def _channels(region: Region, shape: tuple[int, ...]) -> np.ndarray:
   """bool [channels] of a region of a leaf."""
   axis = _channel_axis(shape)
-  return (
-    np.zeros(shape[axis], bool) if region.empty else regions.vector(region.axes[axis], shape[axis])
-  )
+  return regions.vector(region.axes[axis], shape[axis])
 
 
 def _channel_axis(shape: tuple[int, ...]) -> int:
   return batch_norms.channel_axis(jax.ShapeDtypeStruct(shape, bool))
 
 
-def _left(reads: _Reads, live: Region) -> Region:
-  """What is left of a leaf: all but what went because of dead channels, axis by axis.
+def _left(leaf: _Leaf) -> Region:
+  """What is left of a leaf: all but what was removed because of dead channels, axis by axis.
 
-  An index that nobody reads even with nothing dead stays, unless it was zeroed itself.
+  An index that is not read even with nothing dead stays, unless it was zeroed itself.
   """
-  shape, support, base = reads
-  if base.empty:  # not read at all by this function: only its own zeros go
-    return support
-  if live.empty:
-    return live
-  axes = []
-  for now, always, size in zip(live.axes, base.axes, shape, strict=True):
-    axes.append(regions.vector(now, size) | ~regions.vector(always, size))
-  return regions.intersect(regions.normal(axes), support)
+  if leaf.live.empty and not leaf.base.empty:
+    return leaf.live
+  axes = [
+    regions.vector(now, size) | ~regions.vector(always, size)
+    for now, always, size in zip(leaf.live.axes, leaf.base.axes, leaf.shape, strict=True)
+  ]
+  return regions.intersect(regions.normal(axes), leaf.support)
+
+
+def _folds(
+  network: _Network, after: list[Fact], zero: Mapping[Path, np.ndarray], args: tuple[Any, ...]
+) -> dict[Path, Fold]:
+  """Kernels that take over what the biases of dead channels contribute."""
+  leaves = network.leaves
+  if shapes := [path for path, v in leaves.items() if isinstance(v, jax.ShapeDtypeStruct)]:
+    raise ValueError(
+      f"bias='keep' needs the values of the variables, not their shapes: {tree.show(shapes[0])}"
+    )
+  arrays = [batch_norms.without(leaf, zero.get(path)) for path, leaf in leaves.items()]
+  data = dict(zip(network.data, jax.tree.leaves(args), strict=True))
+  traced = network.traced
+  folds = absorb.find(network.program, traced.whole_facts(), after, arrays, data, traced.walk)
+  return {list(leaves)[n]: fold for n, fold in folds.items()}
 
 
 def _check_alive(
-  program: Program,
+  network: _Network,
   base: analysis.Analysis,
-  found: analysis.Analysis,
-  first: int,
+  needed: analysis.Analysis,
   zero: Mapping[Path, np.ndarray],
 ) -> None:
-  """Raises when no argument is read any more that was read before."""
-  numbers = program.inputs[first:]
-  read = [i for i in numbers if not base.live[i].empty]
-  if read and all(found.live[i].empty for i in read):
+  """Raises if the arguments that are read with nothing dead are no longer read at all."""
+  read = [i for i in network.data if not base.live[i].empty]
+  if read and all(needed.live[i].empty for i in read):
     gone = [tree.show(path) for path in zero if zero[path].all()]
-    ends = [str(eqn) for eqn in _dead_ends(program, found.facts, numbers)]
+    ends = [str(eqn) for eqn in _dead_ends(network, needed.facts)]
     raise CutThroughError(
       'the network is cut through: its results no longer depend on its inputs. '
       f'Layers that lose every channel: {", ".join(gone) or "none"}. '
@@ -290,10 +342,10 @@ def _check_alive(
     )
 
 
-def _dead_ends(program: Program, facts: list[Fact], inputs: list[int]) -> list[Equation]:
-  """The equations that make nothing but zeros of what depends on `inputs`."""
-  alive, ends = set(inputs), []
-  for eqn in program.equations:
+def _dead_ends(network: _Network, facts: list[Fact]) -> list[Equation]:
+  """The equations whose results are all zero although operands depend on the inputs."""
+  alive, ends = set(network.data), []
+  for eqn in network.program.equations:
     if alive.intersection(eqn.inputs):
       left = [i for i in eqn.outputs if not facts[i].support.empty]
       alive.update(left)

@@ -1,13 +1,16 @@
-"""Regions: which indices of an array one speaks of, one set of indices per axis.
+"""Regions: a set of indices for every axis of an array.
 
-A region is a product of index sets. It says where an array may be non-zero (its
-support), which part of it somebody needs, which part is held in a thin array.
-An axis is `None` when every index is in, else a bool vector [n] with at least one
-True and one False; a region without any element is `empty` whatever its axes.
-This one form makes 'whole' cheap: most axes of most arrays are None.
+A region is a product of index sets. It says where an array may be non-zero (its support), which
+part of it is read, or which part a thin array holds.
+
+An axis of a region is `None` when all indices are in, else a bool vector [n] with at least one
+True and one False. Most axes of most arrays are None, and None is cheap. An empty region has
+`NO_INDEX` in every axis, and a flag that a scalar, which has no axes, needs. So every region of an
+array has as many axes as the array, and operations on axes need not ask whether it is empty.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+import functools
 from typing import Any, NamedTuple
 
 from jax import lax
@@ -16,9 +19,18 @@ import numpy as np
 
 Axis = np.ndarray | None
 
+NO_INDEX = np.zeros(1, bool)
+"""The empty index set of an axis of any size: one False that broadcasts."""
+NO_INDEX.flags.writeable = False
+
 
 class Region(NamedTuple):
-  """A product of index sets; see the module docstring. Make it with `normal`."""
+  """A product of index sets; see the module docstring. Make it with `normal`.
+
+  Attributes:
+    axes: the index set of each axis.
+    empty: whether there is no element in it.
+  """
 
   axes: tuple[Axis, ...]
   empty: bool = False
@@ -27,28 +39,45 @@ class Region(NamedTuple):
   def is_whole(self) -> bool:
     return not self.empty and all(axis is None for axis in self.axes)
 
+  @property
+  def key(self) -> Hashable:
+    """Equal for regions of equal elements."""
+    return self.empty, *(axis if axis is None else axis.tobytes() for axis in self.axes)
 
-def normal(axes: Iterable[Axis]) -> Region:
-  """The region of these axes in normal form."""
-  normal = []
+  def with_axes(self, axes: Iterable[Axis]) -> 'Region':
+    """The region of these axes, perhaps more or fewer; empty if this region is."""
+    return normal(axes, empty=self.empty)
+
+
+def normal(axes: Iterable[Axis], *, empty: bool = False) -> Region:
+  """Returns the region of these axes in normal form.
+
+  Args:
+    axes: index sets; an all-False one makes the region empty.
+    empty: whether it is empty whatever the axes are.
+  """
+  result = []
   for axis in axes:
-    if axis is None or axis.all():
-      normal.append(None)
-    elif axis.any():
-      normal.append(axis)
-    else:
-      return nothing()
-  return Region(tuple(normal))
+    if axis is not None:
+      n = np.count_nonzero(axis)
+      if n == len(axis):
+        axis = None
+      elif n == 0:
+        empty = True
+    result.append(axis)
+  return nothing(len(result)) if empty else Region(tuple(result))
 
 
+@functools.cache
 def whole(rank: int) -> Region:
-  """Every index of every axis."""
+  """All indices of all axes."""
   return Region((None,) * rank)
 
 
-def nothing() -> Region:
+@functools.cache
+def nothing(rank: int) -> Region:
   """No element at all."""
-  return Region((), True)
+  return Region((NO_INDEX,) * rank, True)
 
 
 def support_of(array: np.ndarray) -> Region:
@@ -56,10 +85,11 @@ def support_of(array: np.ndarray) -> Region:
   if array.size > 1 << 20:
     return whole(array.ndim)
   nonzero = array != 0
-  if not nonzero.any():
-    return nothing()
   axes = range(array.ndim)
-  return normal(nonzero.any(axis=tuple(a for a in axes if a != axis)) for axis in axes)
+  return normal(
+    (nonzero.any(axis=tuple(a for a in axes if a != axis)) for axis in axes),
+    empty=not nonzero.any(),
+  )
 
 
 def both(a: Axis, b: Axis) -> Axis:
@@ -76,25 +106,21 @@ def either(a: Axis, b: Axis) -> Axis:
 
 def intersect(a: Region, b: Region) -> Region:
   """Elements in both regions."""
-  if a.empty or b.empty:
-    return nothing()
-  return normal(map(both, a.axes, b.axes))
+  if a.is_whole or b.empty:
+    return b
+  return normal(map(both, a.axes, b.axes), empty=a.empty)
 
 
 def union(a: Region, b: Region) -> Region:
   """The smallest region that holds both regions."""
   if a.empty:
     return b
-  if b.empty:
-    return a
-  return normal(map(either, a.axes, b.axes))
+  return a if b.empty else normal(map(either, a.axes, b.axes))
 
 
-def along(held: Region, axis: int, index_set: Axis) -> Region:
-  """The region with the index set of one axis replaced."""
-  if held.empty:
-    return held
-  return normal(index_set if i == axis else a for i, a in enumerate(held.axes))
+def along(region: Region, axis: int, index_set: Axis) -> Region:
+  """The region with the index set of one axis replaced; an empty region stays empty."""
+  return region.with_axes(index_set if i == axis else a for i, a in enumerate(region.axes))
 
 
 def contains(a: Region, b: Region) -> bool:
@@ -104,40 +130,40 @@ def contains(a: Region, b: Region) -> bool:
 
 def same(a: Region, b: Region) -> bool:
   """Whether two regions hold the same elements."""
-  if a.empty or b.empty:
-    return a.empty == b.empty
-  return all(same_axis(x, y) for x, y in zip(a.axes, b.axes, strict=True))
+  return a is b or (a.empty == b.empty and all(map(same_axis, a.axes, b.axes)))
 
 
 def same_axis(a: Axis, b: Axis) -> bool:
   """Whether two index sets of one axis are equal."""
-  if a is None or b is None:
-    return a is b
-  return a is b or np.array_equal(a, b)
+  return a is b or (a is not None and b is not None and np.array_equal(a, b))
 
 
 def width(axis: Axis, size: int) -> int:
   """How many indices of an axis of `size` are in."""
-  return size if axis is None else int(axis.sum())
+  return size if axis is None else int(np.count_nonzero(axis))
 
 
 def shape_of(held: Region, shape: Sequence[int]) -> tuple[int, ...]:
   """Shape of an array that holds this region of an array of `shape`."""
-  if held.empty:
-    return (0,) * len(shape)
-  return tuple(width(axis, size) for axis, size in zip(held.axes, shape, strict=True))
+  return tuple(map(width, held.axes, shape))
 
 
 def vector(axis: Axis, size: int) -> np.ndarray:
   """The index set as a bool vector [size]."""
-  return np.ones(size, bool) if axis is None else axis
+  if axis is None:
+    return np.ones(size, bool)
+  return np.zeros(size, bool) if axis is NO_INDEX else axis
+
+
+def at(axis: Axis, index: Any) -> Axis:
+  """The index set of `x[index]` for the index set of x."""
+  return axis if axis is None or axis is NO_INDEX else axis[index]
 
 
 def take(array: Any, have: Region, want: Region, shape: Sequence[int]) -> Any:
   """Reads the region `want` of a value of which `array` holds the region `have`.
 
-  Indices that are not held read as zero: nobody asks for an index that is neither
-  held nor zero.
+  Indices that are not held read as zero: an index that is read is either held or zero.
 
   Args:
     array: the held part, of shape `shape_of(have, shape)`.
@@ -169,7 +195,7 @@ def take(array: Any, have: Region, want: Region, shape: Sequence[int]) -> Any:
 
 
 def _pick(array: Any, axis: int, index: np.ndarray) -> Any:
-  """Elements at the increasing `index` along `axis`: a slice where that will do."""
+  """Elements at the increasing `index` along `axis`: a slice where that is enough."""
   if len(index) == array.shape[axis]:
     return array
   if isinstance(array, np.ndarray):

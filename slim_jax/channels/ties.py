@@ -1,8 +1,8 @@
-"""Which channels travel together: the same stream, added to and read by several layers.
+"""Ties: which channels of different layers are the same channel of a shared value.
 
-Element-wise operations tie the axes of their operands index by index; a convolution makes
-new channels. What ties what is told from the rules themselves: halve the demand on a
-result, bit by bit of the index, and see which half of an operand is still read.
+Elementwise operations tie the axes of their operands index by index; a convolution makes new
+channels. The rules themselves tell what is tied: demand half of a result, bit by bit of the index,
+and see which half of an operand is still read.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,10 +13,10 @@ import numpy as np
 from scipy import sparse
 
 from slim_jax import batch_norms, jaxprs, tree
-from slim_jax.channels import analysis, regions
+from slim_jax.channels import analysis, programs, regions
 from slim_jax.channels.regions import Region
-from slim_jax.channels.rule import RULES, Fact
-from slim_jax.jaxprs import Equation, Program
+from slim_jax.channels.rule import Context, Fact, Walk
+from slim_jax.jaxprs import Program
 from slim_jax.jaxprs import primitives as p
 
 _Nodes = list[np.ndarray]  # of one value: for each axis a node for each index
@@ -24,11 +24,11 @@ _Place = tuple[int, int, np.ndarray]  # an operand or result, an axis of it, ind
 
 
 def streams(f: Callable[..., Any], variables: Any, *args: Any, scales: Any = None) -> Any:
-  """Labels the channels that feed or read one stream, for tied selection.
+  """Labels the channels that are tied, for tied selection.
 
-  In a residual network every BatchNorm whose output is added to the stream, or which reads it,
-  scales the same channels. If they are removed together (`select_global(..., tied=labels)`) the
-  stream itself gets thin and no gather is needed; else every BatchNorm selects its own subset.
+  In a residual network every BatchNorm whose output is added to the residual stream, or which reads
+  it, scales the same channels. If they are removed together (`select_global(..., tied=labels)`), the
+  stream itself gets thinner and no gather is needed. Otherwise every BatchNorm selects its own subset.
 
   Args:
     f: `f(variables, *args)`, as for `plan`.
@@ -38,12 +38,12 @@ def streams(f: Callable[..., Any], variables: Any, *args: Any, scales: Any = Non
       prefix of it, or a function that makes one of `variables`.
 
   Returns:
-    A tree like `variables`: int [channels] at each scale leaf, None elsewhere. Channels with one
-    label, of one layer or of several, are tied; a label of its own means that a channel is free.
+    A tree like `variables`: int [channels] at each scale leaf, None elsewhere. Channels with the
+    same label, of one layer or of several, are tied. A channel with a label of its own is free.
   """
   shapes = jax.tree.map(jaxprs.struct, (variables, *args))
-  program, _ = jaxprs.trace(f, *shapes)
-  ties = _Ties()
+  program, _ = programs.trace(f, *shapes)
+  ties = _Ties(Walk())
   nodes = [ties.new(program.avals[i].shape) for i in program.inputs]
   ties.connect(program, _unknown(program), nodes)
   leaves = tree.flatten(variables)
@@ -57,12 +57,13 @@ def streams(f: Callable[..., Any], variables: Any, *args: Any, scales: Any = Non
 class _Ties:
   """Nodes, one for each index of each axis of each value, and which of them are the same."""
 
-  def __init__(self):
+  def __init__(self, walk: Walk):
+    self.walk = walk
     self.count = 0
     self.pairs: list[tuple[np.ndarray, np.ndarray]] = []
 
   def new(self, shape: tuple[int, ...]) -> _Nodes:
-    """Fresh nodes for a value."""
+    """Makes nodes for a value."""
     nodes = []
     for n in shape:
       nodes.append(np.arange(self.count, self.count + n))
@@ -70,7 +71,7 @@ class _Ties:
     return nodes
 
   def same(self, a: list[_Nodes], b: list[_Nodes]) -> None:
-    """These values are one, axis by axis."""
+    """Ties values, axis by axis."""
     for left, right in zip(a, b, strict=True):
       self.pairs.extend(zip(left, right, strict=True))
 
@@ -79,12 +80,13 @@ class _Ties:
     left, right = (
       np.concatenate([pair[i] for pair in self.pairs] or [np.zeros(0, int)]) for i in (0, 1)
     )
-    graph = sparse.coo_array((np.ones(len(left), bool), (left, right)), (self.count, self.count))
+    links = np.ones(len(left), bool), (left, right)
+    graph = sparse.coo_array(links, shape=(self.count, self.count))
     return sparse.csgraph.connected_components(graph, directed=False)[1]
 
   def connect(self, program: Program, facts: list[Fact], inputs: list[_Nodes]) -> list[_Nodes]:
-    """Ties what the equations of a program tie; nodes of its outputs."""
-    known = analysis.forward(program, facts)
+    """Ties what the equations of a program tie; returns the nodes of its outputs."""
+    known = analysis.forward(program, facts, walk=self.walk)
     nodes = dict(zip(program.inputs, inputs))
     for number in program.constants:
       nodes[number] = self.new(program.avals[number].shape)
@@ -93,31 +95,33 @@ class _Ties:
       results = [self.new(a.shape) for a in eqn.out_avals]
       nodes.update(zip(eqn.outputs, results))
       inside = _INSIDE.get(eqn.primitive)
+      ctx = Context(eqn, [known[i] for i in eqn.inputs], [], [], self.walk)
       if inside:
-        inside(self, eqn, [known[i] for i in eqn.inputs], operands, results)
-      elif eqn.primitive in RULES:
-        for (i, j, index), (r, axis, at) in _index_maps(eqn, [known[i] for i in eqn.inputs]):
+        inside(self, ctx, operands, results)
+      elif eqn.primitive in self.walk.rules:
+        for (i, j, index), (r, axis, at) in _index_maps(ctx):
           self.pairs.append((operands[i][j][index], results[r][axis][at]))
     return [nodes[i] for i in program.outputs]
 
 
-def _index_maps(eqn: Equation, facts: list[Fact]) -> Iterator[tuple[_Place, _Place]]:
-  """Which index of an operand goes to which one index of a result.
+def _index_maps(ctx: Context) -> Iterator[tuple[_Place, _Place]]:
+  """Finds which index of an operand goes to exactly one index of a result.
 
   Yields:
-    (operand, axis, indices) and (result, axis, indices): element by element the same channel.
+    (operand, axis, indices) and (result, axis, indices): index by index the same channel.
   """
+  eqn, rule = ctx.eqn, ctx.walk.rule(ctx.eqn)
   for r, aval in enumerate(eqn.out_avals):
     for axis, n in enumerate(aval.shape):
       if n < 2 or 0 in aval.shape:
         continue
 
       def read(half: np.ndarray, r=r, axis=axis) -> list[Region]:
-        live = [regions.nothing()] * len(eqn.out_avals)
+        live = [regions.nothing(len(a.shape)) for a in eqn.out_avals]
         live[r] = regions.along(regions.whole(len(aval.shape)), axis, half)
-        return RULES[eqn.primitive].reads(eqn, facts, live)
+        return rule.reads(ctx._replace(live=live))
 
-      # Of axes of size 1, which whole operands hang on, only the one in the same place.
+      # Of axes of size 1, which are read with their whole operand, only the one in the same place.
       places = [
         (i, j)
         for i, operand in enumerate(eqn.in_avals)
@@ -131,36 +135,27 @@ def _index_maps(eqn: Equation, facts: list[Fact]) -> Iterator[tuple[_Place, _Pla
         on = (np.arange(n) >> bit) % 2 == 1
         low, high = read(~on), read(on)
         for k, (i, j) in enumerate(places):
-          with_low, with_high = _vector(low[i], j, sizes[k]), _vector(high[i], j, sizes[k])
+          with_low, with_high = (regions.vector(half[i].axes[j], sizes[k]) for half in (low, high))
           code[k] += with_high.astype(int) << bit
           alone[k] &= with_low ^ with_high
       for k, (i, j) in enumerate(places):
-        # Several indices that go to one, as the rows of a merged axis, are not one channel.
+        # Several indices that go to the same one, as the rows of a merged axis, are not one channel.
         often = np.bincount(code[k][alone[k]], minlength=n) > 1
         index = np.flatnonzero(alone[k] & ~often[np.minimum(code[k], n - 1)])
         yield (i, j, index), (r, axis, code[k][index])
 
 
-def _vector(region: Region, axis: int, size: int) -> np.ndarray:
-  return np.zeros(size, bool) if region.empty else regions.vector(region.axes[axis], size)
+# Calls and control flow: programs inside tie the operands and results outside.
 
 
-# Calls and control flow: what is inside ties what is outside.
+def _call(ties: _Ties, ctx: Context, operands: list[_Nodes], results: list[_Nodes]) -> None:
+  (body,) = programs.bodies(ctx.eqn)
+  ties.same(ties.connect(body, ctx.facts, operands), results)
 
 
-def _call(
-  ties: _Ties, eqn: Equation, facts: list[Fact], operands: list[_Nodes], results: list[_Nodes]
-) -> None:
-  (body,) = jaxprs.bodies(eqn)
-  ties.same(ties.connect(body, facts, operands), results)
-
-
-def _scan(
-  ties: _Ties, eqn: Equation, facts: list[Fact], operands: list[_Nodes], results: list[_Nodes]
-) -> None:
-  del facts
-  body = jaxprs.body(eqn, 'jaxpr')
-  constants, carried = jaxprs.scan_counts(eqn)
+def _scan(ties: _Ties, ctx: Context, operands: list[_Nodes], results: list[_Nodes]) -> None:
+  body = programs.body(ctx.eqn, 'jaxpr')
+  constants, carried = jaxprs.scan_counts(ctx.eqn)
   first, second = operands[: constants + carried], operands[constants + carried :]
   inner = ties.connect(body, _unknown(body), first + [nodes[1:] for nodes in second])
   outer = results[:carried] + [nodes[1:] for nodes in results[carried:]]
@@ -168,22 +163,17 @@ def _scan(
   ties.same(operands[constants : constants + carried], results[:carried])
 
 
-def _while(
-  ties: _Ties, eqn: Equation, facts: list[Fact], operands: list[_Nodes], results: list[_Nodes]
-) -> None:
-  del facts
-  body = jaxprs.body(eqn, 'body_jaxpr')
+def _while(ties: _Ties, ctx: Context, operands: list[_Nodes], results: list[_Nodes]) -> None:
+  body = programs.body(ctx.eqn, 'body_jaxpr')
   carry = operands[len(operands) - len(results) :]
-  constants = operands[eqn.params['cond_nconsts'] : len(operands) - len(results)]
+  constants = operands[ctx.params['cond_nconsts'] : len(operands) - len(results)]
   ties.same(ties.connect(body, _unknown(body), constants + carry), results)
   ties.same(carry, results)
 
 
-def _cond(
-  ties: _Ties, eqn: Equation, facts: list[Fact], operands: list[_Nodes], results: list[_Nodes]
-) -> None:
-  for branch in jaxprs.bodies(eqn):
-    ties.same(ties.connect(branch, facts[1:], operands[1:]), results)
+def _cond(ties: _Ties, ctx: Context, operands: list[_Nodes], results: list[_Nodes]) -> None:
+  for branch in programs.bodies(ctx.eqn):
+    ties.same(ties.connect(branch, ctx.facts[1:], operands[1:]), results)
 
 
 def _unknown(program: Program) -> list[Fact]:

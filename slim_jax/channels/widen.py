@@ -1,15 +1,14 @@
-"""Zeros that are computed because to leave them out would cost more.
+"""Zeros that are computed where leaving them out would cost more.
 
-A layer that reads some channels of a stream selects them, and one that adds to some of them puts its
-results in their places: work for each element, in which a convolution does a hundred
-multiplications. The other way is to widen the kernel: with rows of zeros it reads all channels that
-the stream holds, with columns of zeros it writes them. What stands between, such as BatchNorm and
-ReLU, then runs on these channels too. And a stream that loses a few channels from layer to layer
-keeps them.
+A layer that reads some channels of a residual stream selects them, and one that adds to some of them
+scatters its results to their places. Both take about as long per element as a hundred multiplications
+of a convolution. The alternative is a wider kernel: with rows of zeros it reads all channels that the
+stream holds, with columns of zeros it writes them. BatchNorm and ReLU in between then run on these
+channels too. And a stream that loses a few channels from layer to layer keeps them.
 
-A second backward pass asks at every equation. What it changes is what is needed, and where values
-may be non-zero: of both there may be more without harm, so the thin function stays exact. But a
-BatchNorm without an epsilon would divide by variances of zero.
+A second backward pass asks about every equation. It changes what is needed and where values may be
+non-zero. More of either does no harm, so the thin function stays exact; but a BatchNorm without an
+epsilon would divide by variances of zero.
 """
 
 from collections.abc import Callable
@@ -21,21 +20,21 @@ import numpy as np
 from slim_jax.channels import regions
 from slim_jax.channels.analysis import Analysis
 from slim_jax.channels.regions import Axis, Region
-from slim_jax.channels.rule import RULES, Fact
+from slim_jax.channels.rule import Context, Fact
 from slim_jax.channels.rules import elementwise
 from slim_jax.jaxprs import Equation, Program
 from slim_jax.jaxprs import primitives as p
 
-# What it costs to select an element, to put one in its place, and to run BatchNorm and ReLU on one,
+# Cost of selecting an element, of putting one in its place, and of running BatchNorm and ReLU on one,
 # in multiply-adds of a convolution. Measured on CPUs, in inference and in training.
 SELECT = 60
 PLACE = 150
 ELEMENT = 60
 
-# A stream keeps channels that it loses in one step if they are no more than this part of it.
+# A stream keeps the channels that it loses in one step if they are at most this share of it.
 SLACK = 0.25
 
-# So many operations are looked through for the kernel, or the stream, behind them.
+# At most this many operations are searched for the kernel, or the stream, behind them.
 _MOST = 200
 
 
@@ -50,22 +49,25 @@ class _Kernel(NamedTuple):
 
 
 class Widening:
-  """What the second backward pass asks; see the module docstring.
+  """Decides in a second backward pass what to widen; see the module docstring.
 
   Args:
     program: what is analysed.
-    narrow: what the first pass found.
+    narrow: result of the first pass.
   """
 
   def __init__(self, program: Program, narrow: Analysis):
+    self._walk = narrow.walk
     self._constants = program.constants
     self._made = {number: eqn for eqn in program.equations for number in eqn.outputs}
     self._held = self._kept(program, narrow)
 
   def results(self, eqn: Equation, need: list[Region], facts: list[Fact]) -> None:
-    """Before an equation: widens what is needed of its result, and where it may be non-zero."""
-    number = eqn.outputs[0] if len(eqn.outputs) == 1 else None
-    if number is None or need[number].empty or facts[number].support.empty:
+    """Widens what is needed of an equation's result, and where the result may be non-zero."""
+    if len(eqn.outputs) != 1:
+      return
+    (number,) = eqn.outputs
+    if need[number].empty or facts[number].support.empty:
       return
     need[number] = regions.union(need[number], self._held[number])
     if eqn.primitive is p.reduce_sum_p:
@@ -79,8 +81,7 @@ class Widening:
     width, place = regions.width(then, size), PLACE * regions.width(then, size)
 
     def is_wide(value: int) -> bool:
-      has = facts[value].support
-      return not has.empty and _within(then, has.axes[axis])
+      return _within(then, facts[value].support.axes[axis])
 
     between, sources = self._behind(number, is_wide)
     widened, cost = between, 0.0
@@ -100,15 +101,9 @@ class Widening:
       for value in widened:
         facts[value] = _widened(facts[value], axis, then)
 
-  def operands(
-    self,
-    eqn: Equation,
-    need: list[Region],
-    facts: list[Fact],
-    live: list[Region],
-    reads: list[Region],
-  ) -> list[Fact] | None:
+  def operands(self, ctx: Context, need: list[Region], facts: list[Fact]) -> list[Fact] | None:
     """Facts by which to read the operands, if not by their own; widens those on the way to them."""
+    eqn, live, reads = ctx.eqn, ctx.live, ctx.reads
     kernel = _kernel(eqn)
     if not kernel or live[0].empty or any(read.empty for read in reads):
       return None
@@ -124,7 +119,7 @@ class Widening:
     return [_widened(facts[x], axis, then), _widened(own[1], kernel.rows, then)]
 
   def _sum(self, eqn: Equation, need: list[Region], facts: list[Fact]) -> None:
-    """A statistic of some channels of a stream: of all that the stream holds, if that is sooner."""
+    """Computes a statistic of all channels that a stream holds if selecting some costs more."""
     (aval,), number = eqn.in_avals, eqn.outputs[0]
     kept = [i for i in range(len(aval.shape)) if i not in eqn.params['axes']]
     for n, (axis, now) in enumerate(zip(kept, need[number].axes, strict=True)):
@@ -143,11 +138,10 @@ class Widening:
     need: list[Region],
     facts: list[Fact],
   ) -> Axis:
-    """What to read along an axis of `size` instead of `now`, at this cost for each index more."""
+    """What to read along an axis of `size` instead of `now`, at this cost per further index."""
 
     def is_held(value: int) -> bool:
-      held = self._held[value]
-      return not need[value].empty or not (held.empty or _within(held.axes[axis], now))
+      return not need[value].empty or not _within(self._held[value].axes[axis], now)
 
     between, sources = self._behind(number, is_held)
     held = [regions.union(need[value], self._held[value]) for value in sources]
@@ -162,7 +156,7 @@ class Widening:
     return None if then.all() else then
 
   def _kept(self, program: Program, narrow: Analysis) -> list[Region]:
-    """Of every value what it holds, with what a stream does not drop."""
+    """The region that each value holds, with the channels that its stream keeps."""
     held = list(narrow.live)
     for eqn, reads in zip(program.equations, narrow.reads, strict=True):
       if reads is None or len(eqn.outputs) != 1 or held[eqn.outputs[0]].empty:
@@ -172,13 +166,11 @@ class Widening:
       if eqn.primitive is p.concatenate_p:
         axis = eqn.params['dimension']
         parts = [
-          np.zeros(a.shape[axis], bool)
-          if held[i].empty
-          else regions.vector(held[i].axes[axis], a.shape[axis])
+          regions.vector(held[i].axes[axis], a.shape[axis])
           for i, a in zip(eqn.inputs, eqn.in_avals, strict=True)
         ]
         wide = regions.along(wide, axis, regions.either(wide.axes[axis], np.concatenate(parts)))
-      elif _is_elementwise(eqn):
+      elif self._is_elementwise(eqn):
         for value in self._large(eqn):
           wide = regions.union(wide, held[value])
       sizes = [_size(regions.shape_of(region, shape)) for region in (wide, held[number])]
@@ -187,14 +179,14 @@ class Widening:
     return held
 
   def _behind(self, number: int, is_end: Callable[[int], bool]) -> tuple[list[int], list[int]]:
-    """Values that are made element by element on the way to `number`, and what these are made of."""
+    """Values computed element by element on the way to `number`, and what these are computed from."""
     between, sources, ahead = [], [], [number]
     while ahead and len(between) < _MOST:
       value = ahead.pop()
       if value in between or value in sources:
         continue
       eqn = self._made.get(value)
-      if eqn is None or is_end(value) or not _is_elementwise(eqn):
+      if eqn is None or is_end(value) or not self._is_elementwise(eqn):
         sources.append(value)
       else:
         between.append(value)
@@ -209,6 +201,12 @@ class Widening:
       if aval.shape == eqn.out_avals[0].shape and not self._is_repeated(i)
     ]
 
+  def _is_elementwise(self, eqn: Equation) -> bool:
+    """Custom derivatives count too: most are of activations, and a mistake does no harm."""
+    return len(eqn.outputs) == 1 and (
+      eqn.primitive is p.custom_jvp_call_p or self._walk.rule(eqn).reads is elementwise.reads
+    )
+
   def _is_repeated(self, number: int) -> bool:
     eqn = self._made.get(number)
     return number in self._constants or (
@@ -220,19 +218,11 @@ class Widening:
   def _column(self, number: int, axis: int, facts: list[Fact]) -> float:
     """What one more index of the axis costs for each index of the others."""
     eqn = self._made.get(number)
-    kernel = eqn and _kernel(eqn)
-    if not kernel or kernel.y != axis or facts[eqn.inputs[1]].support.empty:
+    kernel = _kernel(eqn) if eqn else None
+    if not eqn or not kernel or kernel.y != axis or facts[eqn.inputs[1]].support.empty:
       return math.inf
     rows = facts[eqn.inputs[1]].support.axes[kernel.rows]
     return kernel.taps * regions.width(rows, eqn.in_avals[1].shape[kernel.rows]) + ELEMENT
-
-
-def _is_elementwise(eqn: Equation) -> bool:
-  """Custom derivatives count, too: most are of activations, and no mistake does harm."""
-  rule = RULES.get(eqn.primitive)
-  return len(eqn.outputs) == 1 and (
-    eqn.primitive is p.custom_jvp_call_p or (rule is not None and rule.reads is elementwise.reads)
-  )
 
 
 def _kernel(eqn: Equation) -> _Kernel | None:
@@ -261,15 +251,11 @@ def _within(a: Axis, b: Axis) -> bool:
 
 
 def _widened(fact: Fact, axis: int, index_set: Axis) -> Fact:
-  """The fact where these indices of an axis, too, may be non-zero."""
-  if fact.support.empty:
-    return fact
-  return Fact(
-    regions.along(fact.support, axis, regions.either(fact.support.axes[axis], index_set)),
-    fact.known,
-  )
+  """The fact where these indices of an axis may be non-zero too; nothing stays nothing."""
+  wider = regions.either(fact.support.axes[axis], index_set)
+  return Fact(regions.along(fact.support, axis, wider), fact.known)
 
 
 def _size(shape: tuple[Any, ...]) -> int:
-  """Elements, where a size that is not known (of an export for any batch) counts as one."""
+  """Number of elements, where a size that is not known (an export for any batch) counts as one."""
   return math.prod(n for n in shape if isinstance(n, int))

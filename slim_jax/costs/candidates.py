@@ -63,8 +63,7 @@ def counted(call: TracedCall, plan: Plan | None) -> counting.Cost:
   have = [cut.live for cut in plan.cuts.values()]
   have += [regions.whole(len(leaf.shape)) for leaf in leaves[len(have) :]]
   demands = [regions.whole(len(program.avals[i].shape)) for i in program.outputs]
-  facts = analysis.forward(program, [Fact(region) for region in have])
-  needed = analysis.backward(program, facts, demands)
+  needed = analysis.analyse(program, [Fact(region) for region in have], demands)
   thin_program, _ = jaxprs.trace(
     lambda *arrays: analysis.run(program, needed, list(arrays), have, demands), *leaves
   )

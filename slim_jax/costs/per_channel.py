@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from slim_jax import batch_norms, jaxprs, tree
-from slim_jax.channels import analysis, regions
+from slim_jax.channels import analysis, programs, regions
 from slim_jax.channels.regions import Region
-from slim_jax.channels.rule import FULL_WIDTH, RULES, Fact
+from slim_jax.channels.rule import Context, Fact, Walk
 from slim_jax.costs import counting
 from slim_jax.jaxprs import Equation, Program
 from slim_jax.jaxprs import primitives as p
@@ -115,7 +115,7 @@ def saved_by_channel(
     By path of the scale, int [channels].
   """
   shapes = jax.tree.map(jaxprs.struct, (variables, *args))
-  program, _ = jaxprs.trace(f, *shapes)
+  program, _ = programs.trace(f, *shapes)
   network = _Incremental(program)
   leaves = tree.flatten(shapes[0])
   numbers = dict(zip(leaves, program.inputs))
@@ -220,7 +220,7 @@ class _Incremental:
     """Returns what is read of each result of an equation and is not zero."""
     live = []
     for number in self.equations[k].outputs:
-      need = self.outputs.get(number, regions.nothing())
+      need = self.outputs.get(number, regions.nothing(len(self.facts[number].support.axes)))
       for reader in self.readers.get(number, ()):
         eqn = self.equations[reader]
         for i, read in zip(
@@ -266,7 +266,7 @@ def _alone(eqn: Equation) -> Program:
 
 
 def _or_nothing(reads: list[Region] | None, eqn: Equation) -> list[Region]:
-  return [regions.nothing()] * len(eqn.inputs) if reads is None else reads
+  return [regions.nothing(len(a.shape)) for a in eqn.in_avals] if reads is None else reads
 
 
 def _multiplies(eqn: Equation) -> bool:
@@ -278,11 +278,11 @@ def _multiplies(eqn: Equation) -> bool:
 
 def _count(eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region]) -> int:
   """Returns the MACs of the thin form of an equation, as `counting.count` counts them."""
-  evaluate = RULES.get(eqn.primitive, FULL_WIDTH).evaluate
+  ctx = Context(eqn, facts, live, reads, Walk())
   operands = [
     None if read.empty else jax.ShapeDtypeStruct(regions.shape_of(read, a.shape), a.dtype)
     for read, a in zip(reads, eqn.in_avals, strict=True)
   ]
   return counting.count(
-    lambda operands: evaluate(eqn, facts, reads, live, *operands), operands
+    lambda operands: ctx.walk.rule(eqn).evaluate(ctx, *operands), operands
   ).macs

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slim_jax import jaxprs
+from slim_jax.channels import shuffle
 
 
 def spell(
@@ -32,7 +33,7 @@ def spell(
   Raises:
     ValueError: it computes in bfloat16.
   """
-  program = jaxprs.flatten(jax.make_jaxpr(f)(image), plain=True)
+  program = shuffle.merged(jaxprs.flatten(jax.make_jaxpr(f)(image), plain=True))
   if any(aval.dtype == jnp.bfloat16 for aval in program.avals):
     raise ValueError(
       'the network computes in bfloat16, for which runtimes of ONNX have no '
@@ -211,7 +212,7 @@ _SPELLINGS: dict[Any, Callable[..., Any]] = {
   _p.reduce_sum_p: _sum,
   _p.reshape_p: _reshape,
   _p.broadcast_in_dim_p: _broadcast,
-  jaxprs.permute_p: _permute,
+  shuffle.permute_p: _permute,
   _p.reduce_window_max_p: _pool(_max_pool, -math.inf),
   _p.reduce_window_sum_p: _pool(_sum_pool, 0.0),
 }

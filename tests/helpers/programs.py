@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from slim_jax import jaxprs
-from slim_jax.channels import analysis, regions
+from slim_jax.channels import analysis, programs, regions
 from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import Fact
 from slim_jax.jaxprs import Program
@@ -94,23 +93,19 @@ def draw(rng: np.random.Generator, operand: Operand) -> np.ndarray:
 def draw_region(rng: np.random.Generator, shape: Sequence[int]) -> Region:
   """A random region, sometimes empty, often with whole axes."""
   if rng.random() < 0.08:
-    return regions.nothing()
+    return regions.nothing(len(shape))
   return regions.normal(None if rng.random() < 0.4 else rng.random(n) < 0.65 for n in shape)
 
 
 def mask(region: Region, shape: Sequence[int]) -> np.ndarray:
   """The region as a bool array of the full shape."""
-  if region.empty:
-    return np.zeros(shape, bool)
   result = np.zeros(shape, bool)
-  result[_index(region, shape)] = True
+  result[_index(region, shape)] = not region.empty
   return result
 
 
 def part(array: np.ndarray, region: Region, shape: Sequence[int]) -> np.ndarray:
   """What a thin array holds of a full one, which may have axes in front."""
-  if region.empty:
-    return np.zeros((*array.shape[: array.ndim - len(shape)], *(0,) * len(shape)), array.dtype)
   front = tuple(np.arange(n) for n in array.shape[: array.ndim - len(shape)])
   return array[np.ix_(*front, *_indices(region, shape))] if array.ndim else array
 
@@ -132,11 +127,11 @@ def lifted(case: Case, f: Callable[..., Any]) -> Callable[..., Any]:
 
 def program_of(case: Case, f: Callable[..., Any] | None = None) -> Program:
   """The traced program of the case (or of another function of its operands)."""
-  found = []
+  traced = []
 
   def tracing(*operands: Any) -> Any:
     structs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands]
-    found.append(jaxprs.trace(f or case.f, *structs)[0])
+    traced.append(programs.trace(f or case.f, *structs)[0])
     return ()
 
   size = (2,) if case.named else ()
@@ -144,16 +139,15 @@ def program_of(case: Case, f: Callable[..., Any] | None = None) -> Program:
     lifted(case, tracing),
     *[jax.ShapeDtypeStruct((*size, *o.shape), o.dtype) for o in case.operands],
   )
-  return found[0]
+  return traced[0]
 
 
 def thin(program: Program, supports: list[Region], demands: list[Region]) -> Callable[..., Any]:
   """The program as a function of thin operands, giving thin results (those that are wanted)."""
-  facts = analysis.forward(program, [Fact(region) for region in supports])
-  found = analysis.backward(program, facts, demands)
+  needed = analysis.analyse(program, list(map(Fact, supports)), demands)
 
   def thin_f(*arrays: Any) -> list[Any]:
-    results = analysis.run(program, found, list(arrays), supports, demands)
+    results = analysis.run(program, needed, arrays, supports, demands)
     for result, demand in zip(results, demands, strict=True):
       assert (result is None) == demand.empty
     return [r for r in results if r is not None]
@@ -227,8 +221,7 @@ class Check:
     outs = [a.shape for a in self.avals]
     inside = [mask(s, shape) for s, shape in zip(supports, shapes, strict=True)]
     wanted = [mask(d, shape) for d, shape in zip(demands, outs, strict=True)]
-    facts = analysis.forward(program, [Fact(region) for region in supports])
-    found = analysis.backward(program, facts, demands)
+    needed = analysis.analyse(program, list(map(Fact, supports)), demands)
 
     def zeroed(arrays: list[np.ndarray], masks: list[np.ndarray]) -> list[np.ndarray]:
       return [np.where(m, a, np.zeros((), a.dtype)) for a, m in zip(arrays, masks, strict=True)]
@@ -239,11 +232,13 @@ class Check:
 
     # Where results are zero.
     for number, result, shape in zip(program.outputs, results, outs, strict=True):
-      outside = np.where(mask(facts[number].support, shape), np.zeros((), result.dtype), result)
+      outside = np.where(
+        mask(needed.facts[number].support, shape), np.zeros((), result.dtype), result
+      )
       np.testing.assert_array_equal(outside, np.zeros_like(outside), 'not zero outside the support')
 
     # What is not read may be anything that the support allows.
-    read = [mask(found.live[i], shape) for i, shape in zip(program.inputs, shapes, strict=True)]
+    read = [mask(needed.live[i], shape) for i, shape in zip(program.inputs, shapes, strict=True)]
     others = [
       np.where(r, v, o) for r, v, o in zip(read, values, zeroed(self.values(), inside), strict=True)
     ]

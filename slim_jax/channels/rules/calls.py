@@ -1,23 +1,26 @@
 """Calls that mean more than their body: custom derivatives and rematerialisation.
 
-The body is analysed as a program of its own; the thin call keeps the derivative rule
-or the memory policy of the full one.
+The body is analysed as a program of its own. The thin call keeps the derivative rule or the memory
+policy of the full one.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from slim_jax import jaxprs
-from slim_jax.channels import analysis, regions, rule
+from slim_jax.channels import analysis, programs, regions
 from slim_jax.channels.analysis import Analysis
 from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import (
+  Context,
   Fact,
   Rule,
-  cut,
   full_support,
+  live_parts,
+  nonempty,
   present,
   read_whole,
   register,
@@ -29,35 +32,41 @@ from slim_jax.jaxprs import primitives as p
 
 def _body(eqn: Equation) -> Program:
   """The one program inside the equation."""
-  (body,) = jaxprs.bodies(eqn)
+  (body,) = programs.bodies(eqn)
   return body
 
 
-def _support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  body = _body(eqn)
-  inner = analysis.forward(body, facts)
+def _support(ctx: Context) -> list[Region]:
+  body = _body(ctx.eqn)
+  inner = analysis.forward(body, ctx.facts, walk=ctx.walk)
   return [inner[i].support for i in body.outputs]
 
 
-def _analyse(body: Program, facts: list[Fact], live: list[Region]) -> Analysis:
-  return analysis.backward(body, analysis.forward(body, facts), live)
+def _reads(ctx: Context) -> list[Region]:
+  body = _body(ctx.eqn)
+  return _read(body, analysis.analyse(body, ctx.facts, ctx.live, walk=ctx.walk))
 
 
-def _reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
-  body = _body(eqn)
-  inner = _analyse(body, facts, live)
-  return [inner.live[i] for i in body.inputs]
+def _read(body: Program, needed: Analysis) -> list[Region]:
+  """What the body reads of its inputs."""
+  return [needed.live[i] for i in body.inputs]
 
 
-def _thin(body: Program, facts: list[Fact], have: list[Region], live: list[Region]) -> Any:
+def _thin(
+  ctx: Context, body: Program, facts: list[Fact], have: list[Region], live: list[Region]
+) -> Callable[..., list[Any]]:
   """The body as a function of the arrays that hold `have`, giving `live`."""
-  inner = _analyse(body, facts, live)
-  return lambda *arrays: analysis.run(body, inner, list(arrays), have, live)
+  needed = analysis.analyse(body, facts, live, walk=ctx.walk)
+  return lambda *arrays: analysis.run(body, needed, arrays, have, live)
 
 
-# custom_jvp: the thin derivative is the full rule, made thin in turn. It need not be
-# the derivative of the body: what it reads is read, and a result whose tangent may move where
-# the value is zero does not count as zero there.
+def _united(a: Sequence[Region], b: Sequence[Region]) -> list[Region]:
+  return [regions.union(x, y) for x, y in zip(a, b, strict=True)]
+
+
+# custom_jvp: the thin derivative is the full rule, made thin in turn. It need not be the derivative
+# of the body: what it reads is read, and a result whose tangent may be non-zero where the value is
+# zero does not count as zero there.
 
 
 def _moving(avals: Any) -> list[Any]:
@@ -65,46 +74,48 @@ def _moving(avals: Any) -> list[Any]:
   return [True if jaxprs.moves(aval) else None for aval in avals]
 
 
-def _with_tangents(eqn: Equation, facts: list[Fact]) -> list[Fact]:
+def _with_tangents(ctx: Context) -> list[Fact]:
   """A tangent is zero where its value is zero whatever the variables are."""
-  return facts + [Fact(f.support) for f in present(facts, _moving(eqn.in_avals))]
+  return ctx.facts + [Fact(f.support) for f in present(ctx.facts, _moving(ctx.eqn.in_avals))]
 
 
-def _custom_jvp_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  support = _support(eqn, facts)
+def _derivative(eqn: Equation, *, plain: bool) -> Program:
+  return programs.merged(jaxprs.derivative(eqn, plain=plain))
+
+
+def _custom_jvp_support(ctx: Context) -> list[Region]:
+  support = _support(ctx)
   if all(region.is_whole for region in support):
     return support
-  program = jaxprs.once(eqn, jaxprs.derivative, plain=True)
-  inner = analysis.forward(program, _with_tangents(eqn, facts))
+  program = jaxprs.once(ctx.eqn, _derivative, plain=True)
+  inner = analysis.forward(program, _with_tangents(ctx), walk=ctx.walk)
   slopes = iter(program.outputs[len(support) :])
   return [
     s if t is None else regions.union(s, inner[next(slopes)].support)
-    for s, t in zip(support, _moving(eqn.out_avals), strict=True)
+    for s, t in zip(support, _moving(ctx.eqn.out_avals), strict=True)
   ]
 
 
-def _custom_jvp_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
-  read = _reads(eqn, facts, live)
+def _custom_jvp_reads(ctx: Context) -> list[Region]:
+  read = _reads(ctx)
   if all(region.is_whole for region in read):
     return read
-  program = jaxprs.once(eqn, jaxprs.derivative, plain=True)
-  turning = _moving(eqn.out_avals)
-  inner = _analyse(program, _with_tangents(eqn, facts), live + present(live, turning))
-  values, slopes = program.inputs[: len(read)], iter(program.inputs[len(read) :])
-  read = [regions.union(r, inner.live[i]) for r, i in zip(read, values, strict=True)]
+  program = jaxprs.once(ctx.eqn, _derivative, plain=True)
+  demands = ctx.live + present(ctx.live, _moving(ctx.eqn.out_avals))
+  inner = _read(program, analysis.analyse(program, _with_tangents(ctx), demands, walk=ctx.walk))
+  values, slopes = inner[: len(read)], iter(inner[len(read) :])
   return [
-    r if m is None else regions.union(r, inner.live[next(slopes)])
-    for r, m in zip(read, _moving(eqn.in_avals), strict=True)
+    r if m is None else regions.union(r, next(slopes))
+    for r, m in zip(_united(read, values), _moving(ctx.eqn.in_avals), strict=True)
   ]
 
 
-def _custom_jvp_evaluate(
-  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
-) -> list[Any]:
-  if rule.untouched(reads, live):
+def _custom_jvp_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
+  eqn, reads, live = ctx.eqn, ctx.reads, ctx.live
+  if ctx.is_untouched:
     return jaxprs.bind(eqn, *arrays)
-  body = _thin(_body(eqn), facts, reads, live)
-  wanted = rule.wanted(live)
+  body = _thin(ctx, _body(eqn), ctx.facts, reads, live)
+  wanted = nonempty(live)
 
   @jax.custom_jvp
   def thin(*operands):
@@ -112,14 +123,10 @@ def _custom_jvp_evaluate(
 
   @thin.defjvp
   def derivative(primals, tangents):  # pylint: disable=unused-variable
-    program = jaxprs.once(eqn, jaxprs.derivative, plain=False)
+    program = jaxprs.once(eqn, _derivative, plain=False)
     moving, turning = _moving(eqn.in_avals), _moving(eqn.out_avals)
-    inner = _thin(
-      program,
-      _with_tangents(eqn, facts),
-      reads + present(reads, moving),
-      live + present(live, turning),
-    )
+    have, demands = reads + present(reads, moving), live + present(live, turning)
+    inner = _thin(ctx, program, _with_tangents(ctx), have, demands)
     slopes = present(restore(tangents, arrays), moving)
     results = inner(*restore(primals, arrays), *slopes)
     outs = present(results[: len(live)], wanted)
@@ -135,8 +142,8 @@ def _custom_jvp_evaluate(
 register([p.custom_jvp_call_p], Rule(_custom_jvp_support, _custom_jvp_reads, _custom_jvp_evaluate))
 
 
-# custom_vjp: the thin call pulls cotangents back by the full rule made thin, if that keeps to
-# itself what happens at zeros; a rule that does not, as one that sums cotangents over channels,
+# custom_vjp: the thin call pulls cotangents back by the full rule made thin, if the rule keeps
+# cotangents of zeros to themselves. A rule that does not, as one that sums cotangents over channels,
 # runs at full width and lets no zeros through.
 
 
@@ -151,68 +158,61 @@ def _pullback(eqn: Equation, *, plain: bool) -> Program:
 
   structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in eqn.in_avals]
   slopes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in eqn.out_avals]
-  return jaxprs.flatten(jax.make_jaxpr(pull)(structs, slopes), plain=plain)
+  return programs.merged(jaxprs.flatten(jax.make_jaxpr(pull)(structs, slopes), plain=plain))
 
 
-def _is_local(eqn: Equation, facts: list[Fact], support: list[Region]) -> bool:
+def _is_local(ctx: Context, support: list[Region]) -> bool:
   """Whether cotangents of elements that are zero never reach those of elements that are not.
 
   The masked network may send any cotangent to a removed channel; the thin one sends none.
   """
-  if not all(map(jaxprs.moves, (*eqn.in_avals, *eqn.out_avals))):
+  if not all(map(jaxprs.moves, (*ctx.eqn.in_avals, *ctx.eqn.out_avals))):
     return False
-  if all(f.support.is_whole for f in facts):
+  if all(region.is_whole for region in ctx.supports):
     return True
-  program = jaxprs.once(eqn, _pullback, plain=True)
-  known = [Fact(f.support) for f in facts] + [
-    Fact(regions.whole(len(a.shape))) for a in eqn.out_avals
-  ]
-  found = _analyse(program, known, [f.support for f in facts])
-  return all(
-    regions.contains(s, found.live[i])
-    for s, i in zip(support, program.inputs[len(facts) :], strict=True)
-  )
+  program = jaxprs.once(ctx.eqn, _pullback, plain=True)
+  facts = list(map(Fact, ctx.supports + full_support(ctx)))
+  needed = analysis.analyse(program, facts, ctx.supports, walk=ctx.walk)
+  cotangents = _read(program, needed)[len(ctx.facts) :]
+  return all(map(regions.contains, support, cotangents))
 
 
-def _custom_vjp_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  support = _support(eqn, facts)
-  if all(f.support.is_whole for f in facts) or _is_local(eqn, facts, support):
+def _custom_vjp_support(ctx: Context) -> list[Region]:
+  support = _support(ctx)
+  if all(region.is_whole for region in ctx.supports) or _is_local(ctx, support):
     return support
-  return full_support(eqn, facts)
+  return full_support(ctx)
 
 
-def _with_cotangents(facts: list[Fact], live: list[Region]) -> list[Fact]:
-  """Where nobody reads a result no cotangent comes from."""
-  return [Fact(f.support) for f in facts] + [Fact(l) for l in live]
+def _with_cotangents(ctx: Context) -> list[Fact]:
+  """A result that is not read has no cotangent."""
+  return list(map(Fact, ctx.supports + ctx.live))
 
 
-def _custom_vjp_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
-  if not _is_local(eqn, facts, _support(eqn, facts)):
-    return read_whole(eqn, facts, live)
-  read = _reads(eqn, facts, live)
+def _custom_vjp_reads(ctx: Context) -> list[Region]:
+  if not _is_local(ctx, _support(ctx)):
+    return read_whole(ctx)
+  read = _reads(ctx)
   if all(region.is_whole for region in read):
     return read
-  # What gets a cotangent is there, and what it takes to work that out.
-  program = jaxprs.once(eqn, _pullback, plain=True)
-  known = _with_cotangents(facts, live)
-  inner = analysis.forward(program, known)
+  # An operand is read where it gets a cotangent, and where that cotangent is computed from it.
+  program = jaxprs.once(ctx.eqn, _pullback, plain=True)
+  facts = _with_cotangents(ctx)
+  inner = analysis.forward(program, facts, walk=ctx.walk)
   pulled = [
-    regions.intersect(inner[i].support, f.support)
-    for i, f in zip(program.outputs, facts, strict=True)
+    regions.intersect(inner[i].support, support)
+    for i, support in zip(program.outputs, ctx.supports, strict=True)
   ]
-  read = [regions.union(r, c) for r, c in zip(read, pulled, strict=True)]
-  found = analysis.backward(program, inner, pulled)
-  return [regions.union(r, found.live[i]) for r, i in zip(read, program.inputs)]
+  needed = analysis.analyse(program, facts, pulled, walk=ctx.walk)
+  return _united(_united(read, pulled), _read(program, needed)[: len(read)])
 
 
-def _custom_vjp_evaluate(
-  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
-) -> list[Any]:
+def _custom_vjp_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
+  eqn, reads, live = ctx.eqn, ctx.reads, ctx.live
   if all(region.is_whole for region in reads):
-    have = [regions.whole(len(a.shape)) for a in eqn.out_avals]
-    return cut(jaxprs.bind(eqn, *arrays), eqn, have, live)
-  body = _thin(_body(eqn), facts, reads, live)
-  wanted = rule.wanted(live)
+    return live_parts(ctx, jaxprs.bind(eqn, *arrays), full_support(ctx))
+  body = _thin(ctx, _body(eqn), ctx.facts, reads, live)
+  wanted = nonempty(live)
 
   @jax.custom_vjp
   def thin(*operands):
@@ -223,7 +223,7 @@ def _custom_vjp_evaluate(
 
   def back(operands, cotangents):
     program = jaxprs.once(eqn, _pullback, plain=False)
-    pull = _thin(program, _with_cotangents(facts, live), reads + live, reads)
+    pull = _thin(ctx, program, _with_cotangents(ctx), reads + live, reads)
     return tuple(present(pull(*restore(operands, arrays), *restore(cotangents, wanted)), arrays))
 
   thin.defvjp(forward, back)
@@ -233,19 +233,17 @@ def _custom_vjp_evaluate(
 register([p.custom_vjp_call_p], Rule(_custom_vjp_support, _custom_vjp_reads, _custom_vjp_evaluate))
 
 
-# remat: `jax.checkpoint` with the policy it came with.
+# remat: `jax.checkpoint` with the policy of the call.
 
 
-def _remat_evaluate(
-  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
-) -> list[Any]:
-  body = _thin(_body(eqn), facts, reads, live)
-  wanted = rule.wanted(live)
+def _remat_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
+  body = _thin(ctx, _body(ctx.eqn), ctx.facts, ctx.reads, ctx.live)
+  wanted, params = nonempty(ctx.live), ctx.params
 
   def thin(*operands):
     return present(body(*restore(operands, arrays)), wanted)
 
-  thin = jax.checkpoint(thin, policy=eqn.params['policy'], prevent_cse=eqn.params['prevent_cse'])
+  thin = jax.checkpoint(thin, policy=params['policy'], prevent_cse=params['prevent_cse'])
   return restore(thin(*present(arrays, arrays)), wanted)
 
 

@@ -1,7 +1,7 @@
 """Sums of products: dot_general and every form of conv_general_dilated.
 
-A term is zero where either factor is, so a contraction reads only the indices at
-which both may be non-zero. This is where channels are saved.
+A term is zero where either factor is, so a contraction reads only the indices at which both may
+be non-zero. This is where channels are saved.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +11,16 @@ import numpy as np
 from slim_jax import jaxprs
 from slim_jax.channels import regions
 from slim_jax.channels.regions import Axis, Region
-from slim_jax.channels.rule import Fact, Rule, cut, register, run_thin
+from slim_jax.channels.rule import (
+  Context,
+  Rule,
+  full_support,
+  live_parts,
+  read_whole,
+  register,
+  run_thin,
+  run_whole,
+)
 from slim_jax.jaxprs import Equation
 from slim_jax.jaxprs import primitives as p
 
@@ -21,7 +30,7 @@ from slim_jax.jaxprs import primitives as p
 class _Dot(NamedTuple):
   contract: tuple[tuple[int, int], ...]
   batch: tuple[tuple[int, int], ...]
-  free: tuple[tuple[int, ...], tuple[int, ...]]
+  free: tuple[tuple[int, ...], ...]
 
 
 def _dot(eqn: Equation) -> _Dot:
@@ -34,17 +43,14 @@ def _dot(eqn: Equation) -> _Dot:
   return _Dot(tuple(zip(lhs_c, rhs_c)), tuple(zip(lhs_b, rhs_b)), free)
 
 
-def _dot_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  lhs, rhs = (fact.support for fact in facts)
-  if lhs.empty or rhs.empty:
-    return [regions.nothing()]
-  dims = _dot(eqn)
-  for i, j in dims.contract:
-    terms = regions.both(lhs.axes[i], rhs.axes[j])
-    if terms is not None and not terms.any():
-      return [regions.nothing()]
+def _dot_support(ctx: Context) -> list[Region]:
+  lhs, rhs = ctx.supports
+  dims = _dot(ctx.eqn)
+  terms = regions.normal(
+    (regions.both(lhs.axes[i], rhs.axes[j]) for i, j in dims.contract), empty=lhs.empty or rhs.empty
+  )
   return [
-    regions.normal(
+    terms.with_axes(
       [regions.both(lhs.axes[i], rhs.axes[j]) for i, j in dims.batch]
       + [lhs.axes[i] for i in dims.free[0]]
       + [rhs.axes[j] for j in dims.free[1]]
@@ -52,13 +58,13 @@ def _dot_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
   ]
 
 
-def _dot_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
-  lhs, rhs = (fact.support for fact in facts)
-  dims = _dot(eqn)
+def _dot_reads(ctx: Context) -> list[Region]:
+  lhs, rhs = ctx.supports
+  dims = _dot(ctx.eqn)
   read: tuple[dict[int, Axis], dict[int, Axis]] = ({}, {})
   for i, j in dims.contract:
     read[0][i] = read[1][j] = regions.both(lhs.axes[i], rhs.axes[j])
-  axes = iter(live[0].axes)
+  axes = iter(ctx.live[0].axes)
   for i, j in dims.batch:
     read[0][i] = read[1][j] = next(axes)
   for side in (0, 1):
@@ -106,51 +112,51 @@ def _terms(conv: _Conv, lhs: Region, rhs: Region) -> np.ndarray:
   return x & regions.vector(rhs.axes[conv.rhs[1]], x.shape[1])
 
 
-def _conv_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  lhs, rhs = (fact.support for fact in facts)
-  rank = len(eqn.out_avals[0].shape)
-  if lhs.empty or rhs.empty:
-    return [regions.nothing()]
-  if eqn.params['batch_group_count'] != 1:
-    return [regions.whole(rank)]
-  conv = _conv(eqn)
+def _has_batch_groups(eqn: Equation) -> bool:
+  """Whether the batch falls into groups (gradients of grouped kernels): run at full width."""
+  return eqn.params['batch_group_count'] != 1
+
+
+def _conv_support(ctx: Context) -> list[Region]:
+  lhs, rhs = ctx.supports
+  if _has_batch_groups(ctx.eqn):
+    empty = lhs.empty or rhs.empty
+    return [regions.nothing(len(lhs.axes))] if empty else full_support(ctx)
+  conv = _conv(ctx.eqn)
   kernel = _grid(rhs.axes[conv.rhs[0]], conv.groups, conv.features[1])
-  axes: list[Axis] = [None] * rank
+  axes: list[Axis] = [None] * len(conv.out)
   axes[conv.out[0]] = lhs.axes[conv.lhs[0]]
-  axes[conv.out[1]] = (kernel & _terms(conv, lhs, rhs).any(1, keepdims=True)).ravel()
+  axes[conv.out[1]] = np.ravel(kernel & _terms(conv, lhs, rhs).any(1, keepdims=True))
   return [regions.normal(axes)]
 
 
-def _conv_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
-  if eqn.params['batch_group_count'] != 1:
-    return [regions.whole(len(a.shape)) for a in eqn.in_avals]
-  conv = _conv(eqn)
-  lhs, rhs = (fact.support for fact in facts)
-  wanted = _grid(live[0].axes[conv.out[1]], conv.groups, conv.features[1])
+def _conv_reads(ctx: Context) -> list[Region]:
+  if _has_batch_groups(ctx.eqn):
+    return read_whole(ctx)
+  conv = _conv(ctx.eqn)
+  (live,) = ctx.live
+  wanted = _grid(live.axes[conv.out[1]], conv.groups, conv.features[1])
   groups = wanted.any(1)
-  terms = _terms(conv, lhs, rhs)[groups].any(0)
-  x: list[Axis] = [None] * len(eqn.in_avals[0].shape)
-  kernel: list[Axis] = [None] * len(eqn.in_avals[1].shape)
-  x[conv.lhs[0]] = live[0].axes[conv.out[0]]
-  x[conv.lhs[1]] = np.outer(groups, terms).ravel()
-  kernel[conv.rhs[0]] = np.outer(groups, wanted.any(0)).ravel()
-  kernel[conv.rhs[1]] = terms
+  terms = _terms(conv, *ctx.supports)[groups].any(0)
+  x: list[Axis] = [None] * len(conv.lhs)
+  kernel: list[Axis] = [None] * len(conv.rhs)
+  x[conv.lhs[0]] = live.axes[conv.out[0]]
+  x[conv.lhs[1]] = np.ravel(np.outer(groups, terms))
+  kernel[conv.rhs[0]] = np.ravel(np.outer(groups, wanted.any(0)))
+  kernel[conv.rhs[1]] = np.ravel(terms)
   return [regions.normal(x), regions.normal(kernel)]
 
 
-def _conv_evaluate(
-  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
-) -> list[Any]:
-  if eqn.params['batch_group_count'] != 1:
-    return cut(jaxprs.bind(eqn, *arrays), eqn, [regions.whole(len(eqn.out_avals[0].shape))], live)
-  conv = _conv(eqn)
-  made = reads[1].axes[conv.rhs[0]]
+def _conv_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
+  if _has_batch_groups(ctx.eqn):
+    return run_whole(ctx, *arrays)
+  conv = _conv(ctx.eqn)
+  made = ctx.reads[1].axes[conv.rhs[0]]
   groups = int(_grid(made, conv.groups, conv.features[1]).any(1).sum())
-  axes: list[Axis] = [None] * len(eqn.out_avals[0].shape)
-  axes[conv.out[0]], axes[conv.out[1]] = live[0].axes[conv.out[0]], made
-  return cut(
-    jaxprs.bind(eqn, *arrays, feature_group_count=groups), eqn, [Region(tuple(axes))], live
-  )
+  axes: list[Axis] = [None] * len(conv.out)
+  axes[conv.out[0]], axes[conv.out[1]] = ctx.live[0].axes[conv.out[0]], made
+  results = jaxprs.bind(ctx.eqn, *arrays, feature_group_count=groups)
+  return live_parts(ctx, results, [regions.normal(axes)])
 
 
 register([p.conv_general_dilated_p], Rule(_conv_support, _conv_reads, _conv_evaluate))

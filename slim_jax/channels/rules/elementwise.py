@@ -1,9 +1,10 @@
 """Element by element: results keep the axes of their operands.
 
-Operands are scalars, have the shape of the result, or (in newer JAX) have axes of
-size 1 that stretch. What differs between families is only where the result is zero.
+Operands are scalars, have the shape of the result, or (in newer JAX) have axes of size 1 that
+stretch. Families differ only in where the result is zero.
 """
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -12,101 +13,100 @@ import numpy as np
 from slim_jax import jaxprs
 from slim_jax.channels import regions
 from slim_jax.channels.regions import Region
-from slim_jax.channels.rule import Fact, Rule, full_support, register, run_thin
-from slim_jax.jaxprs import Equation
+from slim_jax.channels.rule import Context, Rule, full_support, register, run_thin
 from slim_jax.jaxprs import primitives as p
 
 
 def stretch(support: Region, shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Region:
   """The support of an operand of `shape`, seen from a result of `out_shape`."""
-  if support.empty or not shape:
-    return support if support.empty else regions.whole(len(out_shape))
-  return Region(
-    tuple(
-      None if n != m else axis for axis, n, m in zip(support.axes, shape, out_shape, strict=True)
-    )
-  )
+  if not shape:
+    return support.with_axes((None,) * len(out_shape))
+  return _tied(support, shape, out_shape)
 
 
 def shrink(live: Region, shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Region:
   """What `live` of a result of `out_shape` reads of an operand of `shape`."""
-  if live.empty or not shape:
-    return live if live.empty else regions.whole(0)
-  return Region(
-    tuple(None if n != m else axis for axis, n, m in zip(live.axes, shape, out_shape, strict=True))
+  return _tied(live, shape, out_shape) if shape else live.with_axes(())
+
+
+def _tied(region: Region, shape: tuple[int, ...], out_shape: tuple[int, ...]) -> Region:
+  """The region with every axis that stretches made whole."""
+  if shape == out_shape:
+    return region
+  return region.with_axes(
+    None if n != m else axis for axis, n, m in zip(region.axes, shape, out_shape, strict=True)
   )
 
 
-def operands(eqn: Equation, facts: list[Fact]) -> list[Region]:
+def operands(ctx: Context) -> list[Region]:
   """Support of each operand in the axes of the result."""
-  shape = eqn.out_avals[0].shape
-  return [stretch(f.support, a.shape, shape) for f, a in zip(facts, eqn.in_avals, strict=True)]
+  shape = ctx.eqn.out_avals[0].shape
+  return [stretch(s, a.shape, shape) for s, a in zip(ctx.supports, ctx.eqn.in_avals, strict=True)]
 
 
-def any_nonzero(eqn: Equation, facts: list[Fact]) -> list[Region]:
+def any_nonzero(ctx: Context) -> list[Region]:
   """0 where every operand is 0: x + y, tanh(x), max(x, y), x < y."""
-  return [functools.reduce(regions.union, operands(eqn, facts))]
+  return [functools.reduce(regions.union, operands(ctx))]
 
 
-def all_nonzero(eqn: Equation, facts: list[Fact]) -> list[Region]:
+def all_nonzero(ctx: Context) -> list[Region]:
   """0 where any operand is 0: x * y."""
-  return [functools.reduce(regions.intersect, operands(eqn, facts))]
+  return [functools.reduce(regions.intersect, operands(ctx))]
 
 
-def first_nonzero(eqn: Equation, facts: list[Fact]) -> list[Region]:
+def first_nonzero(ctx: Context) -> list[Region]:
   """0 where the first operand is 0, if the second is nowhere known to be: x / y, not 0 / 0."""
-  first, second = operands(eqn, facts)
-  return [first if second.is_whole else regions.whole(len(eqn.out_avals[0].shape))]
+  first, second = operands(ctx)
+  return [first] if second.is_whole else full_support(ctx)
 
 
-def shifted(eqn: Equation, facts: list[Fact]) -> list[Region]:
+def shifted(ctx: Context) -> list[Region]:
   """0 where the first operand is 0: x << y."""
-  return operands(eqn, facts)[:1]
+  return operands(ctx)[:1]
 
 
-def power(eqn: Equation, facts: list[Fact]) -> list[Region]:
+def power(ctx: Context) -> list[Region]:
   """x ** n is 0 with x for n > 0."""
-  return (any_nonzero if eqn.params['y'] > 0 else full_support)(eqn, facts)
+  return any_nonzero(ctx) if ctx.params['y'] > 0 else full_support(ctx)
 
 
-def selected(eqn: Equation, facts: list[Fact]) -> list[Region]:
+def selected(ctx: Context) -> list[Region]:
   """select_n(which, *cases): 0 where all cases are."""
-  which, *cases = operands(eqn, facts)
+  which, *cases = operands(ctx)
   return [cases[0] if which.empty else functools.reduce(regions.union, cases)]
 
 
-def clamped(eqn: Equation, facts: list[Fact]) -> list[Region]:
+def clamped(ctx: Context) -> list[Region]:
   """clamp(low, x, high): 0 with x where low <= 0 <= high."""
-  low, x, high = facts
-  if low.known is not None and high.known is not None and low.known.max() <= 0 <= high.known.min():
-    return [operands(eqn, facts)[1]]
-  return any_nonzero(eqn, facts)
+  low, _, high = (fact.known for fact in ctx.facts)
+  if low is not None and high is not None and low.max() <= 0 <= high.min():
+    return [operands(ctx)[1]]
+  return any_nonzero(ctx)
 
 
-def beside_constant(function: Any, otherwise: Any) -> Any:
+def beside_constant(
+  function: Callable[..., Any], otherwise: Callable[[Context], list[Region]]
+) -> Callable[[Context], list[Region]]:
   """Two operands of which one may be a constant c: 0 where f(0, c) == 0, as min(x, 6)."""
 
-  def support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-    x, y = facts
-    for fact, i, at_zero in (
-      (x, 0, lambda: function(np.zeros_like(y.known), y.known)),
-      (y, 1, lambda: function(x.known, np.zeros_like(x.known))),
-    ):
-      if facts[1 - i].known is not None and fact.known is None and not np.any(at_zero()):
-        return [operands(eqn, facts)[i]]
-    return otherwise(eqn, facts)
+  def support(ctx: Context) -> list[Region]:
+    x, y = (fact.known for fact in ctx.facts)
+    if x is None and y is not None and not np.any(function(np.zeros_like(y), y)):
+      return [operands(ctx)[0]]
+    if y is None and x is not None and not np.any(function(x, np.zeros_like(x))):
+      return [operands(ctx)[1]]
+    return otherwise(ctx)
 
   return support
 
 
-def reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
+def reads(ctx: Context) -> list[Region]:
   """Every operand where the result is live."""
-  del facts
-  shape = eqn.out_avals[0].shape
-  return [shrink(live[0], a.shape, shape) for a in eqn.in_avals]
+  shape = ctx.eqn.out_avals[0].shape
+  return [shrink(ctx.live[0], a.shape, shape) for a in ctx.eqn.in_avals]
 
 
-def elementwise(support: Any) -> Rule:
+def elementwise(support: Callable[[Context], list[Region]]) -> Rule:
   """The rule of an elementwise operation that is zero where `support` says."""
   return Rule(support, reads, run_thin)
 

@@ -1,6 +1,6 @@
-"""Operations that make arrays from nothing or from a key: run at full width, then cut.
+"""Operations that make arrays from nothing or from a key: run at full width, live parts taken.
 
-That is what keeps dropout and noise the same bit for bit as in the masked network.
+So dropout and noise are the same as in the masked network, bit for bit.
 """
 
 from slim_jax import jaxprs

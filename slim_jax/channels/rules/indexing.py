@@ -1,7 +1,7 @@
 """Reading and writing at indices: gather, dynamic_slice, dynamic_update_slice.
 
-Axes taken in full pass through. An axis that constant indices select from is followed
-index by index; one that indices known only at run time select from is read whole.
+Axes taken in full pass through. An axis from which constant indices select is followed index by
+index. One from which indices select that are only known at run time is read whole.
 """
 
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 from slim_jax import jaxprs
 from slim_jax.channels import regions
 from slim_jax.channels.regions import Axis, Region
-from slim_jax.channels.rule import Fact, Rule, cut, register
+from slim_jax.channels.rule import Context, Fact, Rule, live_parts, register
 from slim_jax.jaxprs import Equation
 from slim_jax.jaxprs import primitives as p
 
@@ -23,7 +23,7 @@ class _Gather(NamedTuple):
   passing: tuple[tuple[int, int], ...]  # operand axis, result axis: taken in full
   batch: tuple[tuple[int, int], ...]  # indices axis, result axis
   selected: int | None  # operand axis followed by constant indices
-  index: np.ndarray | None  # the constant indices, in the shape of the result's batch axes
+  constant: np.ndarray | None  # the constant indices, in the shape of the result's batch axes
 
 
 def _gather(eqn: Equation, facts: list[Fact]) -> _Gather:
@@ -57,67 +57,65 @@ def _gather(eqn: Equation, facts: list[Fact]) -> _Gather:
 
 
 def _fills(eqn: Equation) -> bool:
-  """Whether an index out of bounds reads as something else than 0 (by default as NaN)."""
+  """Whether an index out of bounds reads as something other than 0 (by default as NaN)."""
   return eqn.params['mode'] == lax.GatherScatterMode.FILL_OR_DROP and eqn.params['fill_value'] != 0
 
 
-def _gather_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  support, rank = facts[0].support, len(eqn.out_avals[0].shape)
-  how = _gather(eqn, facts)
-  if how.selected is None and _fills(eqn):
+def _gather_support(ctx: Context) -> list[Region]:
+  support, rank = ctx.supports[0], len(ctx.eqn.out_avals[0].shape)
+  how = _gather(ctx.eqn, ctx.facts)
+  if how.selected is None and _fills(ctx.eqn):
     return [regions.whole(rank)]
-  if support.empty:
-    return [support]
   axes: list[Axis] = [None] * rank
   for i, o in how.passing:
     axes[o] = support.axes[i]
-  if how.selected is not None and how.index.ndim == 1 and support.axes[how.selected] is not None:
-    axes[how.batch[0][1]] = support.axes[how.selected][how.index]
-  return [regions.normal(axes)]
+  if how.selected is not None and how.constant is not None and how.constant.ndim == 1:
+    axes[how.batch[0][1]] = regions.at(support.axes[how.selected], how.constant)
+  return [support.with_axes(axes)]
 
 
-def _gather_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
-  how = _gather(eqn, facts)
-  x: list[Axis] = [None] * len(eqn.in_avals[0].shape)
+def _gather_reads(ctx: Context) -> list[Region]:
+  how, (live,) = _gather(ctx.eqn, ctx.facts), ctx.live
+  shape, indices_shape = (a.shape for a in ctx.eqn.in_avals)
+  x: list[Axis] = [None] * len(shape)
   for i, o in how.passing:
-    x[i] = live[0].axes[o]
+    x[i] = live.axes[o]
   if how.selected is not None:
-    read = np.zeros(eqn.in_avals[0].shape[how.selected], bool)
-    read[_wanted(how, live[0])] = True
+    read = np.zeros(shape[how.selected], bool)
+    read[_wanted(how, live)] = True
     x[how.selected] = read
-    return [regions.normal(x), regions.nothing()]
-  indices: list[Axis] = [None] * len(eqn.in_avals[1].shape)
+    return [regions.normal(x), regions.nothing(len(indices_shape))]
+  indices: list[Axis] = [None] * len(indices_shape)
   for i, o in how.batch:
-    indices[i] = live[0].axes[o]
-  return [regions.normal(x), Region(tuple(indices))]
+    indices[i] = live.axes[o]
+  return [regions.normal(x), regions.normal(indices)]
 
 
-def _wanted(how: _Gather, live: Region) -> np.ndarray:
+def _wanted(how: _Gather, live: Region) -> Any:
   """The constant indices of the live part of the result."""
-  index = how.index
+  index = how.constant
   for i, o in how.batch:
-    if live.axes[o] is not None:
-      index = index.compress(live.axes[o], axis=i)
+    axis = live.axes[o]
+    if axis is not None and index is not None:
+      index = index.compress(axis, axis=i)
   return index
 
 
-def _gather_evaluate(
-  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
-) -> list[Any]:
-  how = _gather(eqn, facts)
-  x, indices = arrays
-  sizes, have = list(eqn.params['slice_sizes']), [None] * len(live[0].axes)
+def _gather_evaluate(ctx: Context, x: Any, indices: Any) -> list[Any]:
+  how, (live,) = _gather(ctx.eqn, ctx.facts), ctx.live
+  sizes: list[int] = list(ctx.params['slice_sizes'])
+  have: list[Axis] = [None] * len(live.axes)
   for i, o in how.passing:
-    sizes[i], have[o] = x.shape[i], live[0].axes[o]
+    sizes[i], have[o] = x.shape[i], live.axes[o]
   for _, o in how.batch:
-    have[o] = live[0].axes[o]
+    have[o] = live.axes[o]
   if how.selected is not None:
     # The operand arrives with the selected indices alone: count among those.
-    held = regions.vector(reads[0].axes[how.selected], eqn.in_avals[0].shape[how.selected])
-    indices = (np.cumsum(held) - 1)[_wanted(how, live[0])][..., None].astype(np.int32)
-  return cut(
-    jaxprs.bind(eqn, x, indices, slice_sizes=tuple(sizes)), eqn, [Region(tuple(have))], live
-  )
+    size = ctx.eqn.in_avals[0].shape[how.selected]
+    held = regions.vector(ctx.reads[0].axes[how.selected], size)
+    indices = (np.cumsum(held) - 1)[_wanted(how, live)][..., None].astype(np.int32)
+  results = jaxprs.bind(ctx.eqn, x, indices, slice_sizes=tuple(sizes))
+  return live_parts(ctx, results, [regions.normal(have)])
 
 
 register([p.gather_p], Rule(_gather_support, _gather_reads, _gather_evaluate))
@@ -137,24 +135,22 @@ def _starts(facts: list[Fact], shape: tuple[int, ...], sizes: tuple[int, ...]) -
   return starts
 
 
-def _dynamic_slice_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  support, sizes = facts[0].support, eqn.params['slice_sizes']
-  if support.empty:
-    return [support]
-  starts = _starts(facts[1:], eqn.in_avals[0].shape, sizes)
+def _dynamic_slice_support(ctx: Context) -> list[Region]:
+  support, sizes = ctx.supports[0], ctx.params['slice_sizes']
+  starts = _starts(ctx.facts[1:], ctx.eqn.in_avals[0].shape, sizes)
   return [
-    regions.normal(
-      None if axis is None or start is None else axis[start : start + size]
+    support.with_axes(
+      None if start is None else regions.at(axis, slice(start, start + size))
       for axis, start, size in zip(support.axes, starts, sizes, strict=True)
     )
   ]
 
 
-def _dynamic_slice_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
-  shape, sizes = eqn.in_avals[0].shape, eqn.params['slice_sizes']
+def _dynamic_slice_reads(ctx: Context) -> list[Region]:
+  shape, sizes = ctx.eqn.in_avals[0].shape, ctx.params['slice_sizes']
   axes: list[Axis] = []
   for axis, start, n, size in zip(
-    live[0].axes, _starts(facts[1:], shape, sizes), shape, sizes, strict=True
+    ctx.live[0].axes, _starts(ctx.facts[1:], shape, sizes), shape, sizes, strict=True
   ):
     if start is None:
       axes.append(None)
@@ -162,23 +158,20 @@ def _dynamic_slice_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -
       read = np.zeros(n, bool)
       read[start : start + size] = regions.vector(axis, size)
       axes.append(read)
-  return [regions.normal(axes)] + [regions.whole(0)] * (len(facts) - 1)
+  return [regions.normal(axes)] + [regions.whole(0)] * (len(ctx.facts) - 1)
 
 
-def _dynamic_slice_evaluate(
-  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
-) -> list[Any]:
-  x, *starts = arrays
-  sizes, have = list(eqn.params['slice_sizes']), list(live[0].axes)
-  for i, (n, size) in enumerate(zip(eqn.in_avals[0].shape, sizes, strict=True)):
-    if n == size or reads[0].axes[i] is not None:  # the operand is exactly what is wanted
-      starts[i] = np.zeros((), eqn.in_avals[1 + i].dtype)
+def _dynamic_slice_evaluate(ctx: Context, x: Any, *starts: Any) -> list[Any]:
+  at = list(starts)
+  sizes, have = list(ctx.params['slice_sizes']), list(ctx.live[0].axes)
+  for i, (n, size) in enumerate(zip(ctx.eqn.in_avals[0].shape, sizes, strict=True)):
+    if n == size or ctx.reads[0].axes[i] is not None:  # the operand is exactly what is wanted
+      at[i] = np.zeros((), ctx.eqn.in_avals[1 + i].dtype)
       sizes[i] = x.shape[i]
     else:
       have[i] = None
-  return cut(
-    jaxprs.bind(eqn, x, *starts, slice_sizes=tuple(sizes)), eqn, [Region(tuple(have))], live
-  )
+  results = jaxprs.bind(ctx.eqn, x, *at, slice_sizes=tuple(sizes))
+  return live_parts(ctx, results, [regions.normal(have)])
 
 
 register(
@@ -190,28 +183,25 @@ register(
 
 
 def _covered(eqn: Equation, region: Region) -> Region:
-  if region.empty:
-    return region
-  return Region(
-    tuple(
-      axis if n == m else None
-      for axis, n, m in zip(region.axes, eqn.in_avals[0].shape, eqn.in_avals[1].shape, strict=True)
-    )
+  """The region with every axis that the update does not cover made whole."""
+  x, update, *_ = (a.shape for a in eqn.in_avals)
+  return region.with_axes(
+    axis if n == m else None for axis, n, m in zip(region.axes, x, update, strict=True)
   )
 
 
-def _update_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  return [regions.union(*(_covered(eqn, f.support) for f in facts[:2]))]
+def _update_support(ctx: Context) -> list[Region]:
+  x, update, *_ = ctx.supports
+  return [regions.union(_covered(ctx.eqn, x), _covered(ctx.eqn, update))]
 
 
-def _update_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
-  return [_covered(eqn, live[0])] * 2 + [regions.whole(0)] * (len(facts) - 2)
+def _update_reads(ctx: Context) -> list[Region]:
+  starts = [regions.whole(0)] * (len(ctx.facts) - 2)
+  return [_covered(ctx.eqn, ctx.live[0])] * 2 + starts
 
 
-def _update_evaluate(
-  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
-) -> list[Any]:
-  return cut(jaxprs.bind(eqn, *arrays), eqn, [reads[0]], live)
+def _update_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
+  return live_parts(ctx, jaxprs.bind(ctx.eqn, *arrays), ctx.reads[:1])
 
 
 register([p.dynamic_update_slice_p], Rule(_update_support, _update_reads, _update_evaluate))

@@ -1,7 +1,7 @@
 """Operations that move axes about without arithmetic: transpose, broadcast, reshape...
 
-Reads are chosen so that the operand arrives as exactly the elements the result is
-made of; evaluation then only rewrites the parameters that name a shape.
+The operand arrives as exactly the elements that the result consists of. Evaluation then only
+rewrites the parameters that name a shape.
 """
 
 from collections.abc import Sequence
@@ -13,25 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from slim_jax import jaxprs
-from slim_jax.channels import regions
+from slim_jax.channels import regions, shuffle
 from slim_jax.channels.regions import Axis, Region
-from slim_jax.channels.rule import Fact, Rule, register, run_thin
+from slim_jax.channels.rule import Context, Rule, live_parts, read_whole, register, run_thin
 from slim_jax.jaxprs import Equation
 from slim_jax.jaxprs import primitives as p
 
 # transpose: result axis i is operand axis permutation[i].
 
 
-def _transpose_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  support = facts[0].support
-  if support.empty:
-    return [support]
-  return [Region(tuple(support.axes[i] for i in eqn.params['permutation']))]
+def _transpose_support(ctx: Context) -> list[Region]:
+  (support,) = ctx.supports
+  return [support.with_axes(support.axes[i] for i in ctx.params['permutation'])]
 
 
-def _transpose_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
-  del facts
-  return [Region(tuple(live[0].axes[i] for i in np.argsort(eqn.params['permutation'])))]
+def _transpose_reads(ctx: Context) -> list[Region]:
+  (live,) = ctx.live
+  return [live.with_axes(live.axes[i] for i in np.argsort(ctx.params['permutation']))]
 
 
 register([p.transpose_p], Rule(_transpose_support, _transpose_reads, run_thin))
@@ -40,22 +38,18 @@ register([p.transpose_p], Rule(_transpose_support, _transpose_reads, run_thin))
 # rev: indices of the named axes run backwards.
 
 
-def _reversed(region: Region, dimensions: Sequence[int]) -> Region:
-  if region.empty:
-    return region
-  return Region(
-    tuple(
-      axis[::-1] if i in dimensions and axis is not None else axis
-      for i, axis in enumerate(region.axes)
-    )
+def _reversed(ctx: Context, region: Region) -> Region:
+  dimensions, backwards = ctx.params['dimensions'], slice(None, None, -1)
+  return region.with_axes(
+    regions.at(axis, backwards) if i in dimensions else axis for i, axis in enumerate(region.axes)
   )
 
 
 register(
   [p.rev_p],
   Rule(
-    lambda eqn, facts: [_reversed(facts[0].support, eqn.params['dimensions'])],
-    lambda eqn, facts, live: [_reversed(live[0], eqn.params['dimensions'])],
+    lambda ctx: [_reversed(ctx, ctx.supports[0])],
+    lambda ctx: [_reversed(ctx, ctx.live[0])],
     run_thin,
   ),
 )
@@ -64,59 +58,48 @@ register(
 # permute: indices of one axis change places.
 
 
-def _permute_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  support, axis, index = facts[0].support, eqn.params['axis'], eqn.params['index']
-  if support.empty or support.axes[axis] is None:
-    return [support]
-  return [regions.along(support, axis, support.axes[axis][index])]
+def _permute_support(ctx: Context) -> list[Region]:
+  (support,), axis, index = ctx.supports, ctx.params['axis'], ctx.params['index']
+  return [regions.along(support, axis, regions.at(support.axes[axis], index))]
 
 
-def _permute_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
-  del facts
-  axis, index = eqn.params['axis'], eqn.params['index']
-  if live[0].empty or live[0].axes[axis] is None:
-    return [live[0]]
+def _permute_reads(ctx: Context) -> list[Region]:
+  (live,), axis, index = ctx.live, ctx.params['axis'], ctx.params['index']
   read = np.zeros(len(index), bool)
-  read[index[live[0].axes[axis]]] = True
-  return [regions.along(live[0], axis, read)]
+  read[index[regions.vector(live.axes[axis], len(index))]] = True
+  return [regions.along(live, axis, read)]
 
 
-def _permute_evaluate(
-  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
-) -> list[Any]:
-  del facts
-  (x,), axis, index = arrays, eqn.params['axis'], eqn.params['index']
-  if live[0].axes[axis] is None:
-    split, order, _ = eqn.params['steps']
+def _permute_evaluate(ctx: Context, x: Any) -> list[Any]:
+  axis, index, wanted = ctx.params['axis'], ctx.params['index'], ctx.live[0].axes
+  if wanted[axis] is None:
+    split, order, _ = ctx.params['steps']
     parts = split.out_avals[0].shape[axis : axis + len(split.out_avals[0].shape) - x.ndim + 1]
     y = lax.reshape(x, (*x.shape[:axis], *parts, *x.shape[axis + 1 :]))
     return [lax.reshape(lax.transpose(y, order.params['permutation']), x.shape)]
   # The operand arrives with the wanted indices alone: count among those.
-  held = regions.vector(reads[0].axes[axis], len(index))
-  places = (np.cumsum(held) - 1)[index[live[0].axes[axis]]].astype(np.int32)
+  held = regions.vector(ctx.reads[0].axes[axis], len(index))
+  places = (np.cumsum(held) - 1)[index[wanted[axis]]].astype(np.int32)
   at = (slice(None),) * axis + (places,)
   return [jnp.asarray(x).at[at].get(mode='promise_in_bounds', unique_indices=True)]
 
 
-register([jaxprs.permute_p], Rule(_permute_support, _permute_reads, _permute_evaluate))
+register([shuffle.permute_p], Rule(_permute_support, _permute_reads, _permute_evaluate))
 
 
-# squeeze: axes of size 1 go.
+# squeeze: axes of size 1 are dropped.
 
 
-def _squeeze_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  support = facts[0].support
-  if support.empty:
-    return [support]
-  gone = eqn.params['dimensions']
-  return [Region(tuple(axis for i, axis in enumerate(support.axes) if i not in gone))]
+def _squeeze_support(ctx: Context) -> list[Region]:
+  (support,), dropped = ctx.supports, ctx.params['dimensions']
+  return [support.with_axes(axis for i, axis in enumerate(support.axes) if i not in dropped)]
 
 
-def _squeeze_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
-  del facts
-  gone, axes = eqn.params['dimensions'], iter(live[0].axes)
-  rank = len(eqn.in_avals[0].shape)
-  return [Region(tuple(None if i in gone else next(axes) for i in range(rank)))]
+def _squeeze_reads(ctx: Context) -> list[Region]:
+  (live,), dropped = ctx.live, ctx.params['dimensions']
+  axes = iter(live.axes)
+  rank = len(ctx.eqn.in_avals[0].shape)
+  return [live.with_axes(None if i in dropped else next(axes) for i in range(rank))]
 
 
 register([p.squeeze_p], Rule(_squeeze_support, _squeeze_reads, run_thin))
@@ -131,28 +114,25 @@ def _kept_axes(eqn: Equation) -> list[tuple[int, int]]:
   return [(i, o) for i, o in enumerate(eqn.params['broadcast_dimensions']) if shape[i] == out[o]]
 
 
-def _broadcast_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  support = facts[0].support
-  if support.empty:
-    return [support]
-  axes: list[Axis] = [None] * len(eqn.params['shape'])
-  for i, o in _kept_axes(eqn):
+def _broadcast_support(ctx: Context) -> list[Region]:
+  support = ctx.supports[0]
+  axes: list[Axis] = [None] * len(ctx.params['shape'])
+  for i, o in _kept_axes(ctx.eqn):
     axes[o] = support.axes[i]
-  return [Region(tuple(axes))]
+  return [support.with_axes(axes)]
 
 
-def _broadcast_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
-  axes: list[Axis] = [None] * len(eqn.in_avals[0].shape)
-  for i, o in _kept_axes(eqn):
-    axes[i] = live[0].axes[o]
-  return [Region(tuple(axes))] + [regions.whole(0) for _ in facts[1:]]
+def _broadcast_reads(ctx: Context) -> list[Region]:
+  (live,) = ctx.live
+  axes: list[Axis] = [None] * len(ctx.eqn.in_avals[0].shape)
+  for i, o in _kept_axes(ctx.eqn):
+    axes[i] = live.axes[o]
+  return [live.with_axes(axes)] + [regions.whole(0) for _ in ctx.facts[1:]]
 
 
-def _broadcast_evaluate(
-  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
-) -> list[Any]:
-  del facts, reads
-  return jaxprs.bind(eqn, *arrays, shape=regions.shape_of(live[0], eqn.params['shape']))
+def _broadcast_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
+  shape = regions.shape_of(ctx.live[0], ctx.params['shape'])
+  return jaxprs.bind(ctx.eqn, *arrays, shape=shape)
 
 
 register([p.broadcast_in_dim_p], Rule(_broadcast_support, _broadcast_reads, _broadcast_evaluate))
@@ -200,14 +180,14 @@ def _split(flat: Axis, sizes: list[int]) -> list[Axis]:
     return [None] * len(sizes)
   grid = flat.reshape(sizes)
   dims = range(len(sizes))
-  return [grid.any(axis=tuple(d for d in dims if d != i)) for i in dims]
+  return [np.ravel(grid.any(axis=tuple(d for d in dims if d != i))) for i in dims]
 
 
 def _through(region: Region, shape: Sequence[int], out: Sequence[int]) -> Region:
   """The smallest region of `out` that holds a region of `shape`."""
-  if region.empty or region.is_whole:
-    return region if region.empty else regions.whole(len(out))
   axes: list[Axis] = [None] * len(out)
+  if region.empty or region.is_whole:
+    return region.with_axes(axes)
   for left, right in groups(shape, out):
     flat = _flat([region.axes[i] for i in left], [shape[i] for i in left])
     for j, axis in zip(right, _split(flat, [out[j] for j in right]), strict=True):
@@ -219,37 +199,34 @@ def _is_plain(eqn: Equation) -> bool:
   return eqn.params['dimensions'] is None and 0 not in eqn.in_avals[0].shape
 
 
-def _reshape_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  shape, out = eqn.in_avals[0].shape, eqn.out_avals[0].shape
-  if facts[0].support.empty:
-    return [regions.nothing()]
-  return [_through(facts[0].support, shape, out) if _is_plain(eqn) else regions.whole(len(out))]
+def _reshape_support(ctx: Context) -> list[Region]:
+  support, shape, out = ctx.supports[0], ctx.eqn.in_avals[0].shape, ctx.eqn.out_avals[0].shape
+  if not _is_plain(ctx.eqn):
+    return [support.with_axes((None,) * len(out))]
+  return [_through(support, shape, out)]
 
 
-def _reshape_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
-  shape, out = eqn.in_avals[0].shape, eqn.out_avals[0].shape
-  read = _through(live[0], out, shape) if _is_plain(eqn) else regions.whole(len(shape))
-  return [read] + [regions.whole(0) for _ in facts[1:]]
+def _reshape_reads(ctx: Context) -> list[Region]:
+  if not _is_plain(ctx.eqn):
+    return read_whole(ctx)
+  read = _through(ctx.live[0], ctx.eqn.out_avals[0].shape, ctx.eqn.in_avals[0].shape)
+  return [read] + [regions.whole(0) for _ in ctx.facts[1:]]
 
 
-def _reshape_evaluate(
-  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
-) -> list[Any]:
-  shape, out = eqn.in_avals[0].shape, eqn.out_avals[0].shape
-  if not _is_plain(eqn):
-    return [
-      regions.take(r, regions.whole(len(out)), live[0], out) for r in jaxprs.bind(eqn, *arrays)
-    ]
+def _reshape_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
+  shape, out = ctx.eqn.in_avals[0].shape, ctx.eqn.out_avals[0].shape
+  if not _is_plain(ctx.eqn):
+    return live_parts(ctx, jaxprs.bind(ctx.eqn, *arrays), [regions.whole(len(out))])
   have, want, sizes = [], [], []
   for left, right in groups(shape, out):
-    have.append(_flat([reads[0].axes[i] for i in left], [shape[i] for i in left]))
-    want.append(_flat([live[0].axes[j] for j in right], [out[j] for j in right]))
+    have.append(_flat([ctx.reads[0].axes[i] for i in left], [shape[i] for i in left]))
+    want.append(_flat([ctx.live[0].axes[j] for j in right], [out[j] for j in right]))
     sizes.append(math.prod(shape[i] for i in left))
   (array,) = arrays
   if not all(map(regions.same_axis, have, want)):
     merged = lax.reshape(array, [regions.width(h, n) for h, n in zip(have, sizes, strict=True)])
     array = regions.take(merged, Region(tuple(have)), Region(tuple(want)), sizes)
-  return [lax.reshape(array, regions.shape_of(live[0], out))]
+  return [lax.reshape(array, regions.shape_of(ctx.live[0], out))]
 
 
 register([p.reshape_p], Rule(_reshape_support, _reshape_reads, _reshape_evaluate))

@@ -1,67 +1,70 @@
 """Operations along some axes that treat every slice across them alike.
 
-Sums skip the zeros of what they sum. Everything else reads the axes it works along
-whole, zeros put back: a maximum must see the zeros, and its gradient the ties.
+Sums skip the zeros of what they sum. All others read the axes they work along whole, zeros put
+back: a maximum must see the zeros, and its gradient the ties.
 """
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 from slim_jax import jaxprs
 from slim_jax.channels import regions
 from slim_jax.channels.regions import Axis, Region
-from slim_jax.channels.rule import Fact, Rule, bind_fenced, cut, full_support, register, run_thin
+from slim_jax.channels.rule import (
+  Context,
+  Rule,
+  bind_fenced,
+  full_support,
+  live_parts,
+  register,
+  run_thin,
+)
 from slim_jax.jaxprs import Equation
 from slim_jax.jaxprs import primitives as p
 
 
 def drop(region: Region, axes: Sequence[int]) -> Region:
   """The region without some axes."""
-  if region.empty:
-    return region
-  return Region(tuple(a for i, a in enumerate(region.axes) if i not in axes))
+  return region.with_axes(a for i, a in enumerate(region.axes) if i not in axes)
 
 
 def insert(region: Region, axes: Sequence[int], index_sets: Sequence[Axis]) -> Region:
   """The region with `index_sets` put in as new axes at the positions `axes`."""
   given, rest = dict(zip(axes, index_sets, strict=True)), iter(region.axes)
   rank = len(region.axes) + len(axes)
-  return regions.normal(given[i] if i in given else next(rest) for i in range(rank))
+  return region.with_axes(given[i] if i in given else next(rest) for i in range(rank))
 
 
-# Reductions: the axes are gone from the result.
+# Reductions: the result has the other axes.
 
 
-def _kept_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  return [drop(facts[0].support, eqn.params['axes'])]
+def _kept_support(ctx: Context) -> list[Region]:
+  return [drop(ctx.supports[0], ctx.params['axes'])]
 
 
-def _sum_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
-  axes = sorted(eqn.params['axes'])
-  return [insert(live[0], axes, [facts[0].support.axes[i] for i in axes])]
+def _nonempty_support(ctx: Context) -> list[Region]:
+  """An empty maximum is -inf and an empty product 1: not zero."""
+  has_terms = all(ctx.eqn.in_avals[0].shape[i] for i in ctx.params['axes'])
+  return _kept_support(ctx) if has_terms else full_support(ctx)
 
 
-def _whole_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
-  del facts
-  axes = sorted(eqn.params['axes'])
-  return [insert(live[0], axes, [None] * len(axes))]
+def _sum_reads(ctx: Context) -> list[Region]:
+  axes = sorted(ctx.params['axes'])
+  return [insert(ctx.live[0], axes, [ctx.supports[0].axes[i] for i in axes])]
+
+
+def _whole_reads(ctx: Context) -> list[Region]:
+  axes = sorted(ctx.params['axes'])
+  return [insert(ctx.live[0], axes, [None] * len(axes))]
 
 
 register([p.reduce_sum_p, p.reduce_or_p, p.reduce_xor_p], Rule(_kept_support, _sum_reads, run_thin))
 register(
   [p.reduce_max_p, p.reduce_min_p, p.reduce_prod_p, p.reduce_and_p],
-  Rule(
-    lambda eqn, facts: _kept_support(eqn, facts) if _has_terms(eqn) else full_support(eqn, facts),
-    _whole_reads,
-    run_thin,
-  ),
+  Rule(_nonempty_support, _whole_reads, run_thin),
 )
 register([p.argmax_p, p.argmin_p], Rule(full_support, _whole_reads, run_thin))
-
-
-def _has_terms(eqn: Equation) -> bool:
-  """An empty maximum is -inf and an empty product 1: not zero."""
-  return all(eqn.in_avals[0].shape[i] for i in eqn.params['axes'])
 
 
 # Cumulative sums and sorting: the axis stays, in the order of the operation.
@@ -75,25 +78,23 @@ def _along(eqn: Equation) -> int:
   return len(eqn.in_avals[0].shape) - 1  # top_k before it had an axis
 
 
-def _slicewise_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
+def _whole_along(eqn: Equation, region: Region) -> Region:
+  return regions.along(region, _along(eqn), None)
+
+
+def _slicewise_support(ctx: Context) -> list[Region]:
   """A zero slice stays zero (results may permute their own operand, or sum it)."""
-  return [regions.along(fact.support, _along(eqn), None) for fact in facts]
+  return [_whole_along(ctx.eqn, support) for support in ctx.supports]
 
 
-def _slicewise_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
-  wanted = regions.nothing()
-  for region in live:
-    wanted = regions.union(wanted, regions.along(region, _along(eqn), None))
-  return [wanted] * len(facts)
+def _slicewise_reads(ctx: Context) -> list[Region]:
+  live = functools.reduce(regions.union, ctx.live)
+  return [_whole_along(ctx.eqn, live)] * len(ctx.facts)
 
 
-def _slicewise_evaluate(
-  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
-) -> list[Any]:
-  results = bind_fenced(
-    eqn, lambda region: regions.along(region, _along(eqn), None), facts, live, arrays
-  )
-  return cut(results, eqn, [reads[0]] * len(live), live)
+def _slicewise_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
+  results = bind_fenced(ctx, lambda region: _whole_along(ctx.eqn, region), arrays)
+  return live_parts(ctx, results, [ctx.reads[0]] * len(ctx.live))
 
 
 register(
@@ -104,31 +105,29 @@ register([p.cumlogsumexp_p, p.top_k_p], Rule(full_support, _slicewise_reads, _sl
 
 
 # Collectives over named axes (`lax.psum(x, 'batch')`) leave the array's own axes alone. Inside a
-# `vmap` of that name the axis is one of the array's, and is gone from the result.
+# `vmap` of that name the axis is one of the array's, and the result does not have it.
 
 
 def _positions(eqn: Equation) -> list[int]:
-  """Which of the array's own axes are reduced (a barrier has none)."""
+  """The array's own axes that are reduced (a barrier has none)."""
   return sorted(axis for axis in eqn.params.get('axes', ()) if isinstance(axis, int))
 
 
-def _collective_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  return [drop(f.support, _positions(eqn)) for f in facts]
+def _collective_support(ctx: Context) -> list[Region]:
+  return [drop(support, _positions(ctx.eqn)) for support in ctx.supports]
 
 
-def _collective_reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
-  del facts
-  axes = _positions(eqn)
-  return [l if l.empty else insert(l, axes, [None] * len(axes)) for l in live]
+def _collective_reads(ctx: Context) -> list[Region]:
+  axes = _positions(ctx.eqn)
+  return [insert(live, axes, [None] * len(axes)) for live in ctx.live]
 
 
-def _collective_evaluate(
-  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
-) -> list[Any]:
+def _collective_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
   given = [a for a in arrays if a is not None]
-  running = iter(jaxprs.bind(eqn, *given) if given else ())  # an effect runs even if all is dead
+  # An effect runs even if no result is live.
+  running = iter(jaxprs.bind(ctx.eqn, *given) if given else ())
   results = [None if a is None else next(running) for a in arrays]
-  return cut(results, eqn, [drop(r, _positions(eqn)) for r in reads], live)
+  return live_parts(ctx, results, [drop(read, _positions(ctx.eqn)) for read in ctx.reads])
 
 
 register(

@@ -1,7 +1,7 @@
-"""Writing at indices: scatter and its kin.
+"""Writing at indices: scatter in all its forms.
 
-An axis that every update covers in full passes through. The others are read and written
-whole, whatever the indices are.
+An axis that every update covers in full passes through. The others are read and written whole,
+whatever the indices are.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from slim_jax import jaxprs
 from slim_jax.channels import regions
 from slim_jax.channels.regions import Axis, Region
-from slim_jax.channels.rule import Fact, Rule, cut, register
+from slim_jax.channels.rule import Context, Rule, live_parts, register
 from slim_jax.jaxprs import Equation
 from slim_jax.jaxprs import primitives as p
 
@@ -29,46 +29,38 @@ def _passing(eqn: Equation) -> list[tuple[int, int]]:
 
 def _kept(eqn: Equation, region: Region) -> Region:
   """The region with every axis that does not pass through made whole."""
-  if region.empty:
-    return region
   passing = dict(_passing(eqn))
-  return Region(tuple(axis if i in passing else None for i, axis in enumerate(region.axes)))
+  return region.with_axes(axis if i in passing else None for i, axis in enumerate(region.axes))
 
 
 def _from_updates(eqn: Equation, support: Region) -> Region:
-  """Where updates may write something else than zero."""
-  if support.empty:
-    return support
+  """Where updates may write something other than zero."""
   axes: list[Axis] = [None] * len(eqn.in_avals[0].shape)
   for i, u in _passing(eqn):
     axes[i] = support.axes[u]
-  return Region(tuple(axes))
+  return support.with_axes(axes)
 
 
-def _written_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  operand, _, updates = facts
-  return [regions.union(operand.support, _from_updates(eqn, updates.support))]
+def _written_support(ctx: Context) -> list[Region]:
+  operand, _, updates = ctx.supports
+  return [regions.union(operand, _from_updates(ctx.eqn, updates))]
 
 
-def _multiplied_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  del eqn
-  return [facts[0].support]
+def _multiplied_support(ctx: Context) -> list[Region]:
+  return ctx.supports[:1]
 
 
-def _reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
-  del facts
-  operand = _kept(eqn, live[0])
-  updates: list[Axis] = [None] * len(eqn.in_avals[2].shape)
-  for i, u in _passing(eqn):
-    updates[u] = operand.axes[i]
-  return [operand, regions.whole(len(eqn.in_avals[1].shape)), Region(tuple(updates))]
+def _reads(ctx: Context) -> list[Region]:
+  operand = _kept(ctx.eqn, ctx.live[0])
+  _, indices, updates = (len(a.shape) for a in ctx.eqn.in_avals)
+  axes: list[Axis] = [None] * updates
+  for i, u in _passing(ctx.eqn):
+    axes[u] = operand.axes[i]
+  return [operand, regions.whole(indices), operand.with_axes(axes)]
 
 
-def _evaluate(
-  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
-) -> list[Any]:
-  del facts
-  return cut(jaxprs.bind(eqn, *arrays), eqn, [reads[0]], live)
+def _evaluate(ctx: Context, *arrays: Any) -> list[Any]:
+  return live_parts(ctx, jaxprs.bind(ctx.eqn, *arrays), ctx.reads[:1])
 
 
 register(

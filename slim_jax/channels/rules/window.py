@@ -3,19 +3,18 @@
 An axis with window 1, stride 1 and no padding passes through; the others are read whole.
 """
 
+import functools
 from typing import Any
 
 from slim_jax.channels import regions
 from slim_jax.channels.regions import Region
-from slim_jax.channels.rule import Fact, Rule, bind_fenced, cut, full_support, register
+from slim_jax.channels.rule import Context, Rule, bind_fenced, full_support, live_parts, register
 from slim_jax.jaxprs import Equation
 from slim_jax.jaxprs import primitives as p
 
 
 def passing(eqn: Equation, region: Region) -> Region:
   """The region with every axis that windows slide along made whole."""
-  if region.empty:
-    return region
   dilation = eqn.params.get('base_dilation', (1,) * len(region.axes))
   rows = zip(
     eqn.params['window_dimensions'],
@@ -24,11 +23,8 @@ def passing(eqn: Equation, region: Region) -> Region:
     dilation,
     strict=True,
   )
-  return Region(
-    tuple(
-      axis if row == (1, 1, (0, 0), 1) else None
-      for axis, row in zip(region.axes, rows, strict=True)
-    )
+  return region.with_axes(
+    axis if row == (1, 1, (0, 0), 1) else None for axis, row in zip(region.axes, rows, strict=True)
   )
 
 
@@ -46,46 +42,31 @@ def _touches_data(eqn: Equation) -> bool:
   )
 
 
-def _sum_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  return [passing(eqn, facts[0].support)]
+def _passing_support(ctx: Context) -> list[Region]:
+  """Sums, and what the first operand's elements are moved to."""
+  return [passing(ctx.eqn, ctx.supports[0])]
 
 
-def _extremum_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  support = facts[0].support
-  if not _touches_data(eqn):
-    support = regions.whole(len(eqn.in_avals[0].shape))
-  return [passing(eqn, support)]
+def _extremum_support(ctx: Context) -> list[Region]:
+  return _passing_support(ctx) if _touches_data(ctx.eqn) else full_support(ctx)
 
 
-def _reads(eqn: Equation, facts: list[Fact], live: list[Region]) -> list[Region]:
-  del facts
-  wanted = regions.nothing()
-  for region in live:
-    wanted = regions.union(wanted, passing(eqn, region))
+def _reads(ctx: Context) -> list[Region]:
+  live = passing(ctx.eqn, functools.reduce(regions.union, ctx.live))
   # The general form has its initial values, scalars, behind the operands.
-  return [wanted if a.shape else regions.whole(0) for a in eqn.in_avals]
+  return [live if a.shape else regions.whole(0) for a in ctx.eqn.in_avals]
 
 
-def _evaluate(
-  eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Region], *arrays: Any
-) -> list[Any]:
-  results = bind_fenced(eqn, lambda region: passing(eqn, region), facts, live, arrays)
-  return cut(results, eqn, [reads[0]] * len(live), live)
+def _evaluate(ctx: Context, *arrays: Any) -> list[Any]:
+  results = bind_fenced(ctx, lambda region: passing(ctx.eqn, region), arrays)
+  return live_parts(ctx, results, [ctx.reads[0]] * len(ctx.live))
 
 
-register([p.reduce_window_sum_p], Rule(_sum_support, _reads, _evaluate))
+register([p.reduce_window_sum_p], Rule(_passing_support, _reads, _evaluate))
 register([p.reduce_window_max_p, p.reduce_window_min_p], Rule(_extremum_support, _reads, _evaluate))
 register([p.reduce_window_p], Rule(full_support, _reads, _evaluate))
 
-
-# Derivatives of max-pooling: what goes to, or comes from, the largest element of each window.
-
-
-def _picked_support(eqn: Equation, facts: list[Fact]) -> list[Region]:
-  """Zero where what is moved is: the operand that windows look at only says where to."""
-  return [passing(eqn, facts[0].support)]
-
-
+# Derivatives of max-pooling: the operand that windows look at only says where to move elements.
 register(
-  [p.select_and_scatter_add_p, p.select_and_gather_add_p], Rule(_picked_support, _reads, _evaluate)
+  [p.select_and_scatter_add_p, p.select_and_gather_add_p], Rule(_passing_support, _reads, _evaluate)
 )
