@@ -1,9 +1,13 @@
-"""Bars on a terminal, lines elsewhere."""
+"""Progress: live rows on a terminal, log lines elsewhere."""
 
 import io
+import logging
+import re
 import sys
 
+from absl import logging as absl_logging
 import pytest
+import rich.console
 
 from slim_jax.display import progress
 
@@ -13,41 +17,115 @@ class Terminal(io.StringIO):
     return True
 
 
-def terminal(monkeypatch):
-  monkeypatch.setattr(sys, 'stderr', Terminal())
-  return sys.stderr
+def on_terminal(width=100):
+  """A display on a terminal, and what is written there."""
+  terminal = Terminal()
+  console = rich.console.Console(
+    file=terminal, width=width, color_system=None, _environ={'TERM': 'xterm'}
+  )
+  return progress.Display(console), terminal
 
 
-def test_a_phase_says_that_it_begins_and_what_it_took(caplog, monkeypatch):
+def in_a_log(seconds_between_lines):
+  console = rich.console.Console(file=io.StringIO())
+  return progress.Display(console, seconds_between_lines=seconds_between_lines)
+
+
+def text(terminal):
+  """What was written, without the codes that move the cursor."""
+  return re.sub(r'\x1b\[[\d;?]*\w', '', terminal.getvalue())
+
+
+def test_a_phase_says_that_it_begins_and_what_it_took(caplog):
   caplog.set_level('INFO')
-  with progress.phase('compiling'):
+  with progress.phase('compiling', display=in_a_log(10)):
     assert caplog.messages == ['compiling ...']
   assert caplog.messages == ['compiling ...']  # it was short
-  monkeypatch.setattr(progress, '_SECONDS_BETWEEN_LINES', -1)
-  with progress.phase('compiling'):
+  with progress.phase('compiling', display=in_a_log(-1)):
     pass
-  assert caplog.messages[-1] == 'compiling took 0:00'
+  assert caplog.messages[1:] == ['compiling ...', 'compiling took 0:00']
 
 
-def test_a_phase_has_a_clock_on_a_terminal(monkeypatch, caplog):
+def test_a_phase_has_a_clock_on_a_terminal(caplog):
   caplog.set_level('INFO')
-  shown = terminal(monkeypatch)
+  display, terminal = on_terminal()
   with pytest.raises(ZeroDivisionError):
-    with progress.phase('compiling'):
-      raise ZeroDivisionError
-  assert 'compiling ... 00:00' in shown.getvalue() and not caplog.messages
+    with progress.phase('compiling', display=display):
+      1 / 0
+  assert re.search(r'compiling \.\.\. .* 0:00', text(terminal)) and not caplog.messages
 
 
-def test_elements_are_passed_on_and_counted(caplog, monkeypatch):
+def test_elements_are_passed_on_and_counted(caplog):
   caplog.set_level('INFO')
-  assert list(progress.each(iter('abc'), 'evaluating', total=3)) == ['a', 'b', 'c']
+  elements = progress.each(iter('abc'), 'evaluating', total=3, display=in_a_log(10))
+  assert list(elements) == ['a', 'b', 'c']
   assert not caplog.messages
-  monkeypatch.setattr(progress, '_SECONDS_BETWEEN_LINES', -1)
-  list(progress.each('ab', 'evaluating', total=2))
+  list(progress.each('ab', 'evaluating', total=2, display=in_a_log(-1)))
   assert caplog.messages == ['evaluating: 1 of 2', 'evaluating: 2 of 2']
 
 
-def test_elements_move_a_bar_on_a_terminal(monkeypatch):
-  shown = terminal(monkeypatch)
-  assert list(progress.each('ab', 'evaluating', total=2)) == ['a', 'b']
-  assert 'evaluating   0%|' in shown.getvalue()
+def test_elements_move_a_row_on_a_terminal(caplog):
+  caplog.set_level('INFO')
+  display, terminal = on_terminal()
+  assert list(progress.each('ab', 'evaluating', total=2, display=display)) == ['a', 'b']
+  assert 'evaluating' in text(terminal) and '0%' in text(terminal)
+  assert not caplog.messages
+
+
+def train(display):
+  with progress.Progress('sparse', step=2, steps=6, batch_size=8, display=display) as shown:
+    for step in (4, 6):
+      shown.update(step, loss=1 / step, accuracy=0.5)
+
+
+@pytest.mark.parametrize('seconds, lines', [(10, 1), (-1, 2)])
+def test_training_is_a_line_now_and_then_and_one_at_its_end(caplog, seconds, lines):
+  caplog.set_level('INFO')
+  train(in_a_log(seconds))
+  assert len(caplog.messages) == lines
+  assert re.fullmatch(
+    r'sparse: step 6 of 6, loss 0\.1667, accuracy 50\.00%, [\d,]+ images/s, 0:00 left',
+    caplog.messages[-1],
+  )
+
+
+def test_training_is_a_row_on_a_terminal_and_leaves_one_line(caplog):
+  caplog.set_level('INFO')
+  display, terminal = on_terminal()
+  train(display)
+  assert 'sparse' in text(terminal) and '33%' in text(terminal)
+  assert [message.partition(',')[0] for message in caplog.messages] == ['sparse: step 6 of 6']
+
+
+def test_rows_within_a_row_and_log_lines_above_them(monkeypatch):
+  """An evaluation inside a training; the handler of absl writes to the standard error."""
+  display, terminal = on_terminal()
+  monkeypatch.setattr(sys, 'stderr', terminal)
+  handler = absl_logging.get_absl_handler().python_handler
+  monkeypatch.setattr(handler, 'stream', terminal)
+  with progress.Progress('sparse', step=0, steps=2, batch_size=8, display=display) as shown:
+    shown.update(1, loss=0.5, accuracy=0.25)
+    for _ in progress.each('ab', 'evaluating', total=2, display=display):
+      handler.emit(logging.makeLogRecord({'msg': 'a line', 'levelno': logging.INFO}))
+    shown.update(1, loss=0.5, accuracy=0.25)
+  assert sys.stderr is terminal and handler.stream is terminal
+  lines = text(terminal).replace('\r', '\n').splitlines()
+  assert sum(line.rstrip().endswith('a line') for line in lines) == 2  # not behind a row
+  rows = [line for line in lines if 'sparse' in line]
+  assert any('50%' in row and 'loss 0.5000, accuracy 25.00%' in row for row in rows)
+  # A second display after the first has ended.
+  before = len(text(terminal))
+  list(progress.each('a', 'counting', total=1, display=display))
+  assert 'counting' in text(terminal)[before:]
+
+
+def test_no_rows_in_a_file_that_is_forced_to_have_colors():
+  file = io.StringIO()
+  console = rich.console.Console(file=file, _environ={'FORCE_COLOR': '1', 'TERM': 'xterm'})
+  list(progress.each('ab', 'evaluating', total=2, display=progress.Display(console)))
+  assert not file.getvalue()
+
+
+@pytest.mark.parametrize('seconds, expected', [(0, '0:00'), (59.6, '1:00'), (3723, '1:02:03')])
+def test_clock(seconds, expected):
+  assert progress.clock(seconds) == expected

@@ -1,4 +1,4 @@
-"""Plots of runs and studies, drawn here and saved as PNG; the page of a run takes them as SVG."""
+"""Plots of runs and studies, which are saved as PNG; the page of a run has them as SVG."""
 
 from collections.abc import Mapping, Sequence
 import io
@@ -19,23 +19,23 @@ STAGES = {
   'scratch-e': 'C5',
   'scratch-b': 'C6',
 }
-# Stages before pruning do not depend on what is removed: a level, not a curve.
+# Stages before pruning do not depend on what is removed, so they are a level, not a curve.
 _LEVELS = {'baseline': 'unpruned, no L1', 'sparse': 'unpruned, with L1'}
-# Without training after the cut a network may guess.
+# Right after the cut, accuracy may be at chance.
 _UNTRAINED = ('pruned', 'recalibrated')
 
 
 def errors(points: Sequence[tuple[float, Mapping[str, float]]], *, name: str) -> figure.Figure:
-  """The error of each stage against what varies.
+  """Plots the error of each stage against the value that a study varies.
 
   Args:
-    points: (value, error in per cent by stage); of equal values the mean is drawn, too.
-    name: of what varies.
+    points: (value, error in per cent by stage). Curves pass through the means of equal values.
+    name: of the value.
   """
   picture = figure.Figure(figsize=(5.2, 3.6), layout='constrained')
   axes = picture.subplots()
-  for stage in dict.fromkeys(stage for _, found in points for stage in found):
-    x, y = np.array([(x, found[stage]) for x, found in points if stage in found]).T
+  for stage in dict.fromkeys(stage for _, row in points for stage in row):
+    x, y = np.array([(x, row[stage]) for x, errors in points if stage in row]).T
     color = STAGES[stage]
     if stage in _LEVELS:
       axes.axhline(y.mean(), color=color, linestyle='--', label=_LEVELS[stage])
@@ -43,9 +43,9 @@ def errors(points: Sequence[tuple[float, Mapping[str, float]]], *, name: str) ->
     values = np.unique(x)
     axes.plot(values, [y[x == value].mean() for value in values], color=color, label=stage)
     axes.plot(x, y, 'o', color=color, markersize=4)
-  # These must not flatten all other curves.
-  others = [y for _, found in points for stage, y in found.items() if stage not in _UNTRAINED]
-  highest = max(y for _, found in points for y in found.values())
+  # The untrained stages must not flatten all other curves.
+  others = [y for _, row in points for stage, y in row.items() if stage not in _UNTRAINED]
+  highest = max(y for _, row in points for y in row.values())
   top = min(1.05 * highest, 2 * max(others, default=highest)) or 1
   axes.set(xlabel=name, ylabel='test error, %', ylim=(0, top))
   axes.grid(alpha=0.3)
@@ -54,17 +54,17 @@ def errors(points: Sequence[tuple[float, Mapping[str, float]]], *, name: str) ->
 
 
 def shares(points: Sequence[tuple[int, Mapping[str, float]]]) -> figure.Figure:
-  """The share of the scales below each threshold against the epoch.
+  """Plots the share of the scales below each threshold against the epoch.
 
   Args:
-    points: (epoch, share, 0 to 1, by threshold).
+    points: (epoch, {threshold: share from 0 to 1}).
   """
   picture = figure.Figure(figsize=(5.2, 3.6), layout='constrained')
   axes = picture.subplots()
-  for threshold in reversed(points[-1][1] if points else {}):  # from above, as the curves lie
+  for threshold in reversed(points[-1][1] if points else {}):  # the order of the curves from the top
     axes.plot(
       [epoch for epoch, _ in points],
-      [100 * found[threshold] for _, found in points],
+      [100 * below[threshold] for _, below in points],
       marker='o',
       markersize=4,
       label=f'|scale| < {threshold}',
@@ -79,11 +79,11 @@ def shares(points: Sequence[tuple[int, Mapping[str, float]]]) -> figure.Figure:
 def look(
   rows: Sequence[Mapping[str, float]], *, best: Mapping[str, float] | None = None
 ) -> figure.Figure:
-  """Accuracy and size against the fraction of channels removed.
+  """Plots error and size against the fraction of channels removed.
 
   Args:
     rows: what `look.run` returns.
-    best: the row that is suggested, if any.
+    best: the suggested row, if any.
   """
   picture = figure.Figure(figsize=(5.2, 5), layout='constrained')
   above, below = picture.subplots(2, 1, sharex=True)
@@ -112,10 +112,10 @@ def look(
 
 
 def histograms(values: Mapping[str, Mapping[str, np.ndarray]], *, name: str) -> figure.Figure:
-  """A histogram for each title, one below the other on the same bins.
+  """Plots a histogram for each title, one below the other with the same bins.
 
   Args:
-    values: float [n] by title and by label.
+    values: float [n] by title and label.
     name: of the values.
   """
   count = max(len(values), 1)
@@ -130,7 +130,7 @@ def histograms(values: Mapping[str, Mapping[str, np.ndarray]], *, name: str) -> 
   )
   for axes, (title, parts) in zip(grid, values.items()):
     for number, (label, array) in enumerate(parts.items()):
-      # The first label is in front, for where bars of several overlap it has the fewer.
+      # The first label is in front: where bars overlap, it usually has the lower one.
       axes.hist(array, bins=np.linspace(0, highest, 51), label=label, zorder=2 - 0.1 * number)
     axes.set(ylabel='channels', yscale='log')
     axes.set_title(title, fontsize='medium')

@@ -1,56 +1,106 @@
-"""Progress of long phases: bars on a terminal, plain log lines elsewhere."""
+"""Progress of long phases: a live display on a terminal, plain log lines elsewhere."""
 
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import itertools
-import threading
+import sys
 import time
 from typing import TypeVar
 
 from absl import logging
-import tqdm
+from rich import table, text
+import rich.console
+import rich.progress
 
+from slim_jax.display import console
 from slim_jax.runtime import processes
-
-_SECONDS_BETWEEN_LINES = 10
 
 T = TypeVar('T')
 
 
+class Display:
+  """Shows rows, one for each phase that has begun; on a terminal, log lines appear above them."""
+
+  def __init__(self, screen: rich.console.Console, *, seconds_between_lines: float = 10.0):
+    """Makes a display without rows.
+
+    Args:
+      screen: where the rows are, if it is a terminal.
+      seconds_between_lines: how often there is a log line where it is none.
+    """
+    self.seconds_between_lines = seconds_between_lines
+    self._screen = screen
+    # While there are rows; rich has one live display at a time.
+    self._rows: rich.progress.Progress | None = None
+    self._open = contextlib.ExitStack()
+
+  @contextlib.contextmanager
+  def row(
+    self, name: str, *, total: int | None = None, completed: int = 0
+  ) -> Iterator[Callable[..., None] | None]:
+    """Shows a row within the block.
+
+    Args:
+      name: what it is called.
+      total: how many steps there are; None if nobody knows, which shows a clock.
+      completed: how many have been taken before.
+
+    Yields:
+      `update(completed=None, advance=None, values='')`, or None if there is no terminal.
+    """
+    if not self._is_live():
+      yield None
+      return
+    if self._rows is None:
+      self._rows = self._open.enter_context(_rows(self._screen))
+      self._open.enter_context(_logs_to(sys.stderr))  # which rich has replaced
+    rows = self._rows
+    task = rows.add_task(name, total=total, completed=completed, values='')
+    try:
+      yield lambda **changes: rows.update(task, **changes)
+    finally:
+      rows.remove_task(task)
+      if not rows.tasks:
+        self._rows = None
+        self._open.close()
+
+  def _is_live(self) -> bool:
+    # Rich also calls a log a terminal that FORCE_COLOR is set for.
+    return processes.is_first() and self._screen.is_interactive and self._screen.file.isatty()
+
+
+# That of the program.
+_DISPLAY = Display(console.PROGRESS)
+
+
 class Progress:
-  """Shows loss, accuracy, images per second and the time that is left.
+  """Shows loss, accuracy, images per second and the time left of a training; use it in `with`."""
 
-  Use it in `with`.
-  """
-
-  def __init__(self, name: str, *, step: int, steps: int, batch_size: int):
+  def __init__(
+    self, name: str, *, step: int, steps: int, batch_size: int, display: Display = _DISPLAY
+  ):
     """Starts at `step` of `steps`, each of `batch_size` images."""
     self._name, self._steps, self._batch_size = name, steps, batch_size
-    self._bar = _bar(
-      total=steps,
-      initial=step,
-      desc=name,
-      bar_format='{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}',
-    )
+    self._display, self._open = display, contextlib.ExitStack()
+    self._row = self._open.enter_context(display.row(name, total=steps, completed=step))
     self._last = self._last_line = (step, time.monotonic())
 
   def __enter__(self) -> 'Progress':
     return self
 
   def __exit__(self, *_) -> None:
-    self._bar.close()
+    self._open.close()
 
   def update(self, step: int, *, loss: float, accuracy: float) -> None:
-    """Says that training has come to `step`; loss and accuracy of late."""
+    """Shows that training has come to `step`, with the loss and accuracy of the epoch so far."""
     now = time.monotonic()
     values = f'loss {loss:.4f}, accuracy {accuracy:.2%}'
-    if not self._bar.disable:
+    if self._row:
       rate = self._rate(step, now, since=self._last)
-      self._bar.set_postfix_str(f'{values}, {rate:,.0f} images/s', refresh=False)
-      self._bar.update(step - self._bar.n)
-    elif now - self._last_line[1] > _SECONDS_BETWEEN_LINES or step == self._steps:
+      self._row(completed=step, values=f', {values}, {rate:,.0f} images/s')
+    is_late = not self._row and now - self._last_line[1] > self._display.seconds_between_lines
+    if is_late or step == self._steps:
       rate = self._rate(step, now, since=self._last_line)
-      left = (self._steps - step) * self._batch_size / rate
       logging.info(
         '%s: step %d of %d, %s, %s images/s, %s left',
         self._name,
@@ -58,79 +108,92 @@ class Progress:
         self._steps,
         values,
         f'{rate:,.0f}',
-        clock(left),
+        clock((self._steps - step) * self._batch_size / rate),
       )
       self._last_line = (step, now)
     self._last = (step, now)
 
   def _rate(self, step: int, now: float, *, since: tuple[int, float]) -> float:
-    """Images per second."""
+    """Returns images per second."""
     return max(step - since[0], 1) * self._batch_size / max(now - since[1], 1e-6)
 
 
 @contextlib.contextmanager
-def phase(name: str) -> Iterator[None]:
-  """A phase whose length is not known, such as a compilation: its name, and what it has taken.
+def phase(name: str, *, display: Display = _DISPLAY) -> Iterator[None]:
+  """Shows the name of a phase of unknown length, such as a compilation, and a clock.
 
-  Elsewhere than on a terminal a line says that it begins and, if it was long, that it is over.
+  Without a terminal, a log line says that it begins, and another how long it took if that was long.
   """
   began = time.monotonic()
-  with _bar(desc=name, bar_format='{desc} ... {elapsed}', leave=False) as bar:
-    if bar.disable:
-      logging.info('%s ...', name)
+  with display.row(f'{name} ...') as row:
+    if row:
       yield
-      if time.monotonic() - began > _SECONDS_BETWEEN_LINES:
-        logging.info('%s took %s', name, clock(time.monotonic() - began))
-    else:
-      over = threading.Event()
-      thread = threading.Thread(target=_refresh, args=(bar, over), daemon=True)
-      thread.start()
-      try:
-        yield
-      finally:
-        over.set()
-        thread.join()
+      return
+    logging.info('%s ...', name)
+    yield
+    if time.monotonic() - began > display.seconds_between_lines:
+      logging.info('%s took %s', name, clock(time.monotonic() - began))
 
 
-def each(iterable: Iterable[T], name: str, *, total: int) -> Iterator[T]:
-  """The elements of an iterable, and how many of them have been used.
+def first_time(name: str) -> Callable[[], contextlib.AbstractContextManager[None]]:
+  """Returns a function that makes a `phase` the first time it is called: calls that compile."""
+  phases = itertools.chain([phase(name)], itertools.repeat(contextlib.nullcontext()))
+  return lambda: next(phases)
 
-  Elsewhere than on a terminal a line says so every ten seconds.
-  """
+
+def each(
+  iterable: Iterable[T], name: str, *, total: int, display: Display = _DISPLAY
+) -> Iterator[T]:
+  """Yields the elements of an iterable, and shows how many have been used."""
   last = time.monotonic()
-  with _bar(
-    total=total,
-    desc=name,
-    leave=False,
-    bar_format='{desc} {percentage:3.0f}%|{bar}| {remaining} left',
-  ) as bar:
-    for number, element in enumerate(iterable):
+  with display.row(name, total=total) as row:
+    for number, element in enumerate(iterable, start=1):
       yield element
-      bar.update()
-      if bar.disable and time.monotonic() - last > _SECONDS_BETWEEN_LINES:
+      if row:
+        row(completed=number)
+      elif time.monotonic() - last > display.seconds_between_lines:
         last = time.monotonic()
-        logging.info('%s: %d of %d', name, number + 1, total)
-
-
-def _bar(**options) -> tqdm.tqdm:
-  # disable=None: no bar where the output is no terminal.
-  return tqdm.tqdm(disable=None if processes.is_first() else True, dynamic_ncols=True, **options)
-
-
-def _refresh(bar: tqdm.tqdm, over: threading.Event) -> None:
-  """Keeps the clock of a bar going."""
-  while not over.wait(0.5):
-    bar.refresh()
+        logging.info('%s: %d of %d', name, number, total)
 
 
 def clock(seconds: float) -> str:
-  """'1:02:03', or '2:03' below an hour."""
+  """Returns '1:02:03', or '2:03' below an hour."""
   minutes, second = divmod(round(seconds), 60)
   hours, minute = divmod(minutes, 60)
   return f'{hours}:{minute:02d}:{second:02d}' if hours else f'{minute}:{second:02d}'
 
 
-def first_time(name: str) -> Callable[[], contextlib.AbstractContextManager[None]]:
-  """Shows the first call of a function, which compiles it."""
-  phases = itertools.chain([phase(name)], itertools.repeat(contextlib.nullcontext()))
-  return lambda: next(phases)
+class _State(rich.progress.ProgressColumn):
+  """The share of the steps, the time left and values; or a clock, if the steps are unknown."""
+
+  def render(self, task: rich.progress.Task) -> text.Text:
+    if task.total is None:
+      return text.Text(clock(task.elapsed or 0))
+    left = '' if task.time_remaining is None else f', {clock(task.time_remaining)} left'
+    return text.Text(f'{task.percentage:3.0f}%{left}{task.fields["values"]}')
+
+
+def _rows(screen: rich.console.Console) -> rich.progress.Progress:
+  """Makes a live display that leaves nothing behind."""
+  return rich.progress.Progress(
+    rich.progress.TextColumn('{task.description}', markup=False),
+    rich.progress.BarColumn(bar_width=None, table_column=table.Column(ratio=1, min_width=8)),
+    _State(table_column=table.Column(no_wrap=True, overflow='ellipsis')),
+    console=screen,
+    expand=True,
+    transient=True,
+    refresh_per_second=4,
+    redirect_stdout=False,  # results, which may go to a file
+  )
+
+
+@contextlib.contextmanager
+def _logs_to(stream) -> Iterator[None]:
+  """Writes log lines to a stream; the handler of absl keeps the one that it was made with."""
+  handler = logging.get_absl_handler().python_handler
+  before = handler.setStream(stream)
+  try:
+    yield
+  finally:
+    if before is not None:
+      handler.setStream(before)

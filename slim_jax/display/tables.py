@@ -1,31 +1,26 @@
-"""What a run shows at its end: a table for people, summary.json for programs."""
+"""Tables of the stages of a run, the points of a study, latencies and possible cuts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 import rich.box
-import rich.console
 import rich.table
 
+from slim_jax.display.console import RESULTS
 from slim_jax.display.progress import clock
 from slim_jax.runtime import files
 
 _SUMMARY = ('pass', 'stage', 'accuracy', 'loss', 'params', 'macs', 'seconds')
 _SOME = ('best_epoch', 'strength', 'pull', 'start', 'small_scales', 'new_head', 'start_accuracy')
-# Columns of output that no terminal limits.
-_WIDE = 120
 _STAGES = ('baseline', 'sparse', 'pruned', 'recalibrated', 'finetuned', 'scratch-e', 'scratch-b')
 
 
 def table(stages: Sequence[dict[str, Any]]) -> rich.table.Table:
-  """The stages with their accuracy, size and arithmetic beside those of the first.
+  """Returns a row for each stage: its accuracy, size and MACs, and the changes since the first.
 
   Args:
     stages: what `pipeline.run` returns.
-
-  Returns:
-    A table to print with rich.
   """
   result = _plain()
   for name in ('pass', 'stage'):
@@ -48,27 +43,26 @@ def table(stages: Sequence[dict[str, Any]]) -> rich.table.Table:
 
 
 def markdown(stages: Sequence[dict[str, Any]]) -> str:
-  """`table` in Markdown, with the warnings under it."""
-  found = table(stages)
-  rows = [
-    [str(column.header) for column in found.columns],
-    ['---' if column.justify == 'left' else '---:' for column in found.columns],
-    *zip(*(column.cells for column in found.columns)),
+  """Returns `table` in Markdown, with the warnings below it."""
+  columns = table(stages).columns
+  cells = [
+    [str(column.header) for column in columns],
+    ['---' if column.justify == 'left' else '---:' for column in columns],
+    *zip(*(column.cells for column in columns)),
   ]
-  lines = ['| ' + ' | '.join(map(str, row)) + ' |' for row in rows]
+  lines = ['| ' + ' | '.join(map(str, row)) + ' |' for row in cells]
   return '\n'.join([*lines, '', *(f'Warning: {text}' for text in warnings(stages))])
 
 
 def show(stages: Sequence[dict[str, Any]]) -> None:
-  """Prints the table, and the warnings under it, on the standard output."""
-  console = rich.console.Console()
-  console.print(table(stages))
+  """Prints the table, and the warnings below it, on the standard output."""
+  RESULTS.print(table(stages))
   for text in warnings(stages):
-    console.print(f'Warning: {text}', highlight=False, markup=False)
+    RESULTS.print(f'Warning: {text}', highlight=False, markup=False)
 
 
 def warnings(stages: Sequence[dict[str, Any]]) -> list[str]:
-  """What the stages warn of, each with the name of its stage."""
+  """Returns the warnings of the stages, each with the name of its stage."""
   return [
     f'{stage["stage"]}, pass {stage["pass"]}: {stage["warning"]}'
     for stage in stages
@@ -77,19 +71,19 @@ def warnings(stages: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def sweep_table(points: Sequence[dict[str, Any]]) -> rich.table.Table:
-  """A row for each point of a study: its values, the error of each stage, and its size.
+  """Returns a row for each point of a study: its values, the error of each stage, and its size.
 
   Args:
-    points: what `sweep.run` returns. Of several passes the last counts.
+    points: what `sweep.run` returns. A point of several passes shows the last one.
   """
-  found = [{row['stage']: row for row in point['stages']} for point in points]
-  names = [name for name in _STAGES if any(name in stages for stages in found)]
+  studied = [{row['stage']: row for row in point['stages']} for point in points]
+  names = [name for name in _STAGES if any(name in stages for stages in studied)]
   result = _plain(caption='test error in per cent', caption_justify='left')
   for field in points[0]['values']:
     result.add_column(field.rpartition('.')[2], no_wrap=True)
   for name in (*names, 'small scales', 'params', 'MACs'):
     result.add_column(name, justify='right', no_wrap=True)
-  for point, stages in zip(points, found):
+  for point, stages in zip(points, studied):
     row = [
       f'{100 * (1 - stages[name]["accuracy"]):.2f}' if name in stages else '-' for name in names
     ]
@@ -103,14 +97,11 @@ def sweep_table(points: Sequence[dict[str, Any]]) -> rich.table.Table:
 
 
 def show_sweep(points: Sequence[dict[str, Any]]) -> None:
-  """Prints the table of a study, and under it what went wrong, on the standard output."""
-  console = rich.console.Console()
-  if not console.is_terminal:
-    console.width = _WIDE
-  console.print(sweep_table(points))
+  """Prints the table of a study, and below it the errors, on the standard output."""
+  RESULTS.print(sweep_table(points))
   for point in points:
     if point['error']:
-      console.print(f'{point["workdir"]}: {point["error"]}', highlight=False, markup=False)
+      RESULTS.print(f'{point["workdir"]}: {point["error"]}', highlight=False, markup=False)
 
 
 def show_latency(rows: Sequence[dict[str, Any]]) -> None:
@@ -133,16 +124,16 @@ def show_latency(rows: Sequence[dict[str, Any]]) -> None:
       ),
       f'{row["thin"] / row["full"]:.2f}',
     )
-  rich.console.Console().print(result)
+  RESULTS.print(result)
 
 
 def show_look(rows: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> None:
-  """Prints what `look.run` returns, and what it suggests, on the standard output."""
-  table = _plain()
+  """Prints what `look.run` returns, and the suggested cut, on the standard output."""
+  result = _plain()
   for name in ('fraction', 'accuracy', 'recalibrated', 'params', '', 'MACs', ''):
-    table.add_column(name, justify='right', no_wrap=True)
+    result.add_column(name, justify='right', no_wrap=True)
   for row in rows:
-    table.add_row(
+    result.add_row(
       f'{row["fraction"]:g}',
       f'{row["accuracy"]:.2%}',
       f'{row["recalibrated"]:.2%}',
@@ -152,9 +143,8 @@ def show_look(rows: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> No
       change(row['macs'], row['full_macs']),
       style='bold' if row is best else None,
     )
-  console = rich.console.Console()
-  console.print(table)
-  console.print(
+  RESULTS.print(result)
+  RESULTS.print(
     'No cut is within the tolerance.'
     if best is None
     else f'Largest cut within the tolerance: --config.prune.fraction={best["fraction"]:g}',
@@ -163,17 +153,17 @@ def show_look(rows: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> No
 
 
 def _plain(**options: Any) -> rich.table.Table:
-  """A table without frames, narrow enough for a terminal."""
+  """Returns an empty table without frames, narrow enough for a terminal."""
   return rich.table.Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0), **options)
 
 
 def chosen(stage: Mapping[str, Any]) -> str:
-  """Names the epoch where it is not the last."""
+  """Returns ' (best, epoch 3)' if the model of the stage is not that of its last epoch."""
   return f' (best, epoch {stage["best_epoch"]})' if 'best_epoch' in stage else ''
 
 
 def short(value: int) -> str:
-  """'65.83k', '1.494M', '398.1M': four digits."""
+  """Returns four digits and a unit: '65.83k', '1.494M', '398.1M'."""
   for size, unit in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
     if value >= size:
       return f'{value / size:.4g}{unit}'
@@ -181,7 +171,7 @@ def short(value: int) -> str:
 
 
 def change(value: int, first: int) -> str:
-  """'-88.5 %' of `first`; '' where nothing has changed."""
+  """Returns the relative change, such as '-88.5 %', or '' if there is none."""
   return '' if value == first else f'{100 * (value / first - 1):+.1f} %'
 
 
