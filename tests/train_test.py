@@ -150,6 +150,57 @@ def test_schedule_warms_up_and_ends():
   np.testing.assert_allclose(rates[[0, 3, 40, 80]], [0.025, 0.0997, 0.05, 0.0], atol=1e-4)
 
 
+def closed_form(section, steps, warmup, scale):
+  """Learning rates in float64 [steps + 10], past the end of the training."""
+  step = np.arange(steps + 10)
+  decay = {
+    'piecewise': section.drop_factor
+    ** sum((step >= round(drop * steps) for drop in section.drops), np.zeros(len(step))),
+    'cosine': 0.5 * (1 + np.cos(np.pi * np.minimum(step, steps) / steps)),
+  }[section.schedule]
+  ramp = np.minimum((step + 1) / warmup, 1) if warmup else 1
+  return scale * section.learning_rate * ramp * decay
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_schedules_are_the_closed_form(seed):
+  """Also with several drops at one step, at the first step, and none."""
+  random = np.random.RandomState(seed)
+  section = make_config().train
+  epochs, epoch_steps = random.randint(1, 12), random.randint(1, 9)
+  drops = random.uniform(0, 1, random.randint(0, 4)).tolist()
+  section.update(
+    learning_rate=float(10 ** random.uniform(-3, 0.5)),
+    schedule=['piecewise', 'piecewise', 'cosine'][seed % 3],
+    drops=(*drops, *drops[:1], 1e-6)[: len(drops) + seed % 4],
+    drop_factor=float(random.uniform(0.05, 1)),
+    warmup_epochs=float(random.choice([0.0, 0.3, 1.0, 2.5])),
+  )
+  scale = float(random.choice([1.0, 0.25, 4.0]))
+  schedule = optimiser.make_schedule(
+    section, epochs=epochs, steps_per_epoch=epoch_steps, scale=scale
+  )
+  steps, warmup = epochs * epoch_steps, round(section.warmup_epochs * epoch_steps)
+  want = closed_form(section, steps, warmup, scale)
+  atol = 3e-7 * scale * section.learning_rate  # that of float32
+  got = np.broadcast_to(schedule(jnp.arange(steps + 10)), steps + 10)
+  np.testing.assert_allclose(got, want, rtol=0, atol=atol)
+  one = [float(schedule(jnp.int32(step))) for step in (0, steps // 2, steps)]
+  np.testing.assert_allclose(one, want[[0, steps // 2, steps]], rtol=0, atol=atol)
+
+
+def test_strength_rises_to_its_highest():
+  config = make_config()
+  config.train.strength_warmup_epochs = 1.5
+  strength = optimiser.make_strength(config, 0.02, 4)
+  np.testing.assert_allclose(
+    strength(np.arange(8)), 0.02 * np.minimum(np.arange(1, 9) / 6, 1), rtol=1e-6
+  )
+  assert optimiser.make_strength(config, 0.0, 4) == 0.0
+  config.train.strength_warmup_epochs = 0.0
+  assert optimiser.make_strength(config, 0.02, 4) == 0.02
+
+
 @pytest.mark.parametrize('nesterov', [False, True])
 def test_optimiser_is_the_formula(nesterov):
   config = make_config(nesterov=nesterov)

@@ -35,7 +35,7 @@ def errors(points: Sequence[tuple[float, Mapping[str, float]]], *, name: str) ->
   picture = figure.Figure(figsize=(5.2, 3.6), layout='constrained')
   axes = picture.subplots()
   for stage in dict.fromkeys(stage for _, row in points for stage in row):
-    x, y = np.array([(x, row[stage]) for x, errors in points if stage in row]).T
+    x, y = np.array([(x, row[stage]) for x, row in points if stage in row]).T
     color = STAGES[stage]
     if stage in _LEVELS:
       axes.axhline(y.mean(), color=color, linestyle='--', label=_LEVELS[stage])
@@ -61,7 +61,9 @@ def shares(points: Sequence[tuple[int, Mapping[str, float]]]) -> figure.Figure:
   """
   picture = figure.Figure(figsize=(5.2, 3.6), layout='constrained')
   axes = picture.subplots()
-  for threshold in reversed(points[-1][1] if points else {}):  # the order of the curves from the top
+  for threshold in reversed(
+    points[-1][1] if points else {}
+  ):  # the order of the curves from the top
     axes.plot(
       [epoch for epoch, _ in points],
       [100 * below[threshold] for _, below in points],

@@ -1,10 +1,7 @@
 """The optimiser of a stage: learning rate and strength by step, and the chain of transformations."""
 
-import math
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -20,47 +17,47 @@ SCHEDULES = ('piecewise', 'cosine')
 def make_schedule(
   section: Config, *, epochs: int, steps_per_epoch: int, scale: float = 1.0
 ) -> optax.Schedule:
-  """Learning rate by step.
+  """Makes the schedule of the learning rate.
 
-  Drops happen at whole steps: a fraction of training is rounded to a step once,
-  here, so that no comparison of floats can skip one.
+  Fractions of training are rounded to steps once, here: no comparison of floats can miss a step.
 
   Args:
-    section: `config.train` or `config.finetune`: learning_rate, schedule (a key
-      of `SCHEDULES`), drops, drop_factor, warmup_epochs.
+    section: `config.train` or `config.finetune`: learning_rate, schedule (one of `SCHEDULES`),
+      drops, drop_factor, warmup_epochs.
     epochs: length of the training.
     steps_per_epoch: optimiser steps in an epoch.
     scale: multiplies all learning rates.
 
   Returns:
-    A function from steps, int32 of any shape, to learning rates, float32 of it.
+    A function from steps, int32 of any shape, to learning rates, float32 of the same shape.
   """
-  steps = epochs * steps_per_epoch
+  steps, peak = epochs * steps_per_epoch, scale * section.learning_rate
   warmup = round(section.warmup_epochs * steps_per_epoch)
-  drops = [round(fraction * steps) for fraction in section.drops]
-
-  def piecewise(step: jax.Array) -> jax.Array:
-    passed = [jnp.asarray(step >= drop, jnp.float32) for drop in drops]
-    return section.drop_factor ** sum(passed, start=jnp.zeros([]))
-
-  def cosine(step: jax.Array) -> jax.Array:
-    return 0.5 * (1 + jnp.cos(math.pi * jnp.minimum(step, steps) / steps))
-
-  decay = {'piecewise': piecewise, 'cosine': cosine}[section.schedule]
-
-  def schedule(step: jax.Array) -> jax.Array:
-    ramp = jnp.minimum((step + 1) / warmup, 1.0) if warmup else 1.0
-    return scale * section.learning_rate * ramp * decay(step)
-
-  return schedule
+  if section.schedule == 'cosine':
+    decay = optax.cosine_decay_schedule(peak, steps)
+  else:
+    drops = [round(fraction * steps) for fraction in section.drops]
+    # Drops at the same step multiply.
+    decay = optax.piecewise_constant_schedule(
+      peak, {step: section.drop_factor ** drops.count(step) for step in drops}
+    )
+  return _warmed_up(decay, warmup)
 
 
-def make_strength(config: Config, strength: float, steps_per_epoch: int) -> float | optax.Schedule:
-  """Strength by step: it rises to `strength` over `train.strength_warmup_epochs`."""
+def make_strength(config: Config, strength: float, steps_per_epoch: int) -> optax.ScalarOrSchedule:
+  """Makes the strength by step, which rises to `strength` in `train.strength_warmup_epochs`."""
   warmup = round(config.train.strength_warmup_epochs * steps_per_epoch)
   if not warmup or not strength:
     return strength
-  return lambda step: strength * jnp.minimum((step + 1) / warmup, 1.0)
+  return _warmed_up(optax.constant_schedule(strength), warmup)
+
+
+def _warmed_up(schedule: optax.Schedule, steps: int) -> optax.Schedule:
+  """Returns a schedule whose values rise linearly from the first step, at 1 / steps, to `steps`."""
+  if not steps:
+    return schedule
+  ramp = optax.linear_schedule(0.0, 1.0, steps)
+  return lambda step: ramp(step + 1) * schedule(step)
 
 
 def make_tx(
