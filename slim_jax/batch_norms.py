@@ -1,12 +1,12 @@
-"""Where the BatchNorms of a model are, told from its variables alone.
+"""BatchNorms of a model, recognised from its variables alone.
 
-Recognised by names and neighbours, for Flax Linen and NNX, Haiku, Equinox, Keras and
-PyTorch-style names. Where running statistics are among the variables they decide:
-a scale beside a mean is BatchNorm's, one without is LayerNorm's. In a tree of parameters
-alone the module's name decides.
+Flax Linen and NNX, Haiku, Equinox, Keras and PyTorch-style names are known. If there are running
+statistics among the variables, they decide: a scale that has a mean is BatchNorm's, one without is
+another norm's. In a tree of parameters alone, the module's name decides.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
 import re
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 from slim_jax import tree
 from slim_jax.tree import Path
 
+# What libraries call the leaves of a BatchNorm.
 SCALES = ('scale', 'gamma', 'weight')
 BIASES = ('bias', 'beta', 'offset')
 STATISTICS = ('mean', 'var', 'moving_mean', 'moving_variance', 'running_mean', 'running_var')
@@ -27,12 +28,12 @@ _BATCH_NORM = re.compile(r'batch_?norm|(^|_)bn', re.I)
 
 
 class BatchNorm(NamedTuple):
-  """Paths of one BatchNorm's leaves.
+  """Paths of the leaves of one BatchNorm.
 
   Attributes:
     scale: gamma, [channels] (or with axes of size 1, or [layers, channels] of stacked layers).
     bias: beta, or None.
-    statistics: running mean, running variance, and what else is kept with them.
+    statistics: running mean, running variance, and what else the library keeps with them.
   """
 
   scale: Path
@@ -41,86 +42,49 @@ class BatchNorm(NamedTuple):
 
 
 def find(variables: Any) -> list[BatchNorm]:
-  """The BatchNorms (with a scale) of a tree of variables, in tree order."""
-  leaves = tree.flatten(variables)
-  parts = {path: _parts(path, leaf) for path, leaf in leaves.items()}
-  by_parts = {part: path for path, part in parts.items()}
-  statistics: dict[Path, list[Path]] = {}
-  for path, part in parts.items():
-    module = _statistics_module(part)
-    if module is not None:
-      statistics.setdefault(module, []).append(path)
-  with_scales = _prefixes(part for part in parts.values() if part and part[-1] in SCALES)
-  with_statistics = _prefixes(statistics)
-  # In another collection ('batch_stats' beside 'params', or a member of a tuple) the module's path
-  # differs in one name, under which there are statistics alone.
-  elsewhere = {
-    (i, module[:i] + module[i + 1 :]): paths
-    for module, paths in statistics.items()
-    for i in range(len(module))
-    if module[: i + 1] not in with_scales
-  }
-  inside = _equinox(variables)
-
-  def beside(module: Path) -> list[Path] | None:
-    for i in range(len(module)):
-      if module[: i + 1] not in with_statistics and (i, module[:i] + module[i + 1 :]) in elsewhere:
-        return elsewhere[i, module[:i] + module[i + 1 :]]
-    return None
-
-  found = []
-  for path, part in parts.items():
-    if not part or part[-1] not in SCALES or not getattr(leaves[path], 'shape', ()):
-      continue
-    module = part[:-1]
-    stats = inside.get(path[:-1]) or statistics.get(module) or beside(module) or []
-    alone = not statistics and not inside
-    if _is_vector(leaves[path]):
-      is_norm = path[:-1] in inside or stats or (alone and _is_named(part))
-    else:  # layers of one shape in one array, as `scan` and `vmap` over layers keep them
-      is_norm = (
-        path[:-1] in inside
-        or any(leaves[other].shape == leaves[path].shape for other in stats)
-        or (alone and _BATCH_NORM.search(module[-1] if module else ''))
-      )
-    if is_norm:
-      bias = next(
-        (by_parts[module + (name,)] for name in BIASES if module + (name,) in by_parts), None
-      )
-      found.append(BatchNorm(path, bias, tuple(stats)))
-  return found
-
-
-def _prefixes(paths: Iterable[Path]) -> set[Path]:
-  """Every beginning of every path."""
-  return {path[:n] for path in paths for n in range(1, len(path) + 1)}
+  """Returns the BatchNorms with a scale in a tree of variables, in tree order."""
+  named = _Named.of(variables)
+  lookups = [place(named) for place in _PLACES]
+  norms = []
+  for path, (*module, name) in named.names.items():
+    if name in SCALES and getattr(named.leaves[path], 'shape', ()):
+      statistics = next(filter(None, (lookup(path) for lookup in lookups)), ())
+      if _is_batch_norm(named, path, statistics):
+        siblings = [(*module, bias) for bias in BIASES]
+        biases = [named.paths[sibling] for sibling in siblings if sibling in named.paths]
+        norms.append(BatchNorm(path, biases[0] if biases else None, tuple(statistics)))
+  return norms
 
 
 def scales(variables: Any) -> Any:
-  """Which leaves are BatchNorm scales.
+  """Returns which leaves are BatchNorm scales.
 
   Args:
     variables: variables or parameters of a Flax (Linen or NNX), Haiku, Equinox or Keras model.
-      Give all variables where you can: running statistics tell BatchNorm from LayerNorm. With
-      parameters alone a scale counts unless its module is named like another norm.
+      Give all variables if you can: running statistics distinguish BatchNorm from LayerNorm. Among
+      parameters alone, a scale counts unless its module is named like another norm.
       Keras: a tree of `keras.Variable`s, or of arrays keyed by `variable.path`.
 
   Returns:
-    A tree of bools, same structure. All False when there is no BatchNorm with a scale.
+    A tree of bools with the structure of `variables`; all False if no BatchNorm has a scale.
   """
   paths = {norm.scale for norm in find(variables)}
   return tree.map_with_path(lambda path, _: path in paths, variables)
 
 
 def chosen(variables: Any, mask: Any = None) -> list[Path]:
-  """Paths of the scales that `mask` names (tree of bools, prefix, or callable); default `scales`.
+  """Returns the paths of the scales that a mask selects.
+
+  Args:
+    variables: the tree of variables.
+    mask: a tree of bools, a prefix of it, or a function that returns one; default `scales`.
 
   Raises:
-    ValueError: when there are none, or `mask` does not fit.
+    ValueError: the mask selects nothing, or does not fit.
   """
   mask = scales if mask is None else mask
-  named = tree.spread(mask(variables) if callable(mask) else mask, variables, name='scales')
-  paths = [path for path, (chosen, _) in zip(tree.flatten(variables), named, strict=True) if chosen]
+  marks = tree.spread(mask(variables) if callable(mask) else mask, variables, name='scales')
+  paths = [path for path, (mark, _) in zip(tree.flatten(variables), marks, strict=True) if mark]
   if not paths:
     raise ValueError(
       'no BatchNorm scale among the variables: network slimming ranks channels by the scales '
@@ -132,19 +96,19 @@ def chosen(variables: Any, mask: Any = None) -> list[Path]:
 
 
 def zeroed(variables: Any, dead: Any, bias: str = 'zero') -> dict[Path, np.ndarray]:
-  """Which channels of which leaves a `dead` tree sets to zero: scales and their biases.
+  """Returns which channels of which leaves a `dead` tree sets to zero: scales and their biases.
 
   Args:
     variables: the tree of variables (arrays or shapes).
-    dead: a tree like it with a bool vector at each scale leaf, None elsewhere. For stacked
-      layers [layers, channels] it may have that shape too: a channel goes where it is dead in all.
+    dead: a tree like it with a bool vector at each scale leaf, None elsewhere. At stacked layers
+      [layers, channels] it may also have their shape: a channel is dead if it is dead in all.
     bias: 'zero', or 'keep' for scales alone.
 
   Returns:
-    Bool vectors [channels] by path. Apply one along `channel_axis` of its leaf.
+    Bool vectors [channels] by path, along `channel_axis` of the leaf.
 
   Raises:
-    ValueError: naming the leaf, when `dead` does not fit; for another `bias`.
+    ValueError: `dead` does not fit, with the name of the leaf; or `bias` is something else.
   """
   if bias not in ('zero', 'keep'):
     raise ValueError(f"bias must be 'zero' or 'keep', got {bias!r}")
@@ -155,23 +119,29 @@ def zeroed(variables: Any, dead: Any, bias: str = 'zero') -> dict[Path, np.ndarr
   biases = _biases(leaves) if bias == 'zero' else {}
   zero = {}
   for path, v in vectors.items():
-    shape = tuple(leaves[path].shape)
-    axis = channel_axis(leaves[path])
-    size = shape[axis] if shape else 0
-    if v.ndim > 1 and v.shape == shape:
-      v = v.all(axis=tuple(i for i in range(v.ndim) if i != axis))
-    if v.dtype != bool or v.shape != (size,):
-      raise ValueError(
-        f'dead at {tree.show(path)} must be bool[{size}], it is {v.dtype}{list(v.shape)}'
-      )
+    vector = _vector(path, v, leaves[path])
     for target in (path, biases.get(path)):
       if target is not None:
-        zero[target] = zero.get(target, False) | v
+        zero[target] = zero.get(target, False) | vector
   return zero
 
 
+def _vector(path: Path, dead: np.ndarray, leaf: Any) -> np.ndarray:
+  """Returns what is dead at a leaf as bool [channels]."""
+  shape = tuple(leaf.shape)
+  axis = channel_axis(leaf)
+  size = shape[axis] if shape else 0
+  if dead.ndim > 1 and dead.shape == shape:
+    dead = np.asarray(dead.all(axis=tuple(i for i in range(dead.ndim) if i != axis)))
+  if dead.dtype != bool or dead.shape != (size,):
+    raise ValueError(
+      f'dead at {tree.show(path)} must be bool[{size}], it is {dead.dtype}{list(dead.shape)}'
+    )
+  return dead
+
+
 def without(leaf: Any, dead: np.ndarray | None) -> Any:
-  """A scale or bias whose dead channels, bool [channels], are zero; None: as it is."""
+  """Returns a scale or bias with zeros at the dead channels, bool [channels]; None: unchanged."""
   if dead is None:
     return leaf
   shape = [1] * leaf.ndim
@@ -180,81 +150,180 @@ def without(leaf: Any, dead: np.ndarray | None) -> Any:
 
 
 def channel_axis(leaf: Any) -> int:
-  """The axis along which a leaf's channels lie: its only long one (Haiku: [1, 1, 1, C]), or the last."""
+  """Returns the axis of a leaf's channels: its only axis longer than 1, else the last.
+
+  Haiku keeps scales as [1, 1, 1, channels], or [1, channels, 1, 1] if channels come first.
+  """
   long = [i for i, n in enumerate(leaf.shape) if n != 1]
   return long[0] if len(long) == 1 else len(leaf.shape) - 1
 
 
 def _biases(leaves: Mapping[Path, Any]) -> dict[Path, Path]:
-  """The bias beside each leaf that is not one itself: same module, same number of channels."""
-  parts = {_parts(path, leaf): path for path, leaf in leaves.items()}
-  beside = {}
-  for part, path in parts.items():
+  """Returns the bias of each other leaf: in the same module, with as many channels."""
+  paths = {_names(path, leaf): path for path, leaf in leaves.items()}
+  biases = {}
+  for names, path in paths.items():
     for name in BIASES:
-      other = parts.get(part[:-1] + (name,))
+      other = paths.get((*names[:-1], name))
       if (
-        part
-        and part[-1] not in BIASES
+        names
+        and names[-1] not in BIASES
         and other is not None
         and leaves[path].shape
         and leaves[other].shape[-1:]
         and leaves[path].shape[channel_axis(leaves[path])]
         == leaves[other].shape[channel_axis(leaves[other])]
       ):
-        beside[path] = other
-  return beside
+        biases[path] = other
+  return biases
 
 
-def _parts(path: Path, leaf: Any) -> Path:
-  """The path as module names: Haiku and Keras join them by '/', NNX adds 'value'."""
+def _names(path: Path, leaf: Any) -> Path:
+  """Returns the path as module names: Haiku and Keras join them by '/', NNX adds 'value'."""
   if isinstance(getattr(leaf, 'path', None), str):  # a keras.Variable
     path = tuple(leaf.path.split('/'))
-  parts = tuple(name for part in path for name in part.split('/'))
-  return parts[:-1] if parts and parts[-1] in ('value', 'raw_value') else parts
+  names = tuple(name for part in path for name in part.split('/'))
+  return names[:-1] if names and names[-1] in ('value', 'raw_value') else names
 
 
-def _statistics_module(part: Path) -> Path | None:
-  """The module whose running statistics this leaf keeps, if any."""
-  if len(part) >= 3 and part[-2] in HAIKU_AVERAGES:
-    return part[:-3] if part[-3] == '~' else part[:-2]
-  return part[:-1] if part and part[-1] in STATISTICS else None
+@dataclasses.dataclass(frozen=True)
+class _Named:
+  """A tree of variables by path and by module names.
+
+  Attributes:
+    leaves: leaves by path.
+    names: module names and the name of the leaf, by path; leaves without a name are left out.
+    paths: the inverse of `names`.
+    statistics: paths of the running statistics of each module, by its names.
+    equinox: paths of the running statistics of each Equinox BatchNorm, by its path.
+  """
+
+  leaves: Mapping[Path, Any]
+  names: Mapping[Path, Path]
+  paths: Mapping[Path, Path]
+  statistics: Mapping[Path, Sequence[Path]]
+  equinox: Mapping[Path, Sequence[Path]]
+
+  @classmethod
+  def of(cls, variables: Any) -> '_Named':
+    leaves = tree.flatten(variables)
+    named = ((path, _names(path, leaf)) for path, leaf in leaves.items())
+    names = {path: parts for path, parts in named if parts}
+    statistics: dict[Path, list[Path]] = {}
+    for path, parts in names.items():
+      module = _statistics_module(parts)
+      if module is not None:
+        statistics.setdefault(module, []).append(path)
+    paths = {parts: path for path, parts in names.items()}
+    return cls(leaves, names, paths, statistics, _equinox(variables))
+
+
+def _statistics_module(names: Path) -> Path | None:
+  """Returns the module whose running statistics a leaf keeps, if it does."""
+  if len(names) >= 3 and names[-2] in HAIKU_AVERAGES:
+    return names[:-3] if names[-3] == '~' else names[:-2]
+  return names[:-1] if names and names[-1] in STATISTICS else None
 
 
 def _equinox(variables: Any) -> dict[Path, list[Path]]:
-  """Equinox BatchNorm modules, where the leaf names ('weight') tell nothing: path -> statistics.
+  """Returns the paths of the running statistics of each Equinox BatchNorm, by its path.
 
-  Those are in a `State` elsewhere in the tree, found by the markers that the module holds.
+  Its leaves have no telling names ('weight'), so the classes of the nodes decide. The statistics
+  are in a `State` elsewhere in the tree, at the markers that the module holds.
   """
 
   def nodes(name: str) -> dict[Path, Any]:
-    def is_it(node: Any) -> bool:
+    def is_node(node: Any) -> bool:
       return any(
         c.__name__ == name and c.__module__.startswith('equinox') for c in type(node).__mro__
       )
 
-    return {
-      path: node for path, node in tree.flatten(variables, is_leaf=is_it).items() if is_it(node)
-    }
+    everything = tree.flatten(variables, is_leaf=is_node)
+    return {path: node for path, node in everything.items() if is_node(node)}
 
   modules, leaves = nodes('BatchNorm'), tree.flatten(variables)
-  places: dict[Any, Path] = {}
+  by_marker: dict[Any, Path] = {}
   for path, state in nodes('State').items() if modules else ():
-    places.update((marker, path + (str(i),)) for i, marker in enumerate(state.tree_flatten()[1]))
-  found = {}
+    by_marker.update((marker, (*path, str(i))) for i, marker in enumerate(state.tree_flatten()[1]))
+  statistics = {}
   for path, module in modules.items():
     indices = [index for index in vars(module).values() if hasattr(index, 'marker')]
-    roots = [places[index.marker] for index in indices if index.marker in places]
-    found[path] = [leaf for leaf in leaves if leaf[:-1] in roots or leaf in roots]
-  return found
+    roots = [by_marker[index.marker] for index in indices if index.marker in by_marker]
+    statistics[path] = [leaf for leaf in leaves if leaf[:-1] in roots or leaf in roots]
+  return statistics
+
+
+# From the path of a scale to the paths of its running statistics, () if there are none.
+_Lookup = Callable[[Path], Sequence[Path]]
+
+
+def _in_state(named: _Named) -> _Lookup:
+  """Equinox: in a `State`."""
+  return lambda path: named.equinox.get(path[:-1], ())
+
+
+def _in_module(named: _Named) -> _Lookup:
+  """NNX, Keras, PyTorch-style names: in the module of the scale."""
+  return lambda path: named.statistics.get(named.names[path][:-1], ())
+
+
+def _in_collection(named: _Named) -> _Lookup:
+  """Linen and Haiku: under the same module names in another collection.
+
+  Collections are 'batch_stats' beside 'params', or members of a tuple. So the two paths differ in
+  one name. What is below it holds no scales in one path, and no statistics in the other.
+  """
+  with_scales = _prefixes(names for names in named.names.values() if names[-1] in SCALES)
+  with_statistics = _prefixes(named.statistics)
+  # By the position of the differing name, and the other names.
+  by_rest = {
+    (i, module[:i] + module[i + 1 :]): paths
+    for module, paths in named.statistics.items()
+    for i in range(len(module))
+    if module[: i + 1] not in with_scales
+  }
+
+  def lookup(path: Path) -> Sequence[Path]:
+    module = named.names[path][:-1]
+    for i in range(len(module)):
+      rest = i, module[:i] + module[i + 1 :]
+      if module[: i + 1] not in with_statistics and rest in by_rest:
+        return by_rest[rest]
+    return ()
+
+  return lookup
+
+
+# Where libraries keep running statistics, in the order in which they are looked up.
+_PLACES: tuple[Callable[[_Named], _Lookup], ...] = (_in_state, _in_module, _in_collection)
+
+
+def _prefixes(paths: Iterable[Path]) -> set[Path]:
+  """Returns every prefix of every path."""
+  return {path[:n] for path in paths for n in range(1, len(path) + 1)}
+
+
+def _is_batch_norm(named: _Named, path: Path, statistics: Sequence[Path]) -> bool:
+  """Returns whether a scale is BatchNorm's: by its class, by statistics, or else by names."""
+  leaf = named.leaves[path]
+  if path[:-1] in named.equinox:
+    return True
+  if not named.statistics and not named.equinox:
+    return _is_named_batch_norm(named.names[path], leaf)
+  if _is_vector(leaf):
+    return bool(statistics)
+  # `scan` and `vmap` over layers stack their scales, and their statistics alike.
+  return any(named.leaves[other].shape == leaf.shape for other in statistics)
+
+
+def _is_named_batch_norm(names: Path, leaf: Any) -> bool:
+  """Returns whether a scale among parameters alone is BatchNorm's, by its module's name."""
+  *_, module, name = ('', *names)
+  if name == 'weight' or not _is_vector(leaf):  # other layers have such leaves, too
+    return bool(_BATCH_NORM.search(module))
+  return not _OTHER_NORM.search(module)
 
 
 def _is_vector(leaf: Any) -> bool:
+  """Returns whether a leaf has at most one axis longer than 1."""
   return sum(n != 1 for n in getattr(leaf, 'shape', ())) <= 1 <= len(getattr(leaf, 'shape', ()))
-
-
-def _is_named(part: Path) -> bool:
-  """Whether a scale among parameters alone is a BatchNorm's, by its module's name."""
-  module = part[-2] if len(part) > 1 else ''
-  if part[-1] == 'weight':  # PyTorch-style names: every layer has one
-    return bool(_BATCH_NORM.search(module))
-  return not _OTHER_NORM.search(module)

@@ -1,4 +1,4 @@
-"""BatchNorm scales are found in the variables of every library, and no other norm's."""
+"""BatchNorm scales of every library are recognised, and those of other norms are not."""
 
 import os
 
@@ -6,6 +6,7 @@ os.environ.setdefault('KERAS_BACKEND', 'jax')
 
 from flax import nnx
 import flax.linen as nn
+from helpers import zoo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +48,7 @@ def test_linen():
     '0/BatchNorm_0/scale',
     '0/last/scale',
   ]
-  # Parameters alone: other norms are told by their names.
+  # Among parameters alone, other norms are recognised by their names.
   assert scales(variables['params']) == ['BatchNorm_0/scale', 'last/scale']
   first, last = batch_norms.find(variables)
   assert first.bias == ('params', 'BatchNorm_0', 'bias') and last.bias is None
@@ -93,11 +94,44 @@ def test_haiku():
     'hidden',
     'hidden',
   ]
-  # Scales are [1, 1, 1, channels]: a dead vector lies along the long axis.
+  # Scales are [1, 1, 1, channels]; a dead vector refers to the long axis.
   dead = jax.tree.map(lambda _: None, (params, state))
   dead[0]['batch_norm']['scale'] = jnp.array([True, False, False, True])
   masked = slim_jax.mask((params, state), dead)
   assert masked[0]['batch_norm']['scale'].ravel().tolist() == [0, 1, 1, 0]
+
+
+def test_haiku_with_channels_first(x64):
+  """Scales are [1, channels, 1, 1], so their last axis is not that of the channels."""
+  hk = pytest.importorskip('haiku')
+
+  def net(x, is_training):
+    for width in (6, 8):
+      x = hk.Conv2D(width, 3, data_format='NCHW', with_bias=False)(x)
+      norm = hk.BatchNorm(True, True, 0.9, data_format='NC...')
+      x = jax.nn.relu(norm(x, is_training))
+    return hk.Linear(5)(x.mean((2, 3)))
+
+  x = jax.random.normal(jax.random.key(1), (2, 3, 8, 8), jnp.float64)
+  f = hk.without_apply_rng(hk.transform_with_state(net))
+  shapes = jax.eval_shape(lambda: f.init(jax.random.key(0), x, True))
+  variables = zoo.randomise(shapes, jnp.float64, 0)
+  apply = lambda variables, x: f.apply(*variables, x, False)[0]
+  dead = slim_jax.select_global(variables, fraction=0.5)
+  vectors = [dead[0][name]['scale'] for name in ('batch_norm', 'batch_norm_1')]
+  left = [int((~vector).sum()) for vector in vectors]
+  assert [vector.shape for vector in vectors] == [(6,), (8,)] and 0 < sum(left) < 14
+
+  masked = slim_jax.mask(variables, dead)
+  for name, vector in zip(('batch_norm', 'batch_norm_1'), vectors):
+    for leaf in ('scale', 'offset'):
+      assert ((masked[0][name][leaf].ravel() == 0) == vector).all()
+  plan = slim_jax.plan(apply, variables, x, dead=dead)
+  thin = plan.slice(variables)
+  assert thin[0]['batch_norm']['scale'].shape == (1, left[0], 1, 1)
+  assert thin[0]['conv2_d_1']['w'].shape == (3, 3, left[0], left[1])
+  got = slim_jax.thin(apply, plan)(thin, x)
+  np.testing.assert_allclose(got, apply(masked, x), rtol=1e-12, atol=1e-12)
 
 
 def test_equinox():
@@ -114,7 +148,7 @@ def test_equinox():
   params, _ = eqx.partition(model, eqx.is_inexact_array)
   assert scales(params) == ['layers/1/weight']
   assert scales((params, state)) == ['0/layers/1/weight']
-  # Their statistics are numbered: which they are the module's markers tell.
+  # Statistics have numbers for names; the module's markers refer to them.
   shapes = [
     leaf.shape
     for path, leaf in tree.flatten((params, state)).items()
@@ -170,7 +204,7 @@ class Layer(nn.Module):
 
 
 def test_stacked_layers():
-  """Scales of layers that share a body are [layers, channels]: one decision a channel."""
+  """Layers that share a body have scales [layers, channels], and one decision per channel."""
   stack = nn.scan(
     Layer, variable_axes={'params': 0, 'batch_stats': 0}, split_rngs={'params': True}, length=3
   )()
