@@ -1,12 +1,17 @@
-"""Network slimming for JAX: train with L1 on BatchNorm scales, remove channels, fine-tune.
+"""Network slimming for JAX: train with an L1 penalty on BatchNorm scales, then remove channels.
 
-scales = slim_jax.batch_norm_scales(variables)
+tx = optax.chain(slim_jax.add_l1(1e-4), optax.sgd(0.1, momentum=0.9))
+...
 dead = slim_jax.select_global(variables, fraction=0.7)
 plan = slim_jax.plan(apply_fn, variables, x, dead=dead)
 thin_variables = plan.slice(variables)
 thin_apply = slim_jax.thin(apply_fn, plan)
 logits = thin_apply(thin_variables, x)
 """
+
+from collections.abc import Callable
+import os
+from typing import Any
 
 from slim_jax.batch_norms import scales as batch_norm_scales
 from slim_jax.channels.plan import Plan
@@ -23,28 +28,29 @@ from slim_jax.sparsity.observe import scale_shares
 from slim_jax.sparsity.penalties import add_l1, add_polarization, clip_scales, soft_threshold
 from slim_jax.sparsity.pull import l1_pull
 
+# setup.cfg reads the version from this line, without importing the package.
+__version__ = '0.1.0'
 
-def load(workdir):
-  """The network that a finished run of `slim_jax.main` left, thin if it was pruned.
+
+def load(workdir: str | os.PathLike[str]) -> tuple[Callable[[Any, Any], Any], Any]:
+  """Loads the network of a finished run of `slim_jax.main`, thin if it was pruned.
 
   Args:
-    workdir: directory of the run, wherever it has been moved.
+    workdir: directory of the run; it may have been moved.
 
   Returns:
-    (apply, variables): `apply(variables, image)` gives logits float32 [n, classes] for images
-    uint8 [n, height, width, channels] as the data set has them; normalisation is inside.
+    (apply, variables): `apply(variables, image)` returns logits float32 [n, classes] for images
+    uint8 [n, height, width, channels], as the data set has them; it normalises them itself.
 
   Raises:
     WorkdirError: the directory holds no run with a complete stage.
     CheckpointError: no checkpoint of the stage can be read.
   """
-  # Here, not above: the transformation alone needs neither data sets nor checkpoints.
+  # Imported here, because the transformation alone needs neither data sets nor checkpoints.
   from slim_jax.runs import finished  # pylint: disable=g-import-not-at-top
 
   return finished.load(workdir, compiled=True)
 
-
-__version__ = '0.1.0'
 
 __all__ = [
   'BudgetError',
