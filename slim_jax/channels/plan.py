@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from slim_jax import batch_norms, tree
+from slim_jax.channels import opt_state as opt_state_module
 from slim_jax.channels import regions
 from slim_jax.channels.regions import Region
 from slim_jax.tree import Path
@@ -189,17 +190,36 @@ class Plan:
     return tree.map_with_path(lambda path, leaf: self.cuts[path].expand(leaf), thin)
 
   def slice_opt_state(self, tx: optax.GradientTransformation, opt_state: Any, params: Any) -> Any:
-    """The optimizer state of the thin parameters: what mirrors a parameter is cut like it
-    (and not added up where kernels are: momentum is not linear in them).
+    """Returns the optimiser state of the thin parameters.
+
+    Momentum, factored moments and histories are cut like their parameter; counts, rates and norms
+    of layers stay. Nothing is added up where kernels are (`folds`): momentum is not linear in them.
 
     Args:
       tx: the transformation that `opt_state` belongs to.
-      opt_state: its state over parameters of the original shapes.
-      params: those parameters (arrays or shapes): the tree this plan is of.
+      opt_state: its state over parameters of the original shapes; of NNX, `opt_state` of an
+        `nnx.Optimizer`.
+      params: those parameters (arrays or shapes): the tree this plan is of. Of NNX, all of
+        `nnx.split(net)` or the `nnx.Param`s that the optimiser was made for.
+
+    Raises:
+      ValueError: listing missing, unexpected and misshapen leaves of `params`.
+      OptStateError: `opt_state` is not of `tx` and `params`, or a leaf of it cannot be cut.
     """
-    self._check(params, lambda cut: cut.shape, 'slice')
-    cuts = tree.map_with_path(lambda path, _: self.cuts[path], params)
-    return optax.tree_map_params(tx, lambda leaf, cut: cut.slice(leaf), opt_state, cuts)
+    params = opt_state_module.optimised(opt_state, params)
+    paths = tree.flatten(params).keys()
+    cuts = {path: cut for path, cut in self.cuts.items() if path in paths}
+    Plan(cuts)._check(params, lambda cut: cut.shape, 'slice the optimiser state of')
+    cuts = {path: cuts[path] for path in paths}  # in the order of the leaves
+    thin_params = tree.map_with_path(
+      lambda path, leaf: jax.ShapeDtypeStruct(cuts[path].thin_shape, leaf.dtype), params
+    )
+    kept = opt_state_module.live_indices(tx, opt_state, params, thin_params, cuts)
+    leaves, structure = jax.tree.flatten(opt_state)
+    return structure.unflatten(
+      leaf if indices is None else Cut.at(np.shape(leaf), indices).slice(leaf)
+      for leaf, indices in zip(leaves, kept, strict=True)
+    )
 
   def then(self, other: 'Plan') -> 'Plan':
     """The plan that cuts like this one and then, what is left, like `other`."""
