@@ -1,4 +1,4 @@
-"""Pytrees by path: what JAX key paths are to us is a tuple of plain strings."""
+"""Pytrees by path, where a path is a tuple of plain strings made of a JAX key path."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ Path = tuple[str, ...]
 
 
 def path_of(key_path: Any) -> Path:
-  """('params', 'Conv_0', 'kernel') for a JAX key path."""
+  """Returns a JAX key path as a path: ('params', 'Conv_0', 'kernel')."""
   return tuple(_name(key) for key in key_path)
 
 
@@ -21,33 +21,33 @@ def _name(key: Any) -> str:
 
 
 def parse(path: str) -> Path:
-  """('params', 'Conv_0') for 'params/Conv_0'; () for ''."""
+  """Returns ('params', 'Conv_0') for 'params/Conv_0', and () for ''."""
   return tuple(path.split('/')) if path else ()
 
 
 def show(path: Path) -> str:
-  """'params/Conv_0/kernel'; a tree that is one leaf is '(root)'."""
+  """Returns 'params/Conv_0/kernel'; '(root)' for the empty path of a tree that is one leaf."""
   return '/'.join(path) or '(root)'
 
 
 def flatten(tree: Any, *, is_leaf: Callable[[Any], bool] | None = None) -> dict[Path, Any]:
-  """Leaves of `tree` by path, in the order of `jax.tree.leaves`."""
+  """Returns the leaves of `tree` by path, in the order of `jax.tree.leaves`."""
   pairs, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
   return {path_of(key_path): leaf for key_path, leaf in pairs}
 
 
 def map_with_path(f: Callable[[Path, Any], Any], tree: Any) -> Any:
-  """`tree` with every leaf replaced by `f(path, leaf)`."""
+  """Returns `tree` with every leaf replaced by `f(path, leaf)`."""
   return jax.tree_util.tree_map_with_path(lambda k, leaf: f(path_of(k), leaf), tree)
 
 
 def like(tree: Any, leaves: Mapping[Path, Any]) -> Any:
-  """A tree of the same structure with these leaves, None where there is none."""
+  """Returns a tree of the same structure with these leaves, None where there is none."""
   return jax.tree.unflatten(jax.tree.structure(tree), [leaves.get(path) for path in flatten(tree)])
 
 
 def spread(prefix: Any, tree: Any, *, name: str) -> list[Any]:
-  """The leaf of a prefix tree that stands over each leaf of `tree`, as `vmap` reads `in_axes`.
+  """Returns the leaf of a prefix tree above each leaf of `tree`, as `vmap` reads `in_axes`.
 
   Args:
     prefix: a tree that `tree` extends; None is a leaf.
@@ -58,7 +58,7 @@ def spread(prefix: Any, tree: Any, *, name: str) -> list[Any]:
     One entry for each leaf of `tree`: (prefix leaf, path of the leaf below the prefix leaf).
 
   Raises:
-    ValueError: when `prefix` is no prefix of `tree`.
+    ValueError: if `prefix` is not a prefix of `tree`.
   """
   entries: list[Any] = []
 
@@ -73,17 +73,17 @@ def spread(prefix: Any, tree: Any, *, name: str) -> list[Any]:
 
 
 def states(outs: Any, results: Any) -> list[Path | None]:
-  """For each result leaf, the path of the variable whose new value it is; None: a plain result."""
+  """Returns, for each result leaf, the path of the variable it updates; None for a plain result."""
   return [
     None if root is None else parse(root) + below
     for root, below in spread(outs, results, name='outs')
   ]
 
 
-def differences(expected: Mapping[Path, Any], found: Mapping[Path, Any]) -> str:
-  """Two lists of differences between the paths of two trees; '' when there are none."""
-  missing = [show(p) for p in expected if p not in found]
-  unexpected = [show(p) for p in found if p not in expected]
+def differences(expected: Mapping[Path, Any], actual: Mapping[Path, Any]) -> str:
+  """Returns the missing and the unexpected paths of a tree, a line each; '' if there are none."""
+  missing = [show(p) for p in expected if p not in actual]
+  unexpected = [show(p) for p in actual if p not in expected]
   lines = []
   if missing:
     lines.append('missing: ' + ', '.join(missing))

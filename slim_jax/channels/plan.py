@@ -1,4 +1,4 @@
-"""`Plan`: which indices of which variables are left, and which slices are added up."""
+"""`Plan`: the live indices of every variable, and the slices of kernels that are summed."""
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
@@ -22,11 +22,11 @@ from slim_jax.tree import Path
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-  """What is left of one leaf.
+  """The live part of one leaf.
 
   Attributes:
     shape: shape of the leaf in the original network.
-    live: the region that is left.
+    live: the live region.
   """
 
   shape: tuple[int, ...]
@@ -34,6 +34,7 @@ class Cut:
 
   @property
   def thin_shape(self) -> tuple[int, ...]:
+    """Shape of the thin leaf."""
     return regions.shape_of(self.live, self.shape)
 
   @property
@@ -46,7 +47,7 @@ class Cut:
 
   @staticmethod
   def at(shape: tuple[int, ...], indices: Sequence[np.ndarray]) -> 'Cut':
-    """The cut that leaves these indices of every axis."""
+    """Returns the cut whose live indices are these, for every axis."""
     axes = []
     for size, index in zip(shape, indices, strict=True):
       axis = np.zeros(size, bool)
@@ -55,7 +56,7 @@ class Cut:
     return Cut(shape, regions.normal(axes))
 
   def slice(self, leaf: Any) -> Any:
-    """The live part of an array or a shape."""
+    """Returns the live part of an array or a shape (NumPy in, NumPy out; else JAX arrays)."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
       return jax.ShapeDtypeStruct(self.thin_shape, leaf.dtype)
     if self.live.is_whole:
@@ -70,7 +71,7 @@ class Cut:
     return thin if isinstance(leaf, np.ndarray) else jax.device_put(thin)
 
   def expand(self, thin: Any) -> Any:
-    """A thin array or shape as it was, zeros put back."""
+    """Undoes `slice` of an array or a shape, with zeros where indices were removed."""
     if isinstance(thin, jax.ShapeDtypeStruct):
       return jax.ShapeDtypeStruct(self.shape, thin.dtype)
     if self.live.is_whole:
@@ -86,13 +87,13 @@ class Cut:
 class Fold:
   """Slices of a kernel that become one: `kernel[carrier] = sum(weights * kernel[sources])`.
 
-  The other sources are not used any more.
+  The other sources are no longer used.
 
   Attributes:
-    axis: of the kernel, along which it meets the constant channels.
-    sources: int [n], increasing, the carrier among them if there is one.
-    weights: float64 [n]: constant of each source by that of the carrier.
-    carrier: the index that stays; -1 when every constant is zero and nothing has to.
+    axis: axis of the kernel that is contracted with the constant channels.
+    sources: int [n], increasing, including the carrier if there is one.
+    weights: float64 [n], constant of each source divided by that of the carrier.
+    carrier: the index that stays; -1 if all constants are zero and none has to.
   """
 
   axis: int
@@ -101,7 +102,7 @@ class Fold:
   carrier: int
 
   def kept(self, size: int) -> np.ndarray:
-    """bool [size]: which indices of the axis are still used."""
+    """Returns bool [size]: which indices of the axis are still used."""
     left = np.ones(size, bool)
     left[self.sources] = False
     if self.carrier >= 0:
@@ -109,7 +110,7 @@ class Fold:
     return left
 
   def apply(self, kernel: Any) -> Any:
-    """The kernel [..., size, ...] with the carrier's slice replaced (NumPy in, NumPy out)."""
+    """Returns the kernel [..., size, ...] with the carrier's slice replaced (NumPy in, NumPy out)."""
     if self.carrier < 0 or isinstance(kernel, jax.ShapeDtypeStruct):
       return kernel
     at = (slice(None),) * self.axis + (self.carrier,)
@@ -123,7 +124,7 @@ class Fold:
     return kernel
 
   def renumbered(self, number: np.ndarray) -> 'Fold':
-    """The same where index i is called `number[i]`, or is not there: -1."""
+    """Returns the fold with index i renamed to `number[i]`; -1 where it was removed."""
     sources = number[self.sources]
     carrier = -1 if self.carrier < 0 else int(number[self.carrier])
     return Fold(self.axis, sources[sources >= 0], self.weights[sources >= 0], carrier)
@@ -133,18 +134,18 @@ class Fold:
 class Plan:
   """Live indices of every axis of every variable, by path; see `plan`.
 
-  A plan speaks of the original network: with the thin arrays and the function it is a
-  complete model. `plan['params']` is the plan of a part of the tree. Printing it shows, by module,
-  the shapes before and after, and why an axis stayed whole.
+  A plan always refers to the original network's indices, so the function, the plan and the thin
+  arrays are a complete model. `plan['params']` is the plan of a part of the tree. Printing a plan
+  shows, by module, the shapes before and after, and why an axis stayed whole.
 
   Attributes:
-    cuts: what is left of each leaf, by path.
-    unknown: operations that run at full width because slim_jax has no rule for their
-      primitive: each 'primitive(operands) -> results at module path'.
+    cuts: the live part of each leaf, by path.
+    unknown: operations that run at full width because there is no rule for their primitive, each
+      as 'primitive(operands) -> results at module path'.
     reasons: why an axis of a leaf stayed whole: it reaches the output, is read by an operation
-      without a rule, is tied to a stream, or all of it is read by a later layer.
-    folds: kernels that take over what the biases of removed channels contributed, and how
-      (`plan` with `bias='keep'`), in order.
+      without a rule, is tied to a residual stream, or a later layer reads all of it.
+    folds: kernels that take over the biases of removed channels (`plan` with `bias='keep'`), by
+      path, in order of application.
   """
 
   cuts: Mapping[Path, Cut]
@@ -153,7 +154,7 @@ class Plan:
   folds: Mapping[Path, tuple[Fold, ...]] = dataclasses.field(default_factory=dict)
 
   def __getitem__(self, path: str) -> 'Plan':
-    """The plan of the part of the tree at `path` ('params/Conv_0')."""
+    """Returns the plan of the part of the tree at `path` ('params/Conv_0')."""
     root = tree.parse(path)
 
     def inside(of: Mapping[Path, Any]) -> dict[Path, Any]:
@@ -167,13 +168,13 @@ class Plan:
     return Plan(cuts, self.unknown, inside(self.reasons), inside(self.folds))
 
   def slice(self, variables: Any) -> Any:
-    """The thin variables: same tree, smaller arrays (NumPy in, NumPy out; else JAX arrays).
+    """Returns the thin variables: same tree, smaller arrays (NumPy in, NumPy out; else JAX arrays).
 
     Args:
-      variables: a tree of arrays (or `jax.ShapeDtypeStruct`s) of the original shapes.
+      variables: tree of arrays or `jax.ShapeDtypeStruct`s of the original shapes.
 
     Raises:
-      ValueError: listing missing, unexpected and misshapen leaves.
+      ValueError: if leaves are missing, unexpected or of the wrong shape; it lists them.
     """
     self._check(variables, lambda cut: cut.shape, 'slice')
 
@@ -185,26 +186,33 @@ class Plan:
     return tree.map_with_path(thin, variables)
 
   def expand(self, thin: Any) -> Any:
-    """The thin variables at their original shapes, zeros where channels were removed."""
+    """Returns the thin variables at their original shapes, zeros where channels were removed.
+
+    Args:
+      thin: tree of arrays or `jax.ShapeDtypeStruct`s of the thin shapes.
+
+    Raises:
+      ValueError: if leaves are missing, unexpected or of the wrong shape; it lists them.
+    """
     self._check(thin, lambda cut: cut.thin_shape, 'expand')
     return tree.map_with_path(lambda path, leaf: self.cuts[path].expand(leaf), thin)
 
   def slice_opt_state(self, tx: optax.GradientTransformation, opt_state: Any, params: Any) -> Any:
     """Returns the optimiser state of the thin parameters.
 
-    Momentum, factored moments and histories are cut like their parameter; counts, rates and norms
-    of layers stay. Nothing is added up where kernels are (`folds`): momentum is not linear in them.
+    Momentum, factored moments and histories are sliced like their parameter; counts, rates and norms
+    of layers stay. Folds of kernels do not apply: momentum is not linear in the kernels.
 
     Args:
       tx: the transformation that `opt_state` belongs to.
       opt_state: its state over parameters of the original shapes; of NNX, `opt_state` of an
         `nnx.Optimizer`.
-      params: those parameters (arrays or shapes): the tree this plan is of. Of NNX, all of
-        `nnx.split(net)` or the `nnx.Param`s that the optimiser was made for.
+      params: those parameters (arrays or shapes), the tree that this plan describes. Of NNX, all
+        of `nnx.split(net)` or the `nnx.Param`s that the optimiser was made for.
 
     Raises:
-      ValueError: listing missing, unexpected and misshapen leaves of `params`.
-      OptStateError: `opt_state` is not of `tx` and `params`, or a leaf of it cannot be cut.
+      ValueError: if leaves of `params` are missing, unexpected or of the wrong shape; it lists them.
+      OptStateError: if `opt_state` is not of `tx` and `params`, or a leaf of it cannot be sliced.
     """
     params = opt_state_module.optimised(opt_state, params)
     paths = tree.flatten(params).keys()
@@ -222,13 +230,17 @@ class Plan:
     )
 
   def then(self, other: 'Plan') -> 'Plan':
-    """The plan that cuts like this one and then, what is left, like `other`."""
-    found = {path: cut.thin_shape for path, cut in self.cuts.items()}
-    if wrong := [
-      path
-      for path in {**found, **other.cuts}
-      if path not in found or path not in other.cuts or other.cuts[path].shape != found[path]
-    ]:
+    """Returns the plan equal to this plan followed by `other`.
+
+    Args:
+      other: a plan of the thin variables of this plan.
+
+    Raises:
+      ValueError: if `other` expects other leaves or shapes than this plan leaves.
+    """
+    left = {path: cut.thin_shape for path, cut in self.cuts.items()}
+    expected = {path: cut.shape for path, cut in other.cuts.items()}
+    if wrong := [p for p in {**left, **expected} if left.get(p) != expected.get(p)]:
       raise ValueError(
         'the second plan does not continue the first: they differ at '
         + ', '.join(map(tree.show, wrong))
@@ -247,10 +259,10 @@ class Plan:
     return Plan(cuts, other.unknown, other.reasons, folds)
 
   def relative_to(self, earlier: 'Plan') -> 'Plan':
-    """The plan that cuts what `earlier` left down to what this plan leaves.
+    """Returns the plan that takes the thin variables of `earlier` to those of this plan.
 
     Raises:
-      ValueError: when this plan keeps something that `earlier` removed.
+      ValueError: if this plan keeps something that `earlier` removed.
     """
     cuts = {}
     for path, cut in self.cuts.items():
@@ -266,10 +278,13 @@ class Plan:
     return Plan(cuts, self.unknown, self.reasons, folds)
 
   def lift(self, dead: Any) -> Any:
-    """`dead` of the thin variables in the index space of the original network.
+    """Returns `dead` of the thin variables in the indices of the original network.
 
-    Everything that this plan removed from a named leaf is dead too, so the result describes
-    all passes so far: `plan(f, original_shapes, x, dead=earlier.lift(dead))`.
+    What this plan removed from a leaf with a dead vector is dead too, so the result describes all
+    passes so far: `plan(f, original_shapes, x, dead=earlier.lift(dead))`.
+
+    Args:
+      dead: tree like the thin variables: bool [channels] at each scale leaf, None elsewhere.
     """
 
     def lifted(key_path: Any, vector: Any) -> Any:
@@ -282,7 +297,7 @@ class Plan:
     return jax.tree_util.tree_map_with_path(lifted, dead)
 
   def save(self, path: str | os.PathLike[str] | BinaryIO) -> None:
-    """Writes the plan to one .npz file, named or open (NumPy's format; no pickles)."""
+    """Writes the plan to an .npz file, given by name or open (NumPy's format, no pickles)."""
     arrays, leaves = {}, []
     for n, (leaf, cut) in enumerate(self.cuts.items()):
       folds = self.folds.get(leaf, ())
@@ -307,16 +322,17 @@ class Plan:
     }
     arrays['head'] = np.array(json.dumps(head))
     with contextlib.ExitStack() as stack:
-      file = path if hasattr(path, 'write') else stack.enter_context(open(path, 'wb'))
+      is_name = isinstance(path, (str, os.PathLike))
+      file = stack.enter_context(open(path, 'wb')) if is_name else path
       np.savez_compressed(file, **arrays)
 
   @staticmethod
   def load(path: str | os.PathLike[str] | BinaryIO) -> 'Plan':
-    """Reads a plan that `save` wrote, from a file, named or open.
+    """Reads a plan that `save` wrote, from a file given by name or open.
 
     Raises:
-      FileNotFoundError: when there is no such file.
-      ValueError: when it is no plan.
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is not a plan.
     """
     try:
       with np.load(path, allow_pickle=False) as file:
@@ -331,10 +347,10 @@ class Plan:
       axes = tuple(arrays.get(f'{n}.{i}') for i in range(len(leaf['shape'])))
       live = regions.nothing(len(axes)) if leaf['empty'] else Region(axes)
       cuts[tuple(leaf['path'])] = Cut(tuple(leaf['shape']), live)
-      if found := leaf.get('folds'):
+      if leaf.get('folds'):
         folds[tuple(leaf['path'])] = tuple(
           Fold(axis, arrays[f'{n}.fold{i}.sources'], arrays[f'{n}.fold{i}.weights'], carrier)
-          for i, (axis, carrier) in enumerate(found)
+          for i, (axis, carrier) in enumerate(leaf['folds'])
         )
     return Plan(
       cuts,
@@ -356,7 +372,7 @@ class Plan:
       raise ValueError(f'cannot {verb} this tree with this plan:\n{wrong.strip()}')
 
   def __str__(self) -> str:
-    """A table by module: leaves, shape before and after, and why an axis stayed whole."""
+    """Returns a table by module: leaves, shapes before and after, and why an axis stayed whole."""
     groups: dict[tuple[str, str, str, str], list[str]] = {}
     for path, cut in self.cuts.items():
       left = 'whole' if cut.live.is_whole else str(list(cut.thin_shape))
@@ -379,7 +395,7 @@ class Plan:
 
 
 def _positions(cut: Cut, axis: int) -> np.ndarray:
-  """int [size]: where each index of an axis is among those that are left (-1: it is not)."""
+  """Returns int [size]: the position of each index of an axis among the live ones; -1 if dead."""
   position = np.full(cut.shape[axis], -1)
   position[cut.indices[axis]] = np.arange(len(cut.indices[axis]))
   return position
