@@ -220,7 +220,7 @@ def test_what_is_not_used_yet_may_change(config, finished, tmp_path):
     shutil.copytree(workdir / 'checkpoints' / stage, tmp_path / 'checkpoints' / stage)
   (tmp_path / 'stages.json').write_text(json.dumps(records[:2]))
   bad = changed(config, **{'prune.fraction': 0.99, 'prune.min_channels': 0})
-  with pytest.raises(checks.ConfigError, match='config.prune: the network is cut through'):
+  with pytest.raises(checks.ConfigError, match='config.prune: the network is disconnected'):
     pipeline.run(bad, tmp_path)
   good = changed(config, **{'prune.fraction': 0.5, 'finetune.epochs': 1})
   assert pipeline.run(good, tmp_path)[2]['widths'] != records[2]['widths']

@@ -56,7 +56,7 @@ def test_points_have_the_shared_stages_in_common(study):
 
 def test_what_cannot_be_pruned_is_a_finding(study):
   _, _, points = study
-  assert points[2]['error'].startswith('config.prune: the network is cut through')
+  assert points[2]['error'].startswith('config.prune: the network is disconnected')
   assert [row['stage'] for row in points[2]['stages']] == ['baseline', 'sparse']
   assert not points[0]['error']
 

@@ -1,4 +1,4 @@
-"""Widened thin networks are exact, too; and where it is worth it, nothing is selected or placed."""
+"""Widened thin networks are exact too, and select and place nothing where that is cheaper."""
 
 import collections
 
@@ -10,14 +10,11 @@ import pytest
 
 import slim_jax
 from slim_jax import jaxprs, tree
-from slim_jax.channels import widen
+from slim_jax.channels.widen import Costs
 
-
-@pytest.fixture
-def always(monkeypatch):
-  """Whatever can be widened is."""
-  for name, value in {'SELECT': 1e9, 'PLACE': 1e9, 'SLACK': 9}.items():
-    monkeypatch.setattr(widen, name, value)
+# Everything that can be widened is; nothing is.
+ALWAYS = Costs(select=1e9, place=1e9, slack=9)
+NEVER = Costs(select=0, place=0, slack=0)
 
 
 @pytest.mark.parametrize(
@@ -28,10 +25,10 @@ def always(monkeypatch):
     if case.size != 'inference'
   ],
 )
-def test_widened_equals_masked_in_double_precision(case, always, x64):
+def test_widened_equals_masked_in_double_precision(case, x64):
   model = zoo.build(case, jnp.float64)
   dead = laws.random_dead(model.variables, 0.5, seed=3, scales=model.scales)
-  laws.check(model, dead, 1e-10, widen=True)
+  laws.check(model, dead, 1e-10, widen=ALWAYS)
 
 
 WIDTH, INNER = 32, 8
@@ -126,11 +123,11 @@ def moved(f, *args):
 
 @pytest.mark.parametrize('f', [residual, plain, dense], ids=lambda f: f.__name__)
 @pytest.mark.parametrize('train', [False, True], ids=['inference', 'training'])
-def test_streams_are_left_whole(f, train, always, x64):
+def test_streams_are_left_whole(f, train, x64):
   v, dead, plan = planned(f)
   x, g = jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), lambda v, x: f(v, x, train)
   masked, thin_variables = slim_jax.mask(v, dead), plan.slice(v)
-  narrow, wide = (slim_jax.thin(g, plan, widen=widen) for widen in (False, True))
+  narrow, wide = (slim_jax.thin(g, plan, widen=widen) for widen in (False, ALWAYS))
   assert moved(narrow, thin_variables, x) > 0
   assert moved(wide, thin_variables, x) == 0
   assert laws.distance(wide(thin_variables, x), g(masked, x)) < 1e-10
@@ -140,12 +137,10 @@ def test_streams_are_left_whole(f, train, always, x64):
 
 
 @pytest.mark.parametrize('f', [residual, plain, dense], ids=lambda f: f.__name__)
-def test_what_costs_more_is_not_done(f, monkeypatch):
-  for name in ('SELECT', 'PLACE', 'SLACK'):
-    monkeypatch.setattr(widen, name, 0)
+def test_what_costs_more_is_not_done(f):
   v, _, plan = planned(f)
   x, thin_variables = jnp.ones((2, 8, 8, 3)), plan.slice(v)
-  narrow, wide = (slim_jax.thin(f, plan, widen=widen) for widen in (False, True))
+  narrow, wide = (slim_jax.thin(f, plan, widen=widen) for widen in (False, NEVER))
   assert slim_jax.count(wide, thin_variables, x) == slim_jax.count(narrow, thin_variables, x)
 
 
@@ -162,11 +157,11 @@ def test_a_few_more_channels_cost_less_than_to_select(x64):
     assert wide == (narrow if is_same else 0)
 
 
-def test_nothing_dead_stays_the_function(always):
+def test_nothing_dead_stays_the_function():
   v, _, plan = planned(plain, 0.0)
   x = jnp.ones((2, 8, 8, 3))
   before, after = (
     collections.Counter(str(e.primitive) for e in jaxprs.trace(f, v, x)[0].equations)
-    for f in (plain, slim_jax.thin(plain, plan, widen=True))
+    for f in (plain, slim_jax.thin(plain, plan, widen=ALWAYS))
   )
   assert before == after

@@ -122,7 +122,7 @@ class Traced:
     return self._results[key]
 
 
-class CutThroughError(SlimError, ValueError):
+class DisconnectedError(SlimError, ValueError):
   """So much is dead that the results would no longer depend on the inputs."""
 
 
@@ -333,8 +333,8 @@ def _check_alive(
   if read and all(needed.live[i].empty for i in read):
     gone = [tree.show(path) for path in zero if zero[path].all()]
     ends = [str(eqn) for eqn in _dead_ends(network, needed.facts)]
-    raise CutThroughError(
-      'the network is cut through: its results no longer depend on its inputs. '
+    raise DisconnectedError(
+      'the network is disconnected: its results no longer depend on its inputs. '
       f'Layers that lose every channel: {", ".join(gone) or "none"}. '
       f'What depends on the inputs ends in: {"; ".join(ends[:3]) or "its results"}. '
       'Remove a smaller fraction, or keep some channels of every layer (min_channels=, '

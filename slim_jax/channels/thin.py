@@ -11,7 +11,7 @@ from slim_jax.channels import analysis, programs, regions
 from slim_jax.channels.plan import Cut, Plan
 from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import RULES, Fact, Rule, Walk
-from slim_jax.channels.widen import Widening
+from slim_jax.channels.widen import Costs, Widening
 from slim_jax.jaxprs import Program
 
 
@@ -21,7 +21,7 @@ def thin(
   *,
   ins: Any = None,
   outs: Any = None,
-  widen: bool = False,
+  widen: bool | Costs = False,
   rules: Mapping[Any, Rule] = RULES,
 ) -> Callable[..., Any]:
   """Transforms `f` into a function of thin variables that does only thin arithmetic.
@@ -40,8 +40,8 @@ def thin(
       of them, 'params', 'batch_stats'). Default: the first argument is the variables.
     outs: prefix tree over the results: None = whole (default), or a path string: laid out like
       that part of the plan, as `(None, {'batch_stats': 'batch_stats'})` for `(logits, state)`.
-    widen: whether zeros may be computed where leaving them out costs more (see `widen`; the costs
-      are those of CPUs). Meant for functions that are compiled; `count` counts these zeros.
+    widen: whether zeros may be computed where leaving them out costs more, by default at the costs
+      of CPUs (see `widen`). Meant for functions that are compiled; `count` counts these zeros.
     rules: the table of rules, as for `plan`.
 
   Returns:
@@ -58,7 +58,7 @@ def thin(
     walk, inputs = Walk(rules), list(map(Fact, have))
     needed = analysis.analyse(program, inputs, demands, walk=walk)
     if widen:
-      widening = Widening(program, needed)
+      widening = Widening(program, needed, Costs() if widen is True else widen)
       needed = analysis.backward(program, needed.facts, demands, walk=walk, widening=widening)
     arrays = [
       _nothing(program.avals[n]) if array is None else array

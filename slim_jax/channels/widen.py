@@ -25,14 +25,24 @@ from slim_jax.channels.rules import elementwise
 from slim_jax.jaxprs import Equation, Program
 from slim_jax.jaxprs import primitives as p
 
-# Cost of selecting an element, of putting one in its place, and of running BatchNorm and ReLU on one,
-# in multiply-adds of a convolution. Measured on CPUs, in inference and in training.
-SELECT = 60
-PLACE = 150
-ELEMENT = 60
 
-# A stream keeps the channels that it loses in one step if they are at most this share of it.
-SLACK = 0.25
+class Costs(NamedTuple):
+  """Costs per element in multiply-adds of a convolution.
+
+  The defaults were measured on CPUs, in inference and in training.
+
+  Attributes:
+    select: of selecting an element.
+    place: of putting an element in its place.
+    element: of BatchNorm and ReLU on an element.
+    slack: a stream keeps the channels that it loses in one step if they are at most this share.
+  """
+
+  select: float = 60
+  place: float = 150
+  element: float = 60
+  slack: float = 0.25
+
 
 # At most this many operations are searched for the kernel, or the stream, behind them.
 _MOST = 200
@@ -54,9 +64,11 @@ class Widening:
   Args:
     program: what is analysed.
     narrow: result of the first pass.
+    costs: by which it is decided.
   """
 
-  def __init__(self, program: Program, narrow: Analysis):
+  def __init__(self, program: Program, narrow: Analysis, costs: Costs):
+    self._costs = costs
     self._walk = narrow.walk
     self._constants = program.constants
     self._made = {number: eqn for eqn in program.equations for number in eqn.outputs}
@@ -78,7 +90,8 @@ class Widening:
       return
     (axis,), size = beyond, eqn.out_avals[0].shape[beyond[0]]
     then = regions.either(wanted.axes[axis], support.axes[axis])
-    width, place = regions.width(then, size), PLACE * regions.width(then, size)
+    width = regions.width(then, size)
+    place = self._costs.place * width
 
     def is_wide(value: int) -> bool:
       return _within(then, facts[value].support.axes[axis])
@@ -112,7 +125,8 @@ class Widening:
     x, axis, now = eqn.inputs[0], kernel.x, reads[0].axes[kernel.x]
     size, outputs = eqn.in_avals[0].shape[axis], eqn.out_avals[0].shape[kernel.y]
     places = _size(eqn.out_avals[0].shape) / outputs * size / _size(eqn.in_avals[0].shape)
-    row = places * kernel.taps * regions.width(live[0].axes[kernel.y], outputs) + ELEMENT
+    row = places * kernel.taps * regions.width(live[0].axes[kernel.y], outputs)
+    row += self._costs.element
     then = self._streamed(x, axis, size, now, row, need, facts)
     if regions.same_axis(then, now):
       return own
@@ -120,10 +134,10 @@ class Widening:
 
   def _sum(self, eqn: Equation, need: list[Region], facts: list[Fact]) -> None:
     """Computes a statistic of all channels that a stream holds if selecting some costs more."""
-    (aval,), number = eqn.in_avals, eqn.outputs[0]
+    (aval,), number, cost = eqn.in_avals, eqn.outputs[0], self._costs.element
     kept = [i for i in range(len(aval.shape)) if i not in eqn.params['axes']]
     for n, (axis, now) in enumerate(zip(kept, need[number].axes, strict=True)):
-      then = self._streamed(eqn.inputs[0], axis, aval.shape[axis], now, ELEMENT, need, facts)
+      then = self._streamed(eqn.inputs[0], axis, aval.shape[axis], now, cost, need, facts)
       if not regions.same_axis(then, now):
         need[number] = regions.along(need[number], n, then)
         facts[number] = _widened(facts[number], n, then)
@@ -149,7 +163,7 @@ class Widening:
       return now
     then = now | np.logical_and.reduce([regions.vector(region.axes[axis], size) for region in held])
     more = int(then.sum() - now.sum())
-    if not more or more * cost >= SELECT * now.sum():
+    if not more or more * cost >= self._costs.select * now.sum():
       return now
     for value in between:
       facts[value] = _widened(facts[value], axis, then)
@@ -174,7 +188,7 @@ class Widening:
         for value in self._large(eqn):
           wide = regions.union(wide, held[value])
       sizes = [_size(regions.shape_of(region, shape)) for region in (wide, held[number])]
-      if sizes[0] <= (1 + SLACK) * sizes[1]:
+      if sizes[0] <= (1 + self._costs.slack) * sizes[1]:
         held[number] = wide
     return held
 
@@ -222,7 +236,8 @@ class Widening:
     if not eqn or not kernel or kernel.y != axis or facts[eqn.inputs[1]].support.empty:
       return math.inf
     rows = facts[eqn.inputs[1]].support.axes[kernel.rows]
-    return kernel.taps * regions.width(rows, eqn.in_avals[1].shape[kernel.rows]) + ELEMENT
+    width = regions.width(rows, eqn.in_avals[1].shape[kernel.rows])
+    return kernel.taps * width + self._costs.element
 
 
 def _kernel(eqn: Equation) -> _Kernel | None:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from slim_jax.channels.plan import Plan
-from slim_jax.channels.planning import CutThroughError
+from slim_jax.channels.planning import DisconnectedError
 from slim_jax.costs import candidates
 from slim_jax.costs.candidates import TracedCall
 from slim_jax.errors import SlimError
@@ -226,7 +226,7 @@ def _share(call: TracedCall, dead: Any, measure: _Measure, full: float) -> float
   """Returns the share that is left without the dead channels; None if they cut the network through."""
   try:
     plan = candidates.planned(call, dead)
-  except CutThroughError:
+  except DisconnectedError:
     return None
   return measure(call, plan) / full
 
