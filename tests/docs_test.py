@@ -21,6 +21,7 @@ from absl import flags
 from helpers import commands
 import jax
 import jax.numpy as jnp
+import ml_collections
 from ml_collections import config_flags
 import pytest
 
@@ -321,27 +322,40 @@ def test_flags_of_commands_exist(command):
   known = set(flags.FLAGS) | {f'no{name}' for name in flags.FLAGS}
   for flag in flags_of(command):
     assert flag.startswith('--config.') or flag[2:].partition('=')[0] in known, flag
-  config_of(flags_of(command))
+  check_fields(flags_of(command))
 
 
 def is_folder(module):
   return (ROOT / module.replace('.', '/')).is_dir()
 
 
-def config_of(arguments):
-  """The config of `--config=` and `--config.FIELD=` flags; it must be one that can work."""
-  given = [word for word in arguments if word.startswith('--config') and not word.endswith('=...')]
+def check_fields(arguments):
+  """Fails unless `--config=` and `--config.FIELD=` flags give a config that can work."""
+  given = [word for word in arguments if word.startswith('--config')]
   if not any(word.startswith('--config=') for word in given):
     given = ['--config=configs/digits.py', *given]
   given = [
     word.replace('configs/NAME.py', 'configs/digits.py').replace('=configs/', f'={ROOT}/configs/')
     for word in given
   ]
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', lock_config=True, flag_values=values)
-  values(['docs', *given])
-  checks.check_config(values['config'].value)
-  return values['config'].value
+  has_value = lambda word: '=' in word and not word.endswith('=...')
+  values, line = flags.FlagValues(), ['docs', *filter(has_value, given)]
+  config_flags.DEFINE_config_file('config', lock_config=True, flag_values=values, sys_argv=line)
+  values(line)
+  config = values['config'].value
+  checks.check_config(config)
+  for word in given:
+    if not has_value(word):
+      assert word.partition('=')[0].removeprefix('--config.') in flat(config), word
+
+
+def flat(config):
+  """The fields of a config, with dots."""
+  return {
+    f'{name}.{field}' if isinstance(value, ml_collections.ConfigDict) else name
+    for name, value in config.items()
+    for field in (value if isinstance(value, ml_collections.ConfigDict) else [''])
+  }
 
 
 FIELDS = sorted({text for path in DOCS for text in re.findall(r'`(--config\.[^`]+)`', prose(path))})
@@ -350,7 +364,7 @@ FIELDS = sorted({text for path in DOCS for text in re.findall(r'`(--config\.[^`]
 @old_import
 @pytest.mark.parametrize('text', [text for text in FIELDS if 'FIELD' not in text])
 def test_fields_that_are_mentioned_exist(text):
-  config_of(shlex.split(text))
+  check_fields(shlex.split(text))
 
 
 @pytest.mark.parametrize('command', [c for c in COMMANDS + MENTIONED if 'tests/benchmarks/' in c])
@@ -396,7 +410,7 @@ def test_links_lead_somewhere(path):
 def test_files_that_are_named_exist(path):
   names = re.findall(r'`((?:[\w.]+/)*[\w.]+\.(?:py|sh|ipynb|yaml))`', prose(path))
   for name in names:
-    if path.name != 'CHANGELOG.md':
+    if path.name != 'CHANGELOG.md' and pathlib.Path(name).stem not in ('NAME', 'own'):
       places = (ROOT, path.parent, ROOT / 'slim_jax')
       assert any((place / name).exists() for place in places), name
 
