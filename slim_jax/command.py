@@ -5,6 +5,7 @@ import errno
 import logging as std_logging
 import os
 import pathlib
+import re
 import signal
 import sys
 from typing import NoReturn
@@ -14,6 +15,7 @@ import jax
 from ml_collections import config_flags
 
 from slim_jax.errors import SlimError
+from slim_jax.runs import schema
 from slim_jax.runtime import interrupt, processes
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -92,12 +94,27 @@ def _parse_flags(args: list[str]) -> list[str]:
     getattr(CONFIG.value, 'to_dict', None)  # a file that is not there is an error when it is read
     return left
   except Exception as error:  # pylint: disable=broad-except  (a config is a program)
-    # ml_collections wraps a KeyError that also names the nearest field.
-    cause = error.args[0] if error.args else error
-    if isinstance(cause, KeyError) and 'NoneType' not in str(cause):
-      sys.exit(f'ConfigError: the config has no field {cause.args[0]}'.replace('\n', '. '))
+    # For a field, ml_collections wraps a KeyError that also names the nearest one.
+    wrapped = bool(error.args) and isinstance(error.args[0], KeyError)
+    cause = error.args[0] if wrapped else error
+    how = _how_to_add(args, cause) if isinstance(cause, KeyError) else ''
+    if (wrapped or how) and 'NoneType' not in str(cause):
+      sys.exit(f'ConfigError: the config has no field {cause.args[0]}'.replace('\n', '. ') + how)
     path = next((arg for arg in args if arg.startswith('--config=')), '--config')
     sys.exit(f'ConfigError: {path} cannot be used: {type(error).__name__}: {error}')
+
+
+def _how_to_add(args: list[str], error: KeyError) -> str:
+  """Says what to do about an override of a field that only the config file lacks, else ''."""
+  key = str(error.args[0]).splitlines()[0].strip('\'"')
+  for arg in args:
+    override = re.match(r'--?(?:no)?config\.([\w.]+)', arg)
+    if override and schema.has(override[1]) and key in override[1].split('.'):
+      return (
+        f'. --config.{override[1]} can override it once the config file sets it: start the file '
+        'from slim_jax.runs.default.get_config(), or add the field'
+      )
+  return ''
 
 
 def _is_ours_or_serious(record: std_logging.LogRecord) -> bool:

@@ -19,7 +19,7 @@ from slim_jax import command
 from slim_jax.costs import candidates
 from slim_jax.display import plot, progress, tables
 from slim_jax.report import page
-from slim_jax.runs import checks, finished, pruning
+from slim_jax.runs import checks, finished, pruning, schema
 from slim_jax.runtime import files, processes
 from slim_jax.runtime.config import Config
 from slim_jax.training import recalibration, train_state
@@ -70,11 +70,11 @@ def run(
     ConfigError, DataError: the config cannot work, or the data cannot be had.
     WorkdirError: no run with a complete sparse stage, or one with another config.
   """
-  config = config.copy_and_resolve_references()
+  config = schema.complete(config)
+  checks.check_config(config)
   with config.unlocked():
     config.prune.target = ''
     config.recalibrate_batches = config.recalibrate_batches or _BATCHES
-  checks.check_config(config)
   sparse = finished.open_sparse(config, workdir)
   opened, variables = sparse.run, train_state.variables_of(sparse.state)
   recalibrate = recalibration.make_recalibrate(

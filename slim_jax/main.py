@@ -12,7 +12,7 @@ from absl import flags
 from slim_jax import command
 from slim_jax.display import tables
 from slim_jax.report import page
-from slim_jax.runs import pipeline, stages
+from slim_jax.runs import pipeline, schema, stages
 from slim_jax.runtime import processes
 
 _UNTIL = flags.DEFINE_enum(
@@ -25,7 +25,7 @@ _UNTIL = flags.DEFINE_enum(
 
 def main() -> None:
   """Runs the method and shows what came of it."""
-  config = command.CONFIG.value
+  config = schema.complete(command.CONFIG.value)
   last = stages.named(config, _UNTIL.value) if _UNTIL.value else None
   records = pipeline.run(config, command.WORKDIR.value, last=last)
   if processes.is_first():

@@ -23,7 +23,7 @@ from etils import epath
 from slim_jax import command
 from slim_jax.display import plot, tables
 from slim_jax.report import page
-from slim_jax.runs import checks, context, pipeline, stages
+from slim_jax.runs import checks, context, pipeline, schema, stages
 from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir
 from slim_jax.runtime import files, processes
@@ -40,7 +40,8 @@ _STRENGTHS = ('train.strength', 'train.pull')
 
 def main() -> None:
   """Runs the study of the command line and shows what came of it."""
-  config, workdir = command.CONFIG.value, files.path_of(command.WORKDIR.value)
+  config = schema.complete(command.CONFIG.value)
+  workdir = files.path_of(command.WORKDIR.value)
   points = run(config, parse(config, _SWEEP.value), workdir)
   if processes.is_first():
     tables.show_sweep(points)
@@ -94,7 +95,7 @@ def run(
     ConfigError: some point cannot work, and nothing has been run.
     As `pipeline.run` for all else.
   """
-  workdir = files.path_of(workdir)
+  config, workdir = schema.complete(config), files.path_of(workdir)
   every = [dict(zip(sweep, values)) for values in itertools.product(*sweep.values())]
   for values in every:
     checks.check_config(_with(config, values))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import house
+import pytest
 
 import slim_jax
 
@@ -62,10 +63,11 @@ def test_options_are_keyword_only():
         assert parameter.kind is parameter.KEYWORD_ONLY, (name, parameter)
 
 
-def test_the_library_is_light():
-  """Importing slim_jax starts no device and loads neither data sets nor checkpoints."""
+@pytest.mark.parametrize('module', ['slim_jax', 'slim_jax.runs.default'])
+def test_the_library_and_the_default_config_are_light(module):
+  """Importing them starts no device and loads neither data sets nor checkpoints."""
   code = (
-    'import sys, slim_jax\n'
+    f'import sys, {module}\n'
     'heavy = {"tensorflow", "tensorflow_datasets", "grain", "orbax.checkpoint", "matplotlib",'
     ' "sklearn"}\n'
     'assert not heavy & set(sys.modules), heavy & set(sys.modules)\n'
@@ -84,8 +86,11 @@ def test_tests_import_no_tests():
         assert not re.search(r'_test\b', ast.unparse(node)), path
 
 
-def test_configs_import_nothing_of_ours():
+def test_experiments_import_only_the_default_config():
   for path in (house.ROOT / 'configs').glob('*.py'):
-    for node in ast.walk(ast.parse(path.read_text())):
-      if isinstance(node, (ast.Import, ast.ImportFrom)):
-        assert 'ml_collections' in ast.unparse(node), path
+    imports = [
+      ast.unparse(node)
+      for node in ast.walk(ast.parse(path.read_text()))
+      if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
+    assert imports == ['from slim_jax.runs import default'], path

@@ -20,6 +20,66 @@ from slim_jax.training import optimiser
 
 PyTree = Any
 
+# Smallest values of fields that may be as large as you like.
+_AT_LEAST = {
+  'image_size': 0,
+  'workers': 0,
+  'augment.pad': 0,
+  'batch_size': 1,
+  'eval_batch_size': 1,
+  'accumulate_steps': 1,
+  'steps_per_call': 1,
+  'weight_decay': 0,
+  'base_batch_size': 0,
+  'baseline_epochs': 0,
+  'passes': 1,
+  'train.epochs': 1,
+  'train.warmup_epochs': 0,
+  'train.strength': 0,
+  'train.pull': 0,
+  'train.strength_warmup_epochs': 0,
+  'finetune.epochs': 0,
+  'finetune.warmup_epochs': 0,
+  'prune.min_channels': 0,
+  'prune.multiple_of': 1,
+  'recalibrate_batches': 0,
+  'eval_every_epochs': 0,
+  'log_every_steps': 1,
+  'checkpoint_every_epochs': 1,
+  'keep_checkpoints': 1,
+}
+
+# What other fields must fulfil, and how to say it.
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+  'seed': (lambda seed: 0 <= seed < 2**32, 'must be at least 0 and less than 2**32'),
+  'momentum': (lambda share: 0 <= share < 1, 'must be at least 0 and less than 1'),
+  'train.learning_rate': (lambda rate: rate > 0, 'must be above 0'),
+  'train.drops': (
+    lambda drops: all(0 < drop < 1 for drop in drops),
+    'must be fractions of the training, between 0 and 1',
+  ),
+  'train.drop_factor': (lambda factor: 0 < factor <= 1, 'must be above 0 and at most 1'),
+  'train.polarization_t': (
+    lambda t: 0 <= t <= 2,
+    'must be between 0 (half of the scales go to zero) and 2 (all of them do)',
+  ),
+  'prune.fraction': (lambda share: 0 <= share < 1, 'must be at least 0 and less than 1'),
+  'prune.max_fraction': (lambda share: 0 <= share <= 1, 'must be between 0 and 1'),
+}
+for _name in ('learning_rate', 'drops', 'drop_factor'):
+  _RANGES[f'finetune.{_name}'] = _RANGES[f'train.{_name}']
+
+_CHOICES = {
+  'augment.kind': data.AUGMENTATIONS,
+  'dtype': ('float32', 'bfloat16', 'float16'),
+  'model.name': tuple(models.MODELS),
+  'train.schedule': optimiser.SCHEDULES,
+  'train.term': tuple(terms.TERMS),
+  'finetune.schedule': optimiser.SCHEDULES,
+  'prune.tied': ('', 'sum', 'mean', 'max'),
+  'prune.bias': ('zero', 'keep'),
+}
+
 
 class ConfigError(SlimError):
   """A config that cannot work; the message names the fields and what they may be."""
@@ -33,13 +93,10 @@ def check_config(config: Config) -> None:
   """Checks every value that can be checked without the data.
 
   Raises:
-    ConfigError: listing all that is wrong.
+    ConfigError: the config cannot work; the message has a line for each problem.
   """
-  problems = list(schema.problems(config))
-  if not problems:  # of what is no number no range can be checked
-    problems = [*_check_method(config), *_check_sizes(config), *_check_model(config)]
-    for name in ('train', 'finetune'):
-      problems += _check_schedule(config[name], name)
+  # Values are checked once all fields are there and have their types.
+  problems = list(schema.problems(config)) or list(_value_problems(config))
   if problems:
     raise ConfigError(
       'the config cannot work:\n' + '\n'.join(f'  config.{problem}' for problem in problems)
@@ -51,9 +108,9 @@ def check_data(config: Config, train_data: Data, other_data: Data, name: str) ->
 
   Args:
     config: the config.
-    train_data: what is trained on.
-    other_data: what is evaluated on.
-    name: of the field that names its split.
+    train_data: the images for training.
+    other_data: images for evaluation.
+    name: the field with their split, such as 'test_split'.
 
   Raises:
     ConfigError: a split is too small, or the splits do not belong together.
@@ -62,33 +119,34 @@ def check_data(config: Config, train_data: Data, other_data: Data, name: str) ->
   if len(train_data) < config.batch_size:
     raise ConfigError(
       f'config.batch_size={config.batch_size} is larger than the '
-      f'{len(train_data)} examples of {config.train_split!r}'
+      f'{len(train_data)} examples of config.train_split={config.train_split!r}'
     )
   if not len(other_data):
-    raise ConfigError(f'{split} holds no examples')
+    raise ConfigError(f'{split} has no examples')
   if train_data.shape != other_data.shape:
     raise ConfigError(
-      f'{config.train_split!r} has images {train_data.shape} and {split} {other_data.shape}'
+      f'{split} has images {other_data.shape}, but config.train_split={config.train_split!r} has '
+      f'images {train_data.shape}'
     )
   if train_data.class_names != other_data.class_names:
-    raise ConfigError(f'{split} has other classes than {config.train_split!r}')
+    raise ConfigError(f'{split} has other classes than config.train_split={config.train_split!r}')
   if config.augment.kind == 'imagenet' and train_data.shape[-1] != 3:
     raise ConfigError(
-      "config.augment.kind='imagenet' is for images of 3 channels; these "
+      "config.augment.kind='imagenet' needs images of 3 channels, but these "
       f'have {train_data.shape[-1]}'
     )
 
 
 def check_network(config: Config, shapes: Callable[[], PyTree]) -> None:
-  """Checks that a network can be made for the images and can be slimmed.
+  """Checks that the network can be made for the images and can be slimmed.
 
   Args:
     config: the config.
-    shapes: makes the shapes of the variables.
+    shapes: returns the shapes of the variables.
 
   Raises:
-    ConfigError: the model does not take such images, has no scale to slim by, or no layer that
-      `prune.keep` names.
+    ConfigError: the model does not take such images or has no BatchNorm scales, or a pattern of
+      `prune.keep` matches no layer.
   """
   try:
     variables = shapes()
@@ -103,52 +161,87 @@ def check_network(config: Config, shapes: Callable[[], PyTree]) -> None:
     raise ConfigError(f'config.prune.{error}') from error
 
 
-def _check_method(config: Config) -> Iterator[str]:
-  prune = config.prune
-  if not 0 <= prune.fraction < 1:
-    yield f'prune.fraction={prune.fraction} must be at least 0 and less than 1'
-  if not 0 <= prune.max_fraction <= 1:
-    yield f'prune.max_fraction={prune.max_fraction} must lie between 0 and 1'
-  if prune.min_channels < 0:
-    yield f'prune.min_channels={prune.min_channels} must not be negative'
-  if not _is_target(prune.target):
+def _value_problems(config: Config) -> Iterator[str]:
+  """Lists the values that cannot work, each line beginning with the dotted name of the field."""
+  yield from _range_problems(config)
+  yield from _choice_problems(config)
+  yield from _device_problems(config)
+  if config.nesterov and not config.momentum:
+    yield 'nesterov=True needs a momentum above 0'
+  if config.steps_per_call > 1 and config.image_size:
     yield (
-      f"prune.target={prune.target!r} must be '', 'gap', 'threshold:SCALE', or 'macs:SHARE', "
-      "'params:SHARE', 'memory:SHARE' or 'latency:SHARE' with a share above 0 and at most 1"
+      f'steps_per_call={config.steps_per_call} needs images in device memory (image_size=0); '
+      'photographs are read step by step'
     )
-  if prune.multiple_of < 1:
-    yield f'prune.multiple_of={prune.multiple_of} must be at least 1'
-  if prune.bias not in ('zero', 'keep'):
-    yield f"prune.bias={prune.bias!r} must be 'zero' or 'keep'"
-  if prune.tied not in ('', 'sum', 'mean', 'max'):
-    yield f"prune.tied={prune.tied!r} must be '' (not tied), 'sum', 'mean' or 'max'"
-  if config.passes < 1:
-    yield f'passes={config.passes} must be at least 1'
-  if config.train.strength < 0:
-    yield f'train.strength={config.train.strength} must not be negative'
-  if config.train.pull < 0:
-    yield f'train.pull={config.train.pull} must not be negative; 0 is to use the strength'
-  if config.train.term not in terms.TERMS:
+  if not _is_target(config.prune.target):
     yield (
-      f'train.term={config.train.term!r} is not one of {", ".join(terms.TERMS)}'
-      f'{schema.nearest(config.train.term, terms.TERMS)}'
+      f"prune.target={config.prune.target!r} must be '', 'gap', 'threshold:SCALE', or "
+      "'macs:SHARE', 'params:SHARE', 'memory:SHARE' or 'latency:SHARE' with a share above 0 and at "
+      'most 1'
     )
-  if config.train.strength_warmup_epochs < 0:
+  yield from _dataset_problems(config)
+  yield from _model_problems(config.model)
+
+
+def _range_problems(config: Config) -> Iterator[str]:
+  for name, smallest in _AT_LEAST.items():
+    value = _value(config, name)
+    if value < smallest:
+      yield f'{name}={value} must be at least {smallest}'
+  for name, (holds, text) in _RANGES.items():
+    value = _value(config, name)
+    if not holds(value):
+      yield f'{name}={value} {text}'
+
+
+def _choice_problems(config: Config) -> Iterator[str]:
+  for name, choices in _CHOICES.items():
+    value = _value(config, name)
+    if value not in choices:
+      listed = ', '.join(map(repr, choices))
+      yield f'{name}={value!r} is not one of {listed}{schema.nearest(value, choices)}'
+
+
+def _device_problems(config: Config) -> Iterator[str]:
+  there, processes = len(devices.local()), jax.process_count()
+  used = devices.total(devices.local(config.devices))
+  if not 0 <= config.devices <= there:
+    yield f'devices={config.devices} must be between 0 (all) and {there}, the devices there are'
+  elif config.devices and config.devices < there and processes > 1:
+    yield f'devices={config.devices} must be 0 (all) with {processes} processes'
+  elif there * processes != jax.device_count():
     yield (
-      f'train.strength_warmup_epochs={config.train.strength_warmup_epochs} must not be negative'
+      f'devices={config.devices}: all {processes} processes must have the same number of devices, '
+      f'but this one has {there} of {jax.device_count()}'
     )
-  if not 0 <= config.train.polarization_t <= 2:
+  elif config.batch_size % used:
+    yield f'batch_size={config.batch_size} must be a multiple of the {used} devices'
+  elif config.accumulate_steps > 0 and config.batch_size // used % config.accumulate_steps:
     yield (
-      f'train.polarization_t={config.train.polarization_t} must lie between 0, where half '
-      'of the scales go to zero, and 2, where all do'
+      f'accumulate_steps={config.accumulate_steps} must divide the '
+      f'{config.batch_size // used} images of each device'
     )
-  if config.train.epochs < 1:
-    yield f'train.epochs={config.train.epochs} must be at least 1'
-  for name in ('baseline_epochs', 'eval_every_epochs', 'recalibrate_batches'):
-    if config[name] < 0:
-      yield f'{name}={config[name]} must not be negative; 0 is never'
-  if config.finetune.epochs < 0:
-    yield f'finetune.epochs={config.finetune.epochs} must not be negative'
+
+
+def _dataset_problems(config: Config) -> Iterator[str]:
+  name = config.dataset
+  if name in prepare.BUILDERS or name.startswith('folder:') or (name and config.data_dir):
+    return
+  yield (
+    f'dataset={name!r} is not one of {", ".join(map(repr, prepare.BUILDERS))}'
+    f"{schema.nearest(name, prepare.BUILDERS)}; it may also be 'folder:PATH', or another data set "
+    'that is prepared in data_dir'
+  )
+
+
+def _model_problems(section: Config) -> Iterator[str]:
+  if section.name not in models.MODELS:
+    return  # one of `_CHOICES`
+  arguments = {name: value for name, value in section.items() if name != 'name'}
+  try:
+    models.create(section.name, num_classes=1, **arguments)
+  except (TypeError, ValueError) as error:
+    yield f'model: {error}'
 
 
 def _is_target(target: str) -> bool:
@@ -164,97 +257,8 @@ def _is_target(target: str) -> bool:
   return True
 
 
-def _check_sizes(config: Config) -> Iterator[str]:
-  for name in (
-    'batch_size',
-    'eval_batch_size',
-    'accumulate_steps',
-    'steps_per_call',
-    'log_every_steps',
-    'checkpoint_every_epochs',
-    'keep_checkpoints',
-  ):
-    if config[name] < 1:
-      yield f'{name}={config[name]} must be at least 1'
-  found = len(devices.local())
-  used = devices.total(devices.local(config.devices))
-  if not 0 <= config.devices <= found:
-    yield (
-      f'devices={config.devices} must lie between 0, for all, and {found}, as many as there are'
-    )
-  elif config.devices and config.devices < found and jax.process_count() > 1:
-    yield f'devices={config.devices} must be 0, for all, as there are {jax.process_count()} processes'
-  elif found * jax.process_count() != jax.device_count():
-    yield (
-      f'devices={config.devices}: each of the {jax.process_count()} processes must have as '
-      f'many devices; this one has {found} of {jax.device_count()}'
-    )
-  elif config.batch_size % used:
-    yield f'batch_size={config.batch_size} must be a multiple of the {used} devices'
-  elif config.accumulate_steps > 0 and config.batch_size // used % config.accumulate_steps:
-    yield (
-      f'accumulate_steps={config.accumulate_steps} must divide the '
-      f'{config.batch_size // used} images of each device'
-    )
-  if config.steps_per_call > 1 and config.image_size:
-    yield (
-      f'steps_per_call={config.steps_per_call} is for images that lie in device memory '
-      f'(image_size=0); photographs come step by step'
-    )
-  for name in ('base_batch_size', 'image_size', 'workers'):
-    if config[name] < 0:
-      yield f'{name}={config[name]} must not be negative'
-  if config.augment.kind not in data.AUGMENTATIONS:
-    yield (f'augment.kind={config.augment.kind!r} is not one of {", ".join(data.AUGMENTATIONS)}')
-  if config.augment.pad < 0:
-    yield f'augment.pad={config.augment.pad} must not be negative'
-  if not 0 <= config.momentum < 1:
-    yield f'momentum={config.momentum} must be at least 0 and less than 1'
-  if config.nesterov and not config.momentum:
-    yield 'nesterov=True needs a momentum above 0'
-  if config.weight_decay < 0:
-    yield f'weight_decay={config.weight_decay} must not be negative'
-  if not 0 <= config.seed < 2**32:
-    yield f'seed={config.seed} must lie between 0 and {2**32 - 1}'
-
-
-def _check_model(config: Config) -> Iterator[str]:
-  if config.model.name not in models.MODELS:
-    yield (
-      f'model.name={config.model.name!r} is not one of '
-      f'{", ".join(models.MODELS)}{schema.nearest(config.model.name, models.MODELS)}'
-    )
-  else:
-    arguments = {k: v for k, v in config.model.items() if k != 'name'}
-    try:
-      models.create(config.model.name, num_classes=1, **arguments)
-    except (TypeError, ValueError) as error:
-      yield f'model: {error}'
-  if config.dtype not in ('float32', 'bfloat16', 'float16'):
-    yield f"dtype={config.dtype!r} must be 'float32', 'bfloat16' or 'float16'"
-  if (
-    not config.data_dir
-    and config.dataset not in prepare.BUILDERS
-    and not config.dataset.startswith('folder:')
-  ):
-    yield (
-      f'dataset={config.dataset!r} is not one of {", ".join(prepare.BUILDERS)}'
-      f'{schema.nearest(config.dataset, prepare.BUILDERS)}; for another one, give the '
-      'data_dir in which it is prepared'
-    )
-
-
-def _check_schedule(section: Config, name: str) -> Iterator[str]:
-  if section.schedule not in optimiser.SCHEDULES:
-    yield (
-      f'{name}.schedule={section.schedule!r} is not one of '
-      f'{", ".join(optimiser.SCHEDULES)}{schema.nearest(section.schedule, optimiser.SCHEDULES)}'
-    )
-  if section.learning_rate <= 0:
-    yield f'{name}.learning_rate={section.learning_rate} must be positive'
-  if not all(0 < drop < 1 for drop in section.drops):
-    yield (f'{name}.drops={section.drops} must be fractions of the training, between 0 and 1')
-  if not 0 < section.drop_factor <= 1:
-    yield f'{name}.drop_factor={section.drop_factor} must be above 0 and at most 1'
-  if section.warmup_epochs < 0:
-    yield f'{name}.warmup_epochs={section.warmup_epochs} must not be negative'
+def _value(config: Config, name: str) -> Any:
+  """Returns the value of a field, given its dotted name."""
+  for step in name.split('.'):
+    config = config[step]
+  return config

@@ -13,7 +13,7 @@ import optax
 from slim_jax import data
 from slim_jax.channels.plan import Plan
 from slim_jax.models import narrow
-from slim_jax.runs import context, network, stages
+from slim_jax.runs import context, network, schema, stages
 from slim_jax.runs.context import Run
 from slim_jax.runs.network import Network
 from slim_jax.runs.stages import Stage
@@ -168,7 +168,7 @@ def _last(workdir: Workdir) -> Stage:
 
 def _read(workdir: Workdir) -> tuple[Config, dict[str, Any]]:
   """The config of a run, and its dataset.json."""
-  config = ml_collections.ConfigDict(read_json(workdir.path / 'config.json'))
+  config = schema.complete(ml_collections.ConfigDict(read_json(workdir.path / 'config.json')))
   return config, read_json(workdir.path / 'dataset.json')
 
 

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 import slim_jax
 from slim_jax import batch_norms, tree
 from slim_jax.display import plot, progress, tables
-from slim_jax.runs import checks, context, network, pretrained, pruning, recording, stages
+from slim_jax.runs import checks, context, network, pretrained, pruning, recording, schema, stages
 from slim_jax.runs.context import Run
 from slim_jax.runs.network import Network
 from slim_jax.runs.stages import Stage
@@ -49,7 +49,7 @@ def run(
   """Runs the method, or what is left of it.
 
   Args:
-    config: see configs/digits.py for every field.
+    config: see `default` for every field; fields that it lacks get their defaults.
     workdir: directory of this run, made if it does not exist.
     last: the stage to stop after; None for all of them.
 
@@ -71,6 +71,7 @@ def run(
     Preempted: SIGTERM came while a stage trained.
     CheckpointError: checkpoints are damaged, or not of this run.
   """
+  config = schema.complete(config)
   checks.check_config(config)
   workdir = Workdir(files.path_of(workdir))
   with workdir.locked():

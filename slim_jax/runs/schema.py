@@ -1,143 +1,133 @@
-"""The fields of a config and their types: what configs/digits.py explains, as a table."""
+"""The fields that a config must have, and their types: those of the default config."""
 
 from collections.abc import Iterator
 import difflib
+import json
 import math
 from typing import Any
 
+from absl import logging
 import ml_collections
 
-# By section; '' are those of the config itself. What a model takes it checks by itself.
-FIELDS: dict[str, dict[str, type]] = {
-  '': {
-    'seed': int,
-    'dataset': str,
-    'data_dir': str,
-    'image_size': int,
-    'workers': int,
-    'train_split': str,
-    'test_split': str,
-    'valid_split': str,
-    'batch_size': int,
-    'eval_batch_size': int,
-    'devices': int,
-    'accumulate_steps': int,
-    'steps_per_call': int,
-    'base_batch_size': int,
-    'init_from': str,
-    'dtype': str,
-    'cross_replica_batch_norm': bool,
-    'momentum': float,
-    'nesterov': bool,
-    'weight_decay': float,
-    'baseline_epochs': int,
-    'passes': int,
-    'recalibrate_batches': int,
-    'eval_every_epochs': int,
-    'log_every_steps': int,
-    'checkpoint_every_epochs': int,
-    'keep_checkpoints': int,
-  },
-  'augment': {'kind': str, 'pad': int, 'flip': bool},
-  'model': {'name': str},
-  'train': {
-    'epochs': int,
-    'learning_rate': float,
-    'schedule': str,
-    'drops': tuple,
-    'drop_factor': float,
-    'warmup_epochs': float,
-    'strength': float,
-    'pull': float,
-    'term': str,
-    'polarization_t': float,
-    'strength_warmup_epochs': float,
-    'weigh_macs': bool,
-  },
-  'prune': {
-    'fraction': float,
-    'target': str,
-    'per_layer': bool,
-    'min_channels': int,
-    'max_fraction': float,
-    'keep': tuple,
-    'multiple_of': int,
-    'tied': str,
-    'bias': str,
-  },
-  'finetune': {
-    'epochs': int,
-    'learning_rate': float,
-    'schedule': str,
-    'drops': tuple,
-    'drop_factor': float,
-    'warmup_epochs': float,
-  },
-  'scratch': {'e': bool, 'b': bool},
+from slim_jax.runs import default
+
+_Fields = dict[str, Any]  # default values, and a dict of them for each section
+
+# Type of the elements of tuples that are empty by default.
+_ELEMENTS = {'prune.keep': str}
+
+_MUST_BE = {
+  bool: 'must be True or False',
+  int: 'must be an integer',
+  float: 'must be a number',
+  str: 'must be a string',
+  tuple: 'must be a tuple',
 }
 
-# Of the values of a tuple.
-_WITHIN = {'drops': float, 'keep': str}
+
+def complete(config: Any) -> Any:
+  """Returns the config with defaults for the fields that it lacks, and logs which.
+
+  A config lacks a field that was added after the config was written or its run started.
+
+  Args:
+    config: what `get_config` of a config file returns; it is not changed.
+
+  Returns:
+    A copy, locked if the config is locked. What is not a ConfigDict is returned as it is, for
+    `problems` to report.
+  """
+  if not isinstance(config, ml_collections.ConfigDict):
+    return config
+  result = ml_collections.ConfigDict(config.to_dict())
+  if added := list(_fill(result, _defaults(), '')):
+    logging.info('the config lacks fields, which get their defaults: %s', ', '.join(added))
+  return result.lock() if config.is_locked else result
+
+
+def complete_json(saved: Any) -> Any:
+  """Returns what `complete` does, for a config that was read from JSON."""
+  if not isinstance(saved, dict):
+    return saved
+  return json.loads(json.dumps(complete(ml_collections.ConfigDict(saved)).to_dict()))
 
 
 def problems(config: Any) -> Iterator[str]:
-  """What is wrong with the fields of a config, whatever their values mean.
+  """Lists the fields of a config that are missing, unknown, of another type or not finite.
 
   Args:
-    config: what `get_config` of a config returns.
+    config: what `get_config` of a config file returns.
 
   Yields:
-    A line for each field that is missing, unknown, or of another type, and for each number that
-    is not finite.
+    A line for each problem, which begins with the dotted name of the field.
   """
-  if not isinstance(config, ml_collections.ConfigDict):
-    yield f'is {config!r}, not what get_config of a file such as configs/digits.py returns'
-    return
-  sections = [name for name in FIELDS if name]
-  yield from _differences('', config, [*FIELDS[''], *sections])
-  for section, types in FIELDS.items():
-    if section and section not in config:
-      continue
-    found = config[section] if section else config
-    if not isinstance(found, ml_collections.ConfigDict):
-      yield f'{section}={found!r} must be a section: ' + ', '.join(types)
-      continue
-    prefix = f'{section}.' if section else ''
-    if section:
-      yield from _differences(prefix, found, list(types), others=section == 'model')
-    for name, type_ in types.items():
-      if name in found and (problem := _problem(found[name], type_, _WITHIN.get(name))):
-        yield f'{prefix}{name}={found[name]!r} {problem}'
+  if isinstance(config, ml_collections.ConfigDict):
+    yield from _section_problems(config, _defaults(), '')
+  else:
+    yield f'is {config!r}, not a ConfigDict: get_config of the config file must return one'
 
 
 def nearest(name: str, names: Any) -> str:
-  """', did you mean ...?' where one of `names` looks like `name`, else ''."""
+  """Returns ", did you mean ...?" if one of `names` resembles `name`, else ''."""
   close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
   return f', did you mean {close[0]!r}?' if close else ''
 
 
-def _differences(
-  prefix: str, found: Any, names: list[str], *, others: bool = False
-) -> Iterator[str]:
-  for name in names:
-    if name not in found:
-      yield f'{prefix}{name} is missing; configs/digits.py explains it'
-  for name in found:
-    if name not in names and not others:
-      yield f'{prefix}{name} is no field{nearest(name, names)}'
+def has(name: str) -> bool:
+  """Whether the default config has a field or section of this dotted name."""
+  fields = _defaults()
+  for step in name.split('.'):
+    if not isinstance(fields, dict) or step not in fields:
+      return False
+    fields = fields[step]
+  return True
 
 
-def _problem(value: Any, type_: type, within: type | None = None) -> str:
-  """What is wrong with a value; '' if nothing is."""
-  if type_ is tuple:
-    if not isinstance(value, (tuple, list)):
-      return 'must be a tuple'
-    found = [_problem(one, within) for one in value]
-    return next((f'must be a tuple in which each {problem}' for problem in found if problem), '')
-  if type_ is float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-      return 'must be a number'
-    return '' if math.isfinite(value) else 'must be a finite number'
-  if type_ is int and isinstance(value, bool) or not isinstance(value, type_):
-    return {int: 'must be an integer', bool: 'must be True or False', str: 'must be a text'}[type_]
+def _defaults() -> _Fields:
+  return default.get_config().to_dict()
+
+
+def _fill(config: Any, fields: _Fields, prefix: str) -> Iterator[str]:
+  """Adds the missing fields to a section; yields 'name=value' of each."""
+  for name, value in fields.items():
+    if name not in config:
+      config[name] = ml_collections.ConfigDict(value) if isinstance(value, dict) else value
+      yield f'{prefix}{name}={value!r}'
+    elif isinstance(value, dict) and isinstance(config[name], ml_collections.ConfigDict):
+      yield from _fill(config[name], value, f'{prefix}{name}.')
+
+
+def _section_problems(config: Any, fields: _Fields, prefix: str) -> Iterator[str]:
+  for name in config:
+    if name not in fields and prefix != 'model.':  # a model checks its arguments itself
+      yield f'{prefix}{name} is not a field{nearest(name, fields)}'
+  for name, value in fields.items():
+    if name not in config:
+      yield f'{prefix}{name} is missing; its default is {value!r}'
+    elif not isinstance(value, dict):
+      if problem := _type_problem(config[name], value, _ELEMENTS.get(f'{prefix}{name}')):
+        yield f'{prefix}{name}={config[name]!r} {problem}'
+    elif isinstance(config[name], ml_collections.ConfigDict):
+      yield from _section_problems(config[name], value, f'{prefix}{name}.')
+    else:
+      yield f'{prefix}{name}={config[name]!r} must be a section with the fields {", ".join(value)}'
+
+
+def _type_problem(value: Any, default_value: Any, element: type | None) -> str:
+  """Returns what is wrong with the type of a value, '' if nothing is."""
+  if not isinstance(default_value, tuple):
+    return _scalar_problem(value, type(default_value))
+  if not isinstance(value, (tuple, list)):  # JSON makes lists of tuples
+    return _MUST_BE[tuple]
+  of_elements = element or type(default_value[0])
+  each = (_scalar_problem(one, of_elements) for one in value)
+  return next((f'must be a tuple in which each {problem}' for problem in each if problem), '')
+
+
+def _scalar_problem(value: Any, type_: type) -> str:
+  accepted = (int, float) if type_ is float else type_
+  if not isinstance(value, accepted) or (isinstance(value, bool) and type_ is not bool):
+    return _MUST_BE[type_]
+  if type_ is float and not math.isfinite(value):
+    return 'must be a finite number'
   return ''

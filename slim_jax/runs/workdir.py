@@ -31,6 +31,7 @@ from etils import epath
 from slim_jax import tree
 from slim_jax.channels.plan import Plan
 from slim_jax.errors import SlimError
+from slim_jax.runs import schema
 from slim_jax.runs.stages import Stage
 from slim_jax.runtime import files, processes
 
@@ -143,7 +144,7 @@ class Workdir:
     """Compares a JSON file, if there is one, with what it would be now.
 
     Args:
-      name: of the file.
+      name: of the file. In config.json, fields that are newer than the run have their defaults.
       value: what it would say.
       free: fields and sections that may differ, dotted.
 
@@ -153,7 +154,10 @@ class Workdir:
     path = self.path / name
     if not path.exists():
       return
-    before, now = _flatten(read_json(path)), _flatten(value)
+    there = read_json(path)
+    if name == 'config.json':
+      there = schema.complete_json(there)
+    before, now = _flatten(there), _flatten(value)
     lines = [
       f'  {".".join(p)}: {before.get(p)} there, {now.get(p)} now'
       for p in sorted({*before, *now})
