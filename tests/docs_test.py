@@ -427,3 +427,7 @@ def test_modules_that_were_moved_are_where_the_changelog_says():
   assert len(rows) > 40
   for name in re.findall(r'`([\w.]+)`', ' '.join(rows)):
     assert importlib.util.find_spec(f'slim_jax.{name}'), name
+
+
+def test_the_citation_has_the_version():
+  assert f'version: {slim_jax.__version__}\n' in (ROOT / 'CITATION.cff').read_text()
