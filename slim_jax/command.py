@@ -1,4 +1,4 @@
-"""What the command lines have in common: flags, and errors without a traceback."""
+"""Flags that the commands share, and errors without a traceback."""
 
 from collections.abc import Callable
 import errno
@@ -33,7 +33,7 @@ _MULTIHOST = flags.DEFINE_bool(
 )
 flags.mark_flag_as_required('workdir')
 
-# A full or failing disk, files that are too large or may not be written.
+# Full or failing disks, and files that are too large or must not be written.
 _OF_THE_MACHINE = (
   errno.ENOSPC,
   errno.EDQUOT,
@@ -46,7 +46,7 @@ _OF_THE_MACHINE = (
 
 
 def run(main: Callable[[], None], *, needs_config: bool = True) -> None:
-  """Parses the flags and calls `main`; whatever the user can mend ends with one line."""
+  """Parses the flags and calls `main`; an error that a person can put right ends with one line."""
   if needs_config:
     flags.mark_flag_as_required('config')
 
@@ -56,8 +56,8 @@ def run(main: Callable[[], None], *, needs_config: bool = True) -> None:
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
     try:
-      processes.join(found=_MULTIHOST.value)
-      if not processes.is_first():  # it would say what the first one says
+      processes.join(multihost=_MULTIHOST.value)
+      if not processes.is_first():  # its messages would repeat those of the first
         logging.set_verbosity(logging.WARNING)
       main()
     except SlimError as error:
@@ -65,7 +65,7 @@ def run(main: Callable[[], None], *, needs_config: bool = True) -> None:
     except OSError as error:
       if error.errno not in _OF_THE_MACHINE:
         raise
-      _fail(f'{error}. What is complete stays: when that is put right, the same command continues')
+      _fail(f'{error}. Complete stages stay: when the cause is fixed, the same command continues')
     except interrupt.Preempted as error:
       # Not 0, which would tell a cluster that there is nothing left to do.
       print(error, file=sys.stderr)
@@ -75,7 +75,7 @@ def run(main: Callable[[], None], *, needs_config: bool = True) -> None:
 
 
 def _fail(message: str) -> NoReturn:
-  """Ends the process, and with it the run."""
+  """Ends the process, and with it all processes of the run."""
   if jax.process_count() == 1:
     sys.exit(message)
   print(
@@ -83,18 +83,18 @@ def _fail(message: str) -> NoReturn:
     file=sys.stderr,
     flush=True,
   )
-  # An orderly exit would wait for the others, which may wait for this process to go on.
+  # An orderly exit would wait for the others, which may be waiting for this process.
   os._exit(1)
 
 
 def _parse_flags(args: list[str]) -> list[str]:
-  """Parses flags; what is wrong with the config or its fields ends without a traceback."""
+  """Parses flags; an error in the config or its fields ends without a traceback."""
   try:
     left = app.parse_flags_with_usage(args)
-    getattr(CONFIG.value, 'to_dict', None)  # a file that is not there is an error when it is read
+    getattr(CONFIG.value, 'to_dict', None)  # a missing file raises only when it is read
     return left
   except Exception as error:  # pylint: disable=broad-except  (a config is a program)
-    # For a field, ml_collections wraps a KeyError that also names the nearest one.
+    # For an unknown field, ml_collections wraps a KeyError whose message names the nearest one.
     wrapped = bool(error.args) and isinstance(error.args[0], KeyError)
     cause = error.args[0] if wrapped else error
     how = _how_to_add(args, cause) if isinstance(cause, KeyError) else ''
@@ -118,6 +118,6 @@ def _how_to_add(args: list[str], error: KeyError) -> str:
 
 
 def _is_ours_or_serious(record: std_logging.LogRecord) -> bool:
-  """Leaves out what the libraries underneath have to tell."""
+  """Filters out the information that other libraries log."""
   ours = pathlib.Path(__file__).parent in pathlib.Path(record.pathname).parents
   return ours or record.levelno >= std_logging.WARNING

@@ -3,8 +3,8 @@
   python -m slim_jax.main --config=configs/NAME.py --workdir=DIR [--config.FIELD=VALUE ...]
     [--until=STAGE]
 
-Trains with sparsity, removes channels, fine-tunes and evaluates, as the config says;
-the same command again continues where it stopped, or says that it is done.
+Trains with sparsity, removes channels, fine-tunes and evaluates, as the config says. The same
+command continues a run that was stopped, and says so if the run is complete.
 """
 
 from absl import flags
@@ -19,12 +19,12 @@ _UNTIL = flags.DEFINE_enum(
   'until',
   None,
   ['baseline', *stages.LATER],
-  'Stop after this stage, of the first pass; the same command without it goes on.',
+  'Stop after this stage of the first pass; the same command without the flag continues.',
 )
 
 
 def main() -> None:
-  """Runs the method and shows what came of it."""
+  """Runs the method and shows its results."""
   config = schema.complete(command.CONFIG.value)
   last = stages.named(config, _UNTIL.value) if _UNTIL.value else None
   records = pipeline.run(config, command.WORKDIR.value, last=last)

@@ -42,9 +42,9 @@ def files(directory):
 def test_newest_comes_back_as_it_was(tmp_path):
   save(tmp_path, 5, 10)
   state, seconds, totals = restore(tmp_path)
-  for found, saved in zip(jax.tree.leaves(state), jax.tree.leaves(make_state(10)), strict=True):
-    np.testing.assert_array_equal(found, saved)
-    assert found.dtype == saved.dtype
+  for restored, saved in zip(jax.tree.leaves(state), jax.tree.leaves(make_state(10)), strict=True):
+    np.testing.assert_array_equal(restored, saved)
+    assert restored.dtype == saved.dtype
   assert seconds == 5.0 and totals == {'loss': 0.25}
 
 

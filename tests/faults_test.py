@@ -274,13 +274,13 @@ def test_full_disk_ends_with_a_line_and_what_is_complete_stays(data_dir, tmp_pat
     pytest.skip(f'no file system can be mounted: {error}')
   fields = {**commands.LONG, 'data_dir': data_dir, 'train.epochs': 40, 'keep_checkpoints': 100}
   output = commands.run([*mount, *commands.main(tmp_path / 'run', **fields)], code=1)
-  found = re.search(
+  message = re.search(
     r'CheckpointError: cannot write a checkpoint to .*1-sparse: No space left on '
-    r'device. Those that are complete stay \(steps: ([\d, ]+)\)',
+    r'device. Complete checkpoints stay \(steps: ([\d, ]+)\)',
     output,
   )
-  assert found, output
-  for step in found[1].split(', '):
+  assert message, output
+  for step in message[1].split(', '):
     assert f'{tmp_path}/run/checkpoints/1-sparse/{step}/crc32.json' in output
 
 

@@ -144,10 +144,10 @@ def test_processes_know_each_other_and_their_gpu(machine, gpus):
   calls = machine.run('launch/processes.sh', '2', *RUN)
   pythons = [call for call in calls if call[0] == 'python']
   assert [call[1] for call in pythons] == [['-m', 'slim_jax.main', *RUN]] * 2
-  found = sorted(
+  started = sorted(
     (call[2]['JAX_PROCESS_ID'], call[2].get('CUDA_VISIBLE_DEVICES')) for call in pythons
   )
-  assert found == ([('0', '0'), ('1', '1')] if gpus == 2 else [('0', None), ('1', None)])
+  assert started == ([('0', '0'), ('1', '1')] if gpus == 2 else [('0', None), ('1', None)])
   for _, _, environ in pythons:
     assert environ['JAX_NUM_PROCESSES'] == '2'
     assert environ['JAX_COORDINATOR_ADDRESS'] == pythons[0][2]['JAX_COORDINATOR_ADDRESS']

@@ -165,5 +165,5 @@ def test_environment_tells_whether_to_join(environ, joins, monkeypatch):
   monkeypatch.setattr(processes.jax.distributed, 'initialize', lambda **given: calls.append(given))
   processes.join(environ=environ)
   assert calls == ([] if joins is None else [joins])
-  processes.join(found=True, environ=environ)
+  processes.join(multihost=True, environ=environ)
   assert len(calls) == 1 + (joins is not None)  # a pod slice is asked for

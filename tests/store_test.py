@@ -50,7 +50,7 @@ def test_killed_run_in_a_bucket_ends_as_one_on_a_disk(store, data_dir, tmp_path)
     if f'1-finetuned/{damaged}/state' in name and '/d/' in name:
       store.put(bucket, name, b'')
   output = commands.finish(start(store, commands.main('gs://bucket/run', report=True, **fields)))
-  assert f'1-finetuned/{damaged}: ' in output and 'so the next one is taken' in output
+  assert f'1-finetuned/{damaged}: ' in output and 'so the previous one is used' in output
   assert any(f'1-finetuned/{damaged}.unreadable/' in name for _, name in store.objects)
   here = download(store, tmp_path / 'store') / 'bucket' / 'run'
   assert same(

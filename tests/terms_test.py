@@ -66,7 +66,7 @@ def test_pull_is_how_far_the_optimiser_moves_the_scales(name, nesterov, warmup):
   np.testing.assert_allclose(found, want, rtol=1e-3)
   with config.unlocked():
     config.train.pull = 0.25
-  strength = optimiser.strength(config, schedule, LENGTH)
+  strength = optimiser.stage_strength(config, schedule, LENGTH)
   np.testing.assert_allclose(moved(config, strength)[0], 0.25, rtol=1e-3)
 
 

@@ -389,13 +389,13 @@ def test_recalibrated_statistics_are_means_over_batches():
   key = jax.random.key(5)
   got = recalibration.make_recalibrate(train_data, config=config, key=key)(state)
   batches = feed.create(train_data, config, key=jax.random.split(key)[0])
-  found = []
+  estimates = []
   for number, part in zip(range(3), batches.steps(0)):  # 50 images: an epoch is 3 batches of 16
     batch = batches.take(part[0], jax.tree.map(jnp.asarray, batches.shared), number)
     image = data.normalize(batch['image'], train_data.mean, train_data.std)
     _, after = toy.apply(state.params, jax.tree.map(jnp.zeros_like, state.batch_stats), image, None)
-    found.append(jax.tree.map(lambda x: 10 * x, after))  # momentum 0.9
-  want = jax.tree.map(lambda *xs: sum(xs) / 3, *found)
+    estimates.append(jax.tree.map(lambda x: 10 * x, after))  # momentum 0.9
+  want = jax.tree.map(lambda *xs: sum(xs) / 3, *estimates)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got.batch_stats, want
   )

@@ -132,7 +132,9 @@ def _run_stage(opened: Run, stage: Stage, evaluators: Evaluators) -> dict[str, A
   task = _task(opened, stage, net)
   epoch_steps = feed.steps_per_epoch(opened.train_data, config)
   length = optimiser.Length(task.epochs * epoch_steps, epoch_steps)
-  strength = optimiser.strength(config, task.schedule, length) if stage.name == 'sparse' else 0.0
+  strength = (
+    optimiser.stage_strength(config, task.schedule, length) if stage.name == 'sparse' else 0.0
+  )
   tx = _optimiser(opened, stage, net, task.schedule, length, strength)
   state, extra = _start(opened, stage, net, tx, previous)
   if stage.name == 'pruned':
@@ -141,7 +143,7 @@ def _run_stage(opened: Run, stage: Stage, evaluators: Evaluators) -> dict[str, A
   elif stage.name == 'recalibrated':
     state = recalibration.make_recalibrate(opened.train_data, config=config, key=task.key)(state)
   elif stage.name == 'sparse':
-    extra |= optimiser.judge(config, task.schedule, length, strength, state.params)
+    extra |= optimiser.pull_figures(config, task.schedule, length, strength, state.params)
     if extra['warning']:
       logging.warning('%s: %s', stage, extra['warning'])
   # Stages that leave the same network share what is compiled to evaluate it.

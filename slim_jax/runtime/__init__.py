@@ -1,1 +1,1 @@
-"""Processes, devices, files and signals."""
+"""What a run needs of the machine: processes, devices, files, signals, versions."""

@@ -4,7 +4,7 @@ from typing import Any, Protocol
 
 
 class Config(Protocol):
-  """A config, or a section of one, read by attribute: an `Config`.
+  """A config, or a section of one, read by attribute: an `ml_collections.ConfigDict`.
 
   The types of the fields are those of the default config and are checked when a run begins, so
   that code may take a field for what it is.

@@ -1,7 +1,7 @@
-"""The devices of a run, how arrays lie on them, and functions mapped over them.
+"""The devices of a run, arrays on them, and functions mapped over them.
 
-With several processes, all devices of all of them belong to the run; arrays are those of the
-devices of this process.
+With several processes, the run has the devices of all of them, and a process handles the arrays of
+its own devices.
 """
 
 from collections.abc import Callable
@@ -19,25 +19,24 @@ Devices = tuple[jax.Device, ...]
 
 
 def local(count: int = 0) -> Devices:
-  """The first `count` devices of this process; all of them for 0, as several processes need."""
+  """Returns the first `count` devices of this process; 0, which several processes need, for all."""
   return tuple(jax.local_devices()[: count or None])
 
 
 def total(places: Devices) -> int:
-  """How many devices the run has in all processes, of which this one has `places`."""
+  """Returns how many devices all processes have; this one has `places`."""
   return len(places) * jax.process_count()
 
 
 def numbers(places: Devices) -> np.ndarray:
-  """int32 [devices], the numbers of these among all devices of the run."""
+  """Returns the numbers of these devices among all of the run, int32 [devices]."""
   return np.arange(len(places), dtype=np.int32) + jax.process_index() * len(places)
 
 
 def share_threads(places: Devices) -> bool:
-  """Whether the run has several virtual devices of a CPU.
+  """Returns whether the run has several virtual devices of a CPU.
 
-  They share one pool of threads, which several calls in flight can fill with devices that wait for
-  others, for ever: each call has to end before the next one.
+  Concurrent calls can deadlock their shared thread pool, so calls must be serialised.
   """
   return total(places) > 1 and places[0].platform == 'cpu'
 
@@ -51,15 +50,15 @@ def mapped(
   donate_argnums: tuple[int, ...] = (),
   training: bool = False,
 ) -> Callable[..., PyTree]:
-  """`jax.pmap` over the axis 'batch', which is all devices of the run.
+  """Maps a function over the axis 'batch' of all devices of the run with `jax.pmap`.
 
   Args:
     f: a function of the arrays of one device.
     places: the devices of this process.
-    in_axes: as `jax.pmap` takes it; the axis of what is split is that of `places`.
+    in_axes: as for `jax.pmap`; a split argument has an axis of the devices `places`.
     out_axes: likewise.
     donate_argnums: likewise.
-    training: whether a network runs in it in training mode.
+    training: whether it runs a network in training mode.
   """
   alone = jax.process_count() == 1
   run = jax.pmap(
@@ -75,22 +74,21 @@ def mapped(
 
 
 def replicate(tree: PyTree, devices: Devices) -> PyTree:
-  """A copy of `tree` on every device, laid out as a mapped step leaves it.
+  """Copies a tree to every device, in the layout of the results of a mapped step.
+
+  A step that is called with arrays on one device would be compiled for that layout first, and for
+  its own results again.
 
   Args:
     tree: arrays without a device axis.
     devices: where to put them.
-
-  Returns:
-    The same arrays. The step is compiled once: were they on one device at first, it
-    would be compiled for that layout and again for its own results.
   """
-  # Not `device_put`, which may share memory: the step consumes its state.
+  # Not `device_put`, which may share memory: the step donates its state.
   return _copier(devices)(tree)
 
 
 def split(tree: PyTree, devices: Devices) -> PyTree:
-  """Arrays [devices, ...] from the host, each device with its own part."""
+  """Puts arrays [devices, ...] from the host on the devices, each with its own part."""
   return jax.device_put(tree, _sharding(devices, jax.sharding.PartitionSpec('batch')))
 
 

@@ -1,6 +1,6 @@
 """Files of a run, on this machine or in an object store such as gs://.
 
-Written whole or not at all, whenever a process ends, and by the first process alone.
+A file is written whole or not at all, whenever the process ends, and only by the first process.
 """
 
 import importlib.util
@@ -21,10 +21,10 @@ class StoreError(SlimError):
 
 
 def path_of(path: PathLike) -> epath.Path:
-  """A path of either kind; one of this machine is made absolute.
+  """Returns a path of either kind; a path of this machine becomes absolute.
 
   Raises:
-    StoreError: it is in a store that slim_jax cannot use as it is installed.
+    StoreError: it is in an object store that this installation cannot use.
   """
   if not is_remote(path):
     return epath.Path(path).resolve()
@@ -36,12 +36,12 @@ def path_of(path: PathLike) -> epath.Path:
 
 
 def is_remote(path: PathLike) -> bool:
-  """Whether it is in an object store, which replaces files whole by itself and knows no locks."""
+  """Returns whether a path is in an object store, where writes are atomic and locks unknown."""
   return '://' in os.fspath(path)
 
 
 def write(path: epath.Path, content: bytes | str) -> None:
-  """Replaces a file; its directory is made if it does not exist."""
+  """Replaces a file, and makes its directory if it does not exist."""
   if not processes.is_first():
     return
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,15 +55,15 @@ def write(path: epath.Path, content: bytes | str) -> None:
 
 
 def write_json(path: epath.Path, value: Any) -> None:
-  """Replaces a file by a value as JSON."""
+  """Replaces a file with a value as JSON."""
   write(path, json.dumps(value, indent=2) + '\n')
 
 
 def append(path: epath.Path, line: str) -> None:
-  """Adds a line to a file; the process may end in the middle of it."""
+  """Adds a line to a file; half a line may be left if the process is killed."""
   if not processes.is_first():
     return
-  if is_remote(path):  # where nothing can be added to a file
+  if is_remote(path):  # object stores cannot append
     path.write_text((path.read_text() if path.exists() else '') + line + '\n')
   else:
     with path.open('a') as file:
@@ -71,7 +71,7 @@ def append(path: epath.Path, line: str) -> None:
 
 
 def copy(source: epath.Path, target: epath.Path) -> None:
-  """Copies a file or directory that will never be changed: where it can be, by a second name."""
+  """Copies a file or directory that is never changed afterwards; hard links where possible."""
   if source.is_dir():
     target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():

@@ -1,12 +1,13 @@
 """The processes of a run: one, or one on each machine that trains together.
 
-Every process runs the same program on its own devices and its own part of each batch; all hold
-the same state. The first one writes the files, which all must be able to read.
+Every process runs the same program on its own devices and its own part of each batch, and all hold
+the same state. The first process writes the files; all must be able to read them.
 """
 
 from collections.abc import Iterator, Mapping
 import contextlib
 import os
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -14,51 +15,51 @@ import numpy as np
 
 from slim_jax.errors import SlimError
 
-# Set by hand, or by launch/processes.sh, where no cluster tells it.
+# Set by hand or by launch/processes.sh, unless a cluster describes the processes.
 VARIABLES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 
 class ProcessError(SlimError):
-  """Processes cannot work together; the message says why."""
+  """The processes cannot work together; the message says why."""
 
 
-def join(*, found: bool = False, environ: Mapping[str, str] = os.environ) -> None:
-  """Joins the other processes of the run, if there are any; call it before all else of JAX.
+def join(*, multihost: bool = False, environ: Mapping[str, str] = os.environ) -> None:
+  """Joins the other processes of the run, if there are any. Call it before anything else of JAX.
 
-  There are where the environment is that of `srun` with several tasks, or has `VARIABLES`: the
-  address 'host:port' of the first process, how many there are, and the number of this one.
+  There are others if the environment is that of `srun` with several tasks, or has `VARIABLES`: the
+  address 'host:port' of the first process, the number of processes, and the index of this one.
 
   Args:
-    found: whether JAX is to find them by itself, as it can on a slice of Cloud TPUs.
+    multihost: whether JAX finds them by itself, as it can on a slice of Cloud TPUs.
     environ: the environment.
 
   Raises:
-    ProcessError: the variables are incomplete or are no numbers.
+    ProcessError: variables are missing or are not numbers.
   """
   given = {name: environ[name] for name in VARIABLES if name in environ}
   if given:
     jax.distributed.initialize(**_parse(given))
-  elif found or _is_srun(environ):
+  elif multihost or _is_srun(environ):
     jax.distributed.initialize()
 
 
 def is_first() -> bool:
-  """Whether this process writes the files."""
+  """Returns whether this process writes the files."""
   return jax.process_index() == 0
 
 
 def wait(name: str) -> None:
-  """Waits until every process has come to this place.
+  """Waits until every process has called this.
 
   Args:
-    name: of the place; the error names it where processes have come to different ones.
+    name: the same in every process; JAX raises an error with the names otherwise.
   """
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
 
 
 def same_number(value: int) -> int:
-  """What the first process gives, int32, for all of them."""
+  """Returns the value of the first process, an int32, in all of them."""
   if jax.process_count() == 1:
     return value
   return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
@@ -66,7 +67,7 @@ def same_number(value: int) -> int:
 
 @contextlib.contextmanager
 def one_after_another(name: str) -> Iterator[None]:
-  """The block is run by the first process, and when it is done by the others."""
+  """Runs the block in the first process, and then in the others."""
   if not is_first():
     wait(name)
   yield
@@ -74,7 +75,7 @@ def one_after_another(name: str) -> Iterator[None]:
     wait(name)
 
 
-def _parse(given: Mapping[str, str]) -> dict[str, str | int]:
+def _parse(given: Mapping[str, str]) -> dict[str, Any]:
   missing = [name for name in VARIABLES if name not in given]
   if missing:
     raise ProcessError(
@@ -91,5 +92,5 @@ def _parse(given: Mapping[str, str]) -> dict[str, str | int]:
 
 
 def _is_srun(environ: Mapping[str, str]) -> bool:
-  """Whether SLURM has started more than this process; a shell in an allocation is alone."""
+  """Returns whether SLURM has started several tasks; a shell in an allocation is one process."""
   return 'SLURM_PROCID' in environ and environ.get('SLURM_STEP_NUM_TASKS', '1') != '1'

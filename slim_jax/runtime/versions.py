@@ -1,4 +1,4 @@
-"""What a result is made with: the command, the versions, the devices."""
+"""The command, versions and devices of this process, for records."""
 
 from importlib import metadata
 import platform
@@ -13,18 +13,18 @@ PACKAGES = ('slim_jax', 'jax', 'jaxlib', 'flax', 'optax', 'numpy')
 
 
 def of_process() -> dict[str, Any]:
-  """What this process is.
+  """Describes this process.
 
   Returns:
-    command, as it can be typed; time, when this was asked (ISO 8601, UTC); python, and each of
-    `PACKAGES` that is installed, its version; device, the kind of the devices ('cpu' where they
-    have none), devices, how many all processes have, and processes.
+    command, as it can be typed; time, now (ISO 8601, UTC); the versions of python and of each of
+    `PACKAGES` that is installed; device, the kind of the devices ('cpu' on a CPU); devices, their
+    number in all processes; and processes, their number.
   """
   return {
     'command': shlex.join(sys.orig_argv),
     'time': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()),
     'python': platform.python_version(),
-    **{name: found for name in PACKAGES if (found := _version(name))},
+    **{name: version for name in PACKAGES if (version := _version(name))},
     'device': jax.devices()[0].device_kind,
     'devices': jax.device_count(),
     'processes': jax.process_count(),

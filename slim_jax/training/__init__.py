@@ -1,1 +1,1 @@
-"""Training: state, optimiser, steps, loop, evaluation, checkpoints."""
+"""Training of one network: state, optimiser, steps, loop, evaluation, checkpoints."""

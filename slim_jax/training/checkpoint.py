@@ -1,10 +1,9 @@
-"""Checkpoints of one stage: Orbax underneath, host arrays in and out.
+"""Checkpoints of one stage, written by Orbax.
 
-A stage has a directory, a checkpoint in it a number (the step) and two items: the
-state as nested dictionaries of numpy arrays, and a JSON of what belongs to it.
-Nothing in them depends on the number of devices. When Orbax has finished a
-checkpoint, a list of the checksums of its files is added, so that a damaged file is
-known by name before anything is read from it.
+A stage has a directory. Each checkpoint in it has a number (the step) and two items: the state as
+nested dictionaries of numpy arrays, and a JSON with what belongs to it. Neither depends on the
+number of devices. When Orbax has written a checkpoint, the checksums of its files are added, so
+that a damaged file is named before anything is read from it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,24 +31,24 @@ from slim_jax.runtime import files, processes
 
 PyTree = Any
 
-# In each checkpoint: crc32 of the files of its items, by path.
+# The file in each checkpoint with the crc32 of the files of its items, by path.
 CHECKSUMS = 'crc32.json'
 
 
 class CheckpointError(SlimError):
-  """Checkpoints are damaged or not of this run; the message names the files."""
+  """Checkpoints are damaged or belong to another run; the message names the files."""
 
 
 @contextlib.contextmanager
 def open_manager(directory: files.PathLike, *, keep: int) -> Iterator[ocp.CheckpointManager]:
-  """The checkpoints of a directory, which is made if it does not exist.
+  """Opens the checkpoints of a directory, which is made if it does not exist.
 
   Args:
-    directory: one stage's own.
-    keep: how many checkpoints stay, the newest ones; and the one with the best score.
+    directory: of one stage.
+    keep: how many of the newest checkpoints stay, beside the one with the best score.
 
   Yields:
-    A manager; what it is writing is complete when the block ends.
+    A manager. All checkpoints are written when the block ends.
 
   Raises:
     CheckpointError: a checkpoint cannot be written.
@@ -71,7 +70,7 @@ def open_manager(directory: files.PathLike, *, keep: int) -> Iterator[ocp.Checkp
   try:
     yield manager
   except BaseException:
-    with contextlib.suppress(Exception):  # it might hide what has happened
+    with contextlib.suppress(Exception):  # it would hide the error
       manager.close()
     raise
   with _writing(directory):
@@ -79,17 +78,17 @@ def open_manager(directory: files.PathLike, *, keep: int) -> Iterator[ocp.Checkp
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
-  """Waits until what was saved is written; raises CheckpointError where it cannot be."""
+  """Waits until all checkpoints are written; raises CheckpointError if that fails."""
   with _writing(manager.directory):
     manager.wait_until_finished()
 
 
 class Restored(NamedTuple):
-  """What `restore` returns.
+  """A checkpoint that was read.
 
   Attributes:
-    state: numpy arrays in the structure that was asked for.
-    seconds: as `save` was given it.
+    state: numpy arrays in the requested structure.
+    seconds: from `save`.
     totals: likewise.
   """
 
@@ -107,20 +106,20 @@ def save(
   score: float | None = None,
   totals: Mapping[str, float] | None = None,
 ) -> None:
-  """Saves `state` under `step`, in the background once it is copied to the host.
+  """Saves `state` under `step`: copies it to the host, and writes it in the background.
 
-  A step that is saved already stays as it is: the state is a function of the step.
+  A step that is already saved is left alone: the state is a function of the step.
 
   Args:
     manager: from `open_manager`.
     step: number of the checkpoint.
     state: a pytree that `flax.serialization` knows.
-    seconds: time spent on the state so far; `restore` gives it back.
-    score: the higher the better; None if it has none.
-    totals: of an epoch that has begun; `restore` gives them back.
+    seconds: time spent on the state so far; `restore` returns it.
+    score: the higher the better; None for no score.
+    totals: of an incomplete epoch; `restore` returns them.
 
   Raises:
-    CheckpointError: this checkpoint, or the one before, cannot be written.
+    CheckpointError: this checkpoint or the previous one cannot be written.
   """
   if step in manager.all_steps():
     return
@@ -136,27 +135,27 @@ def save(
 
 
 def restore(manager: ocp.CheckpointManager, like: PyTree) -> Restored | None:
-  """The newest checkpoint that can be read.
+  """Reads the newest readable checkpoint.
 
-  A checkpoint that cannot be read is named in a warning and set aside under the name
-  `STEP.unreadable`, and the one before it is taken.
+  A damaged checkpoint is reported in a warning and renamed to `STEP.unreadable`; the previous one
+  is read instead.
 
   Args:
     manager: from `open_manager`.
-    like: a pytree of the structure, shapes and dtypes that are expected.
+    like: a pytree with the expected structure, shapes and dtypes.
 
   Returns:
-    What `save` was given; None when there is no checkpoint at all.
+    The checkpoint, or None if there is none at all.
 
   Raises:
-    CheckpointError: the checkpoint does not fit `like`, and its differences are
-      listed; or there are checkpoints and none can be read.
+    CheckpointError: the checkpoint does not fit `like` (the message lists the differences), or no
+      checkpoint can be read.
   """
-  found = _read_first(manager, sorted(manager.all_steps(), reverse=True))
-  if found is None:
+  readable = _read_first(manager, sorted(manager.all_steps(), reverse=True))
+  if readable is None:
     return None
-  directory, arrays, meta, unreadable = found
-  processes.wait('restore')  # all have seen what is damaged
+  directory, arrays, meta, unreadable = readable
+  processes.wait('restore')  # until all have read what is damaged
   if processes.is_first():
     for damaged in unreadable:
       aside = damaged.with_name(damaged.name + '.unreadable')
@@ -169,30 +168,33 @@ def restore(manager: ocp.CheckpointManager, like: PyTree) -> Restored | None:
 
 
 def read(directory: files.PathLike) -> PyTree:
-  """Nested dictionaries of what a stage ends with: the checkpoint with the best score.
+  """Reads the result of a stage: of the readable checkpoints, the one with the best score.
 
-  The later of equal ones; the newest one where none has a score. Of those that can be read.
+  Of equal scores the later checkpoint counts; without scores, the newest one.
+
+  Returns:
+    Nested dictionaries of numpy arrays.
 
   Raises:
-    CheckpointError: there is none; the error says why.
+    CheckpointError: there is none; the message says why.
   """
   if not files.path_of(directory).is_dir():
     raise CheckpointError(f'there is no directory of checkpoints {directory}')
   with _manager(directory, read_only=True) as manager:
     scores = {step: manager.metrics(step) or {'score': -1.0} for step in manager.all_steps()}
-    found = _read_first(
+    best = _read_first(
       manager, sorted(scores, key=lambda step: (_score(scores[step]), step), reverse=True)
     )
-  if found is None:
+  if best is None:
     raise CheckpointError(f'there is no checkpoint in {directory}')
-  return found.arrays
+  return best.arrays
 
 
 def read_other(directory: files.PathLike) -> PyTree:
-  """A tree that other code saved with Orbax, as host arrays, from however many devices.
+  """Reads a tree that other code saved with Orbax, from any number of devices, as numpy arrays.
 
   Args:
-    directory: of the tree itself, in which its `_METADATA` lie.
+    directory: of the tree itself, with its file `_METADATA`.
 
   Raises:
     CheckpointError: it cannot be read.
@@ -203,7 +205,7 @@ def read_other(directory: files.PathLike) -> PyTree:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
       saved = reader.metadata(directory).item_metadata
       if saved is None:
-        raise ValueError('what says which arrays there are is damaged or missing')
+        raise ValueError('its list of arrays is damaged or missing')
       return reader.restore(
         directory,
         args=ocp.args.PyTreeRestore(
@@ -216,23 +218,23 @@ def read_other(directory: files.PathLike) -> PyTree:
 
 
 def fit(arrays: PyTree, like: PyTree, *, name: str) -> PyTree:
-  """Nested dictionaries, as checkpoints hold them, in the structure of `like`.
+  """Puts nested dictionaries, as checkpoints have them, into the structure of `like`.
 
   Args:
     arrays: nested dictionaries of arrays.
-    like: a pytree of the structure, shapes and dtypes that are expected.
-    name: what to call `arrays` in the error.
+    like: a pytree with the expected structure, shapes and dtypes.
+    name: of `arrays` in the error.
 
   Raises:
-    CheckpointError: with a list of every kind of difference.
+    CheckpointError: they differ; the message lists what is missing, unexpected and mismatched.
   """
   target = serialization.to_state_dict(like)
-  expected, found = tree.flatten(target), tree.flatten(arrays)
-  lines = [tree.differences(expected, found)]
+  expected, leaves = tree.flatten(target), tree.flatten(arrays)
+  lines = [tree.differences(expected, leaves)]
   mismatched = [
-    f'{tree.show(path)} is {_form(found[path])}, not {_form(leaf)}'
+    f'{tree.show(path)} is {_form(leaves[path])}, not {_form(leaf)}'
     for path, leaf in expected.items()
-    if path in found and _form(found[path]) != _form(leaf)
+    if path in leaves and _form(leaves[path]) != _form(leaf)
   ]
   if mismatched:
     lines.append('mismatched: ' + ', '.join(mismatched))
@@ -241,7 +243,7 @@ def fit(arrays: PyTree, like: PyTree, *, name: str) -> PyTree:
       f'{name} does not hold the state that this run expects\n'
       + '\n'.join(line for line in lines if line)
     )
-  filled = tree.map_with_path(lambda path, _: found[path], target)
+  filled = tree.map_with_path(lambda path, _: leaves[path], target)
   return serialization.from_state_dict(like, filled)
 
 
@@ -260,39 +262,39 @@ def _score(metrics: dict[str, float]) -> float:
 def _writing(directory: Any) -> Iterator[None]:
   try:
     yield
-  # What a full disk raises depends on who meets it: Python, Orbax or TensorStore.
+  # Python, Orbax and TensorStore each raise their own errors for a full disk.
   except Exception as error:  # pylint: disable=broad-except
     complete = [path.name for path in files.path_of(directory).iterdir() if path.name.isdecimal()]
     kept = ', '.join(sorted(complete, key=int)) or 'none'
     full = os.strerror(errno.ENOSPC)
     reason = full if full in str(error) else str(error).strip().partition('\n')[0][:300]
     raise CheckpointError(
-      f'cannot write a checkpoint to {directory}: {reason}. Those that are complete stay '
-      f'(steps: {kept}): when that is put right, the same command continues'
+      f'cannot write a checkpoint to {directory}: {reason}. Complete checkpoints stay '
+      f'(steps: {kept}): when the cause is fixed, the same command continues'
     ) from error
 
 
-class _Found(NamedTuple):
-  directory: epath.Path  # of the first checkpoint that can be read
+class _Readable(NamedTuple):
+  directory: epath.Path
   arrays: PyTree
   meta: dict[str, Any]
-  unreadable: list[epath.Path]  # those before it
+  unreadable: list[epath.Path]  # the checkpoints tried before this one
 
 
-def _read_first(manager: ocp.CheckpointManager, steps: Sequence[int]) -> _Found | None:
+def _read_first(manager: ocp.CheckpointManager, steps: Sequence[int]) -> _Readable | None:
+  """Reads the first of the steps that can be read; None if there are no steps."""
   unreadable, reasons = [], []
   for step in steps:
     directory = files.path_of(manager.directory) / str(step)
     try:
-      return _Found(directory, *_read_step(manager, step), unreadable)
-    # What a damaged file raises depends on where the damage is: Orbax, TensorStore
-    # and the JSON reader each have their own errors.
+      return _Readable(directory, *_read_step(manager, step), unreadable)
+    # Orbax, TensorStore and the JSON reader each raise their own errors for damaged files.
     except Exception as error:  # pylint: disable=broad-except
       reason = str(error).strip().partition('\n')[0][:300] or type(error).__name__
       unreadable.append(directory)
       reasons.append(f'{directory}: {reason}')
       absl_logging.warning(
-        'This checkpoint cannot be read, so the next one is taken. %s', reasons[-1]
+        'This checkpoint cannot be read, so the previous one is used. %s', reasons[-1]
       )
   if reasons:
     raise CheckpointError(
@@ -312,12 +314,12 @@ def _read_step(manager: ocp.CheckpointManager, step: int) -> tuple[PyTree, Any]:
 
 
 def _split_empty(arrays: PyTree) -> tuple[PyTree, list[Any]]:
-  """Takes out the arrays without elements, which Orbax refuses to save.
+  """Splits off the arrays without elements, which Orbax refuses to save.
 
-  A layer that has lost all its channels has some.
+  A layer that has lost all its channels has such arrays.
 
   Returns:
-    (the other arrays, [path, shape, dtype] of those taken out).
+    (the other arrays, [path, shape, dtype] of the empty ones).
   """
   empty = [
     (path, leaf.shape, leaf.dtype.name)
@@ -331,10 +333,10 @@ def _split_empty(arrays: PyTree) -> tuple[PyTree, list[Any]]:
 
 
 def _join_empty(arrays: PyTree, empty: list[Any]) -> PyTree:
-  """Puts back what `_split_empty` took out."""
+  """Puts back the empty arrays that `_split_empty` removed."""
   flat = traverse_util.flatten_dict(arrays, keep_empty_nodes=True)
   flat |= {tuple(path): np.zeros(shape, dtype) for path, shape, dtype in empty}
-  # A module of which nothing else is left has come back as an empty node.
+  # A module with nothing but empty arrays has come back as an empty node.
   inner = {path[:n] for path in flat for n in range(len(path))}
   return traverse_util.unflatten_dict(
     {path: leaf for path, leaf in flat.items() if path not in inner}
@@ -342,34 +344,34 @@ def _join_empty(arrays: PyTree, empty: list[Any]) -> PyTree:
 
 
 def _add_checksums(directory: epath.Path) -> None:
-  """Lists the files of every checkpoint that has no list yet.
+  """Writes the checksums of every checkpoint that has none yet.
 
-  Orbax calls it when the files of a checkpoint are written and before the directory
-  is renamed to the step, so the list appears together with the checkpoint.
+  Orbax calls it when the files of a checkpoint are written and before the directory is renamed to
+  the step, so the checksums appear together with the checkpoint.
   """
   if files.is_remote(directory) or not processes.is_first():
-    return  # an object store has its own
+    return  # object stores keep checksums themselves
   for step in directory.iterdir():
     if step.name.partition('.')[0].isdecimal() and not (step / CHECKSUMS).exists():
       files.write(step / CHECKSUMS, json.dumps(_checksums(step)))
 
 
 def _check_files(step: epath.Path) -> None:
-  """Raises ValueError with the names of the files of a checkpoint that are damaged."""
+  """Raises ValueError with the names of the damaged files of a checkpoint."""
   if not (step / CHECKSUMS).exists():
     return  # Orbax itself still notices most damage.
-  found = _checksums(step)
+  actual = _checksums(step)
   damaged = [
     name
     for name, checksum in json.loads((step / CHECKSUMS).read_text()).items()
-    if found.get(name) != checksum
+    if actual.get(name) != checksum
   ]
   if damaged:
     raise ValueError(f'damaged or missing: {", ".join(damaged)}')
 
 
 def _checksums(step: epath.Path) -> dict[str, int]:
-  """crc32 of the files of the items; what lies beside the items Orbax may rewrite."""
+  """Returns the crc32 of the files of the items; Orbax may rewrite files beside the items."""
   return {
     str(path.relative_to(step)): zlib.crc32(path.read_bytes())
     for path in sorted(pathlib.Path(step).glob('*/**/*'))
@@ -382,5 +384,5 @@ def _form(leaf: Any) -> str:
 
 
 def _no_orbax_chatter(record: logging.LogRecord) -> bool:
-  # Its errors come as exceptions, too.
+  # Orbax also raises what it logs as an error.
   return record.levelno > logging.ERROR or 'orbax' not in record.pathname

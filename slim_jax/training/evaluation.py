@@ -1,4 +1,4 @@
-"""Evaluation of a network, exactly, over the whole of a split."""
+"""Exact evaluation of a network over a whole split."""
 
 import collections
 from collections.abc import Callable
@@ -16,13 +16,12 @@ from slim_jax.training import steps
 
 PyTree = Any
 
-# Batches of an evaluation that the device has before it is asked for the results of an earlier one:
-# enough that it never waits for the host, and few in its memory.
-_EVALUATED_AHEAD = 2
+# Batches in flight: enough to hide the host, and few in the memory of the device.
+_IN_FLIGHT = 2
 
 
 class Result(NamedTuple):
-  """What `make_evaluate` returns: exact means over a whole split."""
+  """Exact means over a whole split."""
 
   accuracy: float  # 0 to 1
   loss: float  # nats
@@ -36,13 +35,14 @@ def make_evaluate(
   batch_size: int,
   places: devices.Devices | None = None,
 ) -> Callable[..., Result]:
-  """A function that evaluates variables, exactly, over the whole of a split.
+  """Makes a function that evaluates variables exactly over a whole split.
 
   Args:
     predict: `(variables, image)` -> logits, in inference mode.
-    mean: float [channels], of the split that was trained on.
+    mean: float [channels], of the training split.
     std: float [channels], likewise.
-    batch_size: images at a time over all devices of the run, rounded up to a multiple of them.
+    batch_size: images at a time over all devices of the run, rounded up to a multiple of their
+      number.
     places: the devices of this process; None for all.
 
   Returns:
@@ -57,17 +57,17 @@ def make_evaluate(
 
   mapped = devices.mapped(step, places, in_axes=(None, 0), out_axes=None)
   compiling = progress.first_time('compiling the evaluation')
-  ahead = 0 if devices.share_threads(places) else _EVALUATED_AHEAD
+  ahead = 0 if devices.share_threads(places) else _IN_FLIGHT
 
   def evaluate(variables: PyTree, split_data: Data) -> Result:
     variables = devices.replicate(variables, places)
     sums = {'loss': 0.0, 'correct': 0.0, 'count': 0.0}
-    at_work: collections.deque[PyTree] = collections.deque()
+    in_flight: collections.deque[PyTree] = collections.deque()
 
     def finish(count: int) -> None:
-      """Adds up what has been computed, but for the last so many batches."""
-      while len(at_work) > count:
-        part = jax.device_get(at_work.popleft())
+      """Adds up the results of all batches but the last `count`."""
+      while len(in_flight) > count:
+        part = jax.device_get(in_flight.popleft())
         sums.update({name: sums[name] + float(part[name]) for name in sums})
 
     batches = split_data.eval_batches(
@@ -79,7 +79,7 @@ def make_evaluate(
     for batch in progress.each(batches, 'evaluating', total=count):
       batch = jax.tree.map(lambda x: x.reshape(len(places), size, *x.shape[1:]), batch)
       with compiling():
-        at_work.append(mapped(variables, batch))
+        in_flight.append(mapped(variables, batch))
       finish(ahead)
     finish(0)
     return Result(accuracy=sums['correct'] / sums['count'], loss=sums['loss'] / sums['count'])

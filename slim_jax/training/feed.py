@@ -1,14 +1,13 @@
 """Where a training step takes its batch from: device memory, or a stream from disk.
 
-Either way the batch of a step follows from the key and the number of the step alone, so that
-a run that continues sees what it would have seen.
+Either way the batch of a step depends on the key and the number of the step alone, so a run that
+continues sees the batches that it would have seen.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from slim_jax import data
@@ -23,37 +22,41 @@ class Feed(NamedTuple):
   """Batches for the compiled step.
 
   Attributes:
-    shared: arrays that every device needs whole, put there once.
-    steps: from the number of the first step, an iterator over what each step from there on needs,
+    shared: arrays that every device needs whole; they are put there once.
+    steps: returns an iterator over the arrays of each step, given the number of the first one:
       [devices, ...] on the devices. Close it.
-    take: `(part of this device, shared, step)` -> its 'image' and 'label', before augmentation;
+    take: `(arrays of this device, shared, step)` -> its 'image' and 'label', before augmentation;
       called inside the compiled step.
   """
 
   shared: PyTree
-  steps: Callable[[int], Iterator[PyTree]]
+  steps: Callable[[int], Generator[PyTree, None, None]]
   take: Callable[[PyTree, PyTree, jax.Array], dict[str, jax.Array]]
 
 
 def create(train_data: Data, config: Config, *, key: jax.Array) -> Feed:
-  """The feed of a split.
+  """Makes the feed of a split.
 
   Args:
     train_data: the training split.
     config: batch_size, over all devices of all processes, and devices.
     key: typed random key [].
   """
-  make = _stream if isinstance(train_data, StreamData) else _memory
-  return make(train_data, config, key)
+  if isinstance(train_data, StreamData):
+    return _stream(train_data, config, key)
+  return _memory(train_data, config, key)
 
 
 def steps_per_epoch(train_data: Data, config: Config) -> int:
-  """Whole batches in the split; what is left over differs from epoch to epoch."""
+  """Returns the number of whole batches in the split.
+
+  An epoch leaves out the remaining images, which are others in each epoch.
+  """
   return len(train_data) // config.batch_size
 
 
 def _memory(train_data: data.ArrayData, config: Config, key: jax.Array) -> Feed:
-  """All images lie on every device; a step needs the order of the epoch."""
+  """Puts all images on every device; a step needs the order of its epoch."""
   places = devices.local(config.devices)
   size = config.batch_size // devices.total(places)
   epoch_steps = steps_per_epoch(train_data, config)
@@ -65,7 +68,7 @@ def _memory(train_data: data.ArrayData, config: Config, key: jax.Array) -> Feed:
     order = order.reshape(epoch_steps, -1, size).swapaxes(0, 1)[devices.numbers(places)]
     return devices.split(order.reshape(len(places), -1), places)
 
-  def steps(first: int) -> Iterator[jax.Array]:
+  def steps(first: int) -> Generator[jax.Array, None, None]:
     epoch, step = divmod(first, epoch_steps)
     while True:
       order = put_order(epoch)
@@ -80,7 +83,7 @@ def _memory(train_data: data.ArrayData, config: Config, key: jax.Array) -> Feed:
 
 
 def _stream(train_data: StreamData, config: Config, key: jax.Array) -> Feed:
-  """A step needs its images, which come decoded from the host."""
+  """Decodes images on the host; a step needs its own."""
   places = devices.local(config.devices)
   seed = int(jax.random.bits(key))
 
@@ -89,8 +92,8 @@ def _stream(train_data: StreamData, config: Config, key: jax.Array) -> Feed:
       jax.tree.map(lambda x: x.reshape(len(places), -1, *x.shape[1:]), batch), places
     )
 
-  def steps(first: int) -> Iterator[PyTree]:
-    # A generator, so that no process starts where no step is left.
+  def steps(first: int) -> Generator[PyTree, None, None]:
+    # A generator: no worker process starts before the first step.
     yield from prefetch(
       train_data.train_batches(
         config.batch_size,
@@ -107,24 +110,3 @@ def _stream(train_data: StreamData, config: Config, key: jax.Array) -> Feed:
     return dict(batch)
 
   return Feed((), steps, take)
-
-
-def prepared(
-  batch: PyTree, train_data: Data, config: Config, device: jax.Array, key: jax.Array
-) -> tuple[PyTree, jax.Array]:
-  """A batch augmented and normalised, inside a compiled step, and a key for dropout.
-
-  Every image has a key by its place in the whole batch, so that the number of devices does not
-  matter to what is done to it. `device` is the number of this one among all; the index along the
-  mapped axis may have another order.
-  """
-  count = len(batch['label'])
-  augment_key, dropout_key = jax.random.split(key)
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(augment_key, device * count + jnp.arange(count))
-  image = jax.vmap(lambda key, one: data.augment(key, one[None], **config.augment)[0])(
-    keys, batch['image']
-  )
-  return (
-    {**batch, 'image': data.normalize(image, train_data.mean, train_data.std)},
-    jax.random.fold_in(dropout_key, device),
-  )

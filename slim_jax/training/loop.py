@@ -5,7 +5,7 @@ follow from (key, step) alone. A run that continues from a checkpoint is therefo
 run that was never interrupted.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 import contextlib
 import time
 from typing import Any, NamedTuple
@@ -21,8 +21,7 @@ from slim_jax.display import progress
 from slim_jax.errors import SlimError
 from slim_jax.runtime import devices, interrupt
 from slim_jax.runtime.config import Config
-from slim_jax.training import feed
-from slim_jax.training.steps import train_step
+from slim_jax.training import feed, steps
 from slim_jax.training.train_state import TrainState
 
 PyTree = Any
@@ -87,7 +86,7 @@ def fit(
   config: Config,
   watch: interrupt.Watch,
   totals: Mapping[str, float] | None = None,
-) -> Iterator[Epoch]:
+) -> Generator[Epoch, None, None]:
   """Trains from `state.step` to the end of the stage.
 
   Close the iterator (`contextlib.closing`) to stop early: it may hold worker processes.
@@ -107,17 +106,17 @@ def fit(
     DivergedError: the loss is NaN or infinite.
   """
   epoch_steps = feed.steps_per_epoch(train_data, config)
-  steps = task.epochs * epoch_steps
+  end = task.epochs * epoch_steps
   order_key, step_key = jax.random.split(task.key)
   places = devices.local(config.devices)
   batches = feed.create(train_data, config, key=order_key)
   run = make_step(batches, train_data, config, key=step_key)
   state, step = devices.replicate(state, places), int(state.step)
   with (
-    progress.Progress(task.name, step=step, steps=steps, batch_size=config.batch_size) as shown,
+    progress.Progress(task.name, step=step, steps=end, batch_size=config.batch_size) as shown,
     contextlib.closing(batches.steps(step)) as parts,
   ):
-    while step < steps:
+    while step < end:
       began, first = time.monotonic(), step
       last = (step // epoch_steps + 1) * epoch_steps
       sums = devices.replicate(_totals(totals if step % epoch_steps else None), places)
@@ -138,7 +137,7 @@ def fit(
         step=step,
         state=state,
         **means,
-        learning_rate=float(task.schedule(step - 1)),
+        learning_rate=_rate(task, step),
         images_per_second=(step - first) * config.batch_size / elapsed,
         totals={name: float(x) for name, x in jax.device_get(sums).items()} if asked else {},
       )
@@ -173,17 +172,20 @@ def make_step(
     shared: PyTree,
     key: jax.Array,
   ) -> tuple[TrainState, Totals]:
-    batch, dropout_key = feed.prepared(
+    batch, dropout_key = steps.prepare(
       batches.take(part, shared, state.step),
-      train_data,
-      config,
-      device,
-      jax.random.fold_in(key, state.step),
+      device=device,
+      augment=config.augment,
+      mean=train_data.mean,
+      std=train_data.std,
+      key=jax.random.fold_in(key, state.step),
     )
-    state, metrics = train_step(state, batch, key=dropout_key, accumulate=config.accumulate_steps)
+    state, metrics = steps.train_step(
+      state, batch, key=dropout_key, accumulate=config.accumulate_steps
+    )
     return state, jax.tree.map(jnp.add, totals, {**metrics, 'steps': jnp.ones([])})
 
-  def steps(
+  def several(
     state: TrainState, totals: Totals, count: jax.Array, *rest
   ) -> tuple[TrainState, Totals]:
     if config.steps_per_call == 1:
@@ -192,7 +194,7 @@ def make_step(
     return lax.fori_loop(0, count, lambda _, carry: step(*carry, *rest), (state, totals))
 
   mapped = devices.mapped(
-    steps,
+    several,
     places,
     in_axes=(None, None, None, 0, 0, None, None),
     out_axes=(None, None),
@@ -221,6 +223,11 @@ def _totals(begun: Mapping[str, float] | None = None) -> Totals:
   }
 
 
+def _rate(task: Task, step: int) -> float:
+  """Returns the learning rate of the step that led to `step`."""
+  return float(np.asarray(task.schedule(step - 1)))
+
+
 def _means(totals: Totals, step: int, task: Task) -> dict[str, float]:
   """Returns the means of the epoch so far; raises DivergedError if the loss is not finite.
 
@@ -230,7 +237,7 @@ def _means(totals: Totals, step: int, task: Task) -> dict[str, float]:
   if not np.isfinite(sums['loss']):
     raise DivergedError(
       f'{task.name}: the loss is not finite at step {step}, where the learning rate is '
-      f'{float(task.schedule(step - 1)):g}. Try a smaller learning_rate, or warmup_epochs for '
+      f'{_rate(task, step):g}. Try a smaller learning_rate, or warmup_epochs for '
       'this stage'
     )
   return {name: float(sums[name] / sums['steps']) for name in ('loss', 'accuracy')}

@@ -1,4 +1,4 @@
-"""The optimiser of a stage: learning rate and strength by step, and the chain of transformations."""
+"""The optimiser of a stage: schedules of learning rate and strength, and the chain of optax."""
 
 from typing import Any, NamedTuple
 
@@ -44,7 +44,7 @@ def make_schedule(
   return _warmed_up(decay, warmup)
 
 
-def make_strength(config: Config, strength: float, steps_per_epoch: int) -> optax.ScalarOrSchedule:
+def make_strength(config: Config, strength: float, steps_per_epoch: int) -> float | optax.Schedule:
   """Makes the strength by step, which rises to `strength` in `train.strength_warmup_epochs`."""
   warmup = round(config.train.strength_warmup_epochs * steps_per_epoch)
   if not warmup or not strength:
@@ -70,26 +70,23 @@ def make_tx(
   weights: Any = None,
   mask: Any = batch_norms.scales,
 ) -> optax.GradientTransformation:
-  """SGD with momentum, coupled weight decay and a term of sparsity; with the paper's:
+  """Makes SGD with momentum, coupled weight decay and a sparsity term. With the paper's term:
 
-      g = grad + weight_decay * w + strength * sign(w)    the last at scales only
+      g = grad + weight_decay * w + strength * sign(w)    the last term at scales only
       v = momentum * v + g
       w = w - schedule(step) * (g + momentum * v)         with Nesterov, else v
 
-  The chain is the same with strength 0, so that the optimiser state of one stage
-  fits the next.
+  The chain has the same structure with strength 0, so the optimiser state of one stage fits the
+  next.
 
   Args:
     config: weight_decay, momentum, nesterov.
     schedule: learning rate by step.
     strength: lambda of the paper.
     term: key of `terms.TERMS`.
-    t: of 'polarization'.
-    weights: of each scale, as `slim_jax.add_l1` takes them.
+    t: parameter of 'polarization'.
+    weights: a factor for each scale, as `slim_jax.add_l1` takes them.
     mask: which leaves are scales, likewise.
-
-  Returns:
-    The optax transformation.
   """
   before, after = terms.parts(term, terms.Spec(strength, schedule, t, weights, mask))
   return optax.chain(
@@ -101,14 +98,14 @@ def make_tx(
 
 
 class Length(NamedTuple):
-  """How long a stage trains."""
+  """Optimiser steps of a stage, and of one of its epochs."""
 
   steps: int
   epoch_steps: int
 
 
-def strength(config: Config, schedule: optax.Schedule, length: Length) -> float:
-  """The largest strength of a sparse stage, as `config.train` has it: by itself, or by its pull.
+def stage_strength(config: Config, schedule: optax.Schedule, length: Length) -> float:
+  """Returns the highest strength of a sparse stage: `train.strength`, or that of `train.pull`.
 
   Args:
     config: train, momentum, nesterov.
@@ -138,14 +135,14 @@ def stage_pull(config: Config, schedule: optax.Schedule, length: Length, highest
 def make_sparse_tx(
   config: Config, schedule: optax.Schedule, length: Length, highest: float, weights: PyTree = None
 ) -> optax.GradientTransformation:
-  """The optimiser of a sparse stage; with highest 0, of one whose state fits it.
+  """Makes the optimiser of a sparse stage; with highest 0, one without sparsity whose state fits.
 
   Args:
     config: train, momentum, nesterov, weight_decay.
     schedule: learning rate by step.
     length: of the stage.
-    highest: the largest strength.
-    weights: of each scale, as `slim_jax.add_l1` takes them.
+    highest: the highest strength.
+    weights: a factor for each scale, as `slim_jax.add_l1` takes them.
   """
   return make_tx(
     config,
@@ -157,10 +154,14 @@ def make_sparse_tx(
   )
 
 
-def judge(
+def pull_figures(
   config: Config, schedule: optax.Schedule, length: Length, highest: float, params: PyTree
 ) -> dict[str, Any]:
-  """The pull beside the scales that it is to bring to zero: strength, pull, start, warning."""
+  """Compares the pull of a sparse stage with the scales that it has to bring to zero.
+
+  Returns:
+    strength, the highest; start, the mean |scale| now; pull; and warning, '' if the pull suffices.
+  """
   figures = {
     'strength': highest,
     'start': float(np.mean(observe.scales(params))),

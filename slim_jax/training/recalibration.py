@@ -1,4 +1,4 @@
-"""BatchNorm statistics estimated again, for the network that a cut has left."""
+"""New BatchNorm statistics for a network that has been cut."""
 
 from collections.abc import Callable
 import contextlib
@@ -19,9 +19,10 @@ PyTree = Any
 def make_recalibrate(
   train_data: Data, *, config: Config, key: jax.Array
 ) -> Callable[[train_state.TrainState], train_state.TrainState]:
-  """A function that estimates BatchNorm statistics anew, with the weights as they are.
+  """Makes a function that estimates BatchNorm statistics with the current weights.
 
-  Those that a network has kept are of itself before the cut, and of the weights of many steps.
+  The running statistics of a network that was cut describe the activations before the cut, and
+  average over the weights of many steps.
 
   Args:
     train_data: the training split.
@@ -29,8 +30,8 @@ def make_recalibrate(
     key: typed random key [].
 
   Returns:
-    From a state to the state with the mean of the statistics of these batches, the same at every
-    call, on every device.
+    state -> the state with the mean of the statistics of the batches, on every device. Every call
+    uses the same batches.
 
   References:
     Li et al., EagleEye, ECCV 2020.
@@ -49,15 +50,16 @@ def make_recalibrate(
     shared: PyTree,
     key: jax.Array,
   ) -> PyTree:
-    batch, key = feed.prepared(
+    batch, key = steps.prepare(
       batches.take(part, shared, number),
-      train_data,
-      config,
-      device,
-      jax.random.fold_in(key, number),
+      device=device,
+      augment=config.augment,
+      mean=train_data.mean,
+      std=train_data.std,
+      key=jax.random.fold_in(key, number),
     )
-    found = steps.batch_statistics(state, batch['image'], key=key)
-    return jax.tree.map(lambda total, x: total + x / count, totals, found)
+    statistics = steps.batch_statistics(state, batch['image'], key=key)
+    return jax.tree.map(lambda total, x: total + x / count, totals, statistics)
 
   mapped = devices.mapped(
     step, places, in_axes=(None, None, 0, 0, None, None, None), out_axes=None, training=True

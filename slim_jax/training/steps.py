@@ -1,24 +1,64 @@
-"""State, optimiser and steps of training: pure functions over the axis 'batch'.
+"""One step of training, calibration or evaluation: pure functions over the mapped axis 'batch'.
 
-Nothing here knows of pruning. A thin network trains like any other, through an
-`apply_fn` of thin arguments.
+A thin network trains like any other: its `apply_fn` takes thin parameters.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from slim_jax import data
 from slim_jax.training.train_state import TrainState
 
 PyTree = Any
+Batch = dict[str, jax.Array]
+
+
+def prepare(
+  batch: Batch,
+  *,
+  device: jax.Array,
+  augment: Mapping[str, Any],
+  mean: np.ndarray,
+  std: np.ndarray,
+  key: jax.Array,
+) -> tuple[Batch, jax.Array]:
+  """Augments and normalises the images of this device.
+
+  The key of an image follows from its place in the whole batch, so its augmentation does not
+  depend on the number of devices.
+
+  Args:
+    batch: this device's 'image' uint8 [n, height, width, channels] and 'label' int [n].
+    device: int32 [], number of this device among all. The index along the mapped axis may be in
+      another order.
+    augment: `config.augment`.
+    mean: float [channels], of the training split.
+    std: float [channels], likewise.
+    key: typed random key [] of this step.
+
+  Returns:
+    (the batch, a key for the dropout of this device).
+  """
+  count = len(batch['label'])
+  augment_key, dropout_key = jax.random.split(key)
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(augment_key, device * count + jnp.arange(count))
+  image = jax.vmap(lambda key, one: data.augment(key, one[None], **augment)[0])(
+    keys, batch['image']
+  )
+  return (
+    {**batch, 'image': data.normalize(image, mean, std)},
+    jax.random.fold_in(dropout_key, device),
+  )
 
 
 def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
-  """Cross-entropy of each example, in nats.
+  """Returns the cross-entropy of each example, in nats.
 
   Args:
     logits: float [batch, classes].
@@ -31,23 +71,24 @@ def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
 
 
 def train_step(
-  state: TrainState, batch: dict[str, jax.Array], *, key: jax.Array, accumulate: int = 1
+  state: TrainState, batch: Batch, *, key: jax.Array, accumulate: int = 1
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One step of gradient descent on the mean over the mapped axis 'batch'.
+  """Takes one step of gradient descent on the mean loss over the mapped axis 'batch'.
+
+  Unless the model averages over the axis by itself, every device normalises by the statistics of
+  its own images, and the running statistics are the mean over devices. Likewise each of the
+  accumulated parts is normalised by its own statistics.
 
   Args:
     state: the state, the same on every device.
     batch: this device's 'image' float [n, height, width, channels], normalised,
       and 'label' int [n].
     key: this device's key for this step.
-    accumulate: in how many parts, one after the other, the images are computed, for batches that
-      do not fit. The gradient is the mean over all of them.
+    accumulate: number of parts into which the images are divided, for batches that do not fit in
+      memory. The gradient is the mean over the parts.
 
   Returns:
-    The next state and {'loss', 'accuracy'} float32 [] of this batch; each is the
-    same on every device. Unless the model averages over the axis by itself, every device
-    normalises by the statistics of its own images, and the running statistics are their mean over
-    devices. Each part of the images is normalised by its own statistics.
+    The next state and {'loss', 'accuracy'} float32 [] of this batch, the same on every device.
   """
 
   def gradient(batch_stats: PyTree, part: tuple[jax.Array, jax.Array, jax.Array]):
@@ -78,7 +119,8 @@ def train_step(
 
 
 def _mean(tree: PyTree) -> PyTree:
-  """The mean over the mapped axis. Of one device XLA would copy all of it."""
+  """Returns the mean over the mapped axis."""
+  # For one device XLA would copy the whole tree.
   return tree if lax.axis_size('batch') == 1 else lax.pmean(tree, 'batch')
 
 
@@ -88,12 +130,10 @@ def _mean_over_parts(
   parts: tuple[jax.Array, jax.Array, jax.Array],
   count: int,
 ) -> tuple[PyTree, PyTree]:
-  """`gradient` of one part after the other: statistics after the last, the mean of the rest."""
+  """Calls `gradient` part after part; returns the last statistics and the mean of the rest."""
   image, label, key = parts
-  parts = (
-    *(x.reshape(count, -1, *x.shape[1:]) for x in (image, label)),
-    jax.random.split(key, count),
-  )
+  image, label = (x.reshape(count, -1, *x.shape[1:]) for x in (image, label))
+  parts = image, label, jax.random.split(key, count)
   first = jax.tree.map(lambda x: x[0], parts)
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, batch_stats, first)[1]
@@ -101,19 +141,19 @@ def _mean_over_parts(
 
   def add(carry: tuple[PyTree, PyTree], part: Any) -> tuple[tuple[PyTree, PyTree], None]:
     batch_stats, sums = carry
-    batch_stats, found = gradient(batch_stats, part)
-    return (batch_stats, jax.tree.map(jnp.add, sums, found)), None
+    batch_stats, terms = gradient(batch_stats, part)
+    return (batch_stats, jax.tree.map(jnp.add, sums, terms)), None
 
   (batch_stats, sums), _ = lax.scan(add, (batch_stats, zeros), parts)
   return batch_stats, jax.tree.map(lambda x: x / count, sums)
 
 
 def batch_statistics(state: TrainState, image: jax.Array, *, key: jax.Array) -> PyTree:
-  """The statistics by which BatchNorm normalises one batch.
+  """Returns the statistics by which BatchNorm normalises one batch.
 
-  Running statistics move by `momentum * old + (1 - momentum) * batch`: from the answers to 0 and
-  to 1 follow momentum and batch, so that nothing need be known of the model. Both come from one
-  pass: what does not depend on `old` is computed once.
+  Running statistics move to `momentum * old + (1 - momentum) * batch`. The results for old = 0 and
+  old = 1 determine both momentum and batch, so this works for any model. XLA computes what does
+  not depend on `old` only once.
 
   Args:
     state: the state, the same on every device.
@@ -128,20 +168,19 @@ def batch_statistics(state: TrainState, image: jax.Array, *, key: jax.Array) -> 
     stats = jax.tree.map(lambda x: jnp.full_like(x, old), state.batch_stats)
     return state.apply_fn(state.params, stats, image, key)[1]
 
-  found = jax.tree.map(lambda low, high: low / (1 - (high - low)), after(0.0), after(1.0))
-  return _mean(found)
+  return _mean(jax.tree.map(lambda low, high: low / (1 - (high - low)), after(0.0), after(1.0)))
 
 
 def eval_step(
-  predict: Callable[..., jax.Array], variables: PyTree, batch: dict[str, jax.Array]
+  predict: Callable[..., jax.Array], variables: PyTree, batch: Batch
 ) -> dict[str, jax.Array]:
-  """Sums over the examples of a batch that the mask does not exclude.
+  """Sums loss and correct answers over the examples of a batch that count.
 
   Args:
     predict: `(variables, image)` -> logits, in inference mode.
     variables: {'params': ..., 'batch_stats': ...}.
     batch: this device's 'image', 'label' as in `train_step`, and 'mask' float32
-      [n], 0 where an example only fills the batch and 1 elsewhere.
+      [n], 0 for an example that only fills the batch and 1 otherwise.
 
   Returns:
     {'loss', 'correct', 'count'} float32 [], summed over the mapped axis 'batch'.
@@ -149,7 +188,7 @@ def eval_step(
   logits = predict(variables, batch['image'])
   mask = batch['mask']
   correct = jnp.argmax(logits, -1) == batch['label']
-  # A filling image may give any logits, and NaN times 0 would spoil the sum.
+  # An image that fills the batch may have any logits, and 0 times NaN is NaN.
   loss = jnp.where(mask > 0, cross_entropy(logits, batch['label']), 0.0)
   return lax.psum(
     {'loss': jnp.sum(loss), 'correct': jnp.sum(correct * mask), 'count': jnp.sum(mask)}, 'batch'

@@ -1,4 +1,4 @@
-"""What training changes: parameters, statistics and the state of the optimiser."""
+"""The state of training: parameters, statistics and the state of the optimiser."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,15 +12,15 @@ PyTree = Any
 
 
 class TrainState(struct.PyTreeNode):
-  """What training changes, and the two functions that change it.
+  """The arrays that training changes, and the two functions that change them.
 
   Attributes:
     step: int32 [], optimiser steps taken in this stage.
     params: parameters, float32.
-    batch_stats: running statistics of BatchNorm; {} for a model without any.
+    batch_stats: running statistics of BatchNorm; {} for a model without BatchNorm.
     opt_state: state of `tx`.
     apply_fn: `(params, batch_stats, image, key)` -> `(logits, batch_stats)`, in
-      training mode; key seeds dropout and the like.
+      training mode; the key seeds dropout and other noise.
     tx: optax transformation of the gradients.
   """
 
@@ -35,15 +35,12 @@ class TrainState(struct.PyTreeNode):
 def create_state(
   apply_fn: Callable[..., Any], variables: PyTree, tx: optax.GradientTransformation
 ) -> TrainState:
-  """A state at step 0.
+  """Returns a state at step 0, with a fresh optimiser state.
 
   Args:
     apply_fn: see `TrainState`.
     variables: {'params': ..., 'batch_stats': ...}; the statistics may be absent.
     tx: optax transformation of the gradients.
-
-  Returns:
-    The state, with a fresh optimiser state.
   """
   return TrainState(
     step=jnp.zeros([], jnp.int32),
@@ -56,5 +53,5 @@ def create_state(
 
 
 def variables_of(state: TrainState) -> PyTree:
-  """{'params': ..., 'batch_stats': ...} of a state."""
+  """Returns {'params': ..., 'batch_stats': ...} of a state."""
   return {'params': state.params, 'batch_stats': state.batch_stats}
