@@ -14,6 +14,7 @@ import pytest
 
 import slim_jax
 from slim_jax import tree
+from slim_jax.report import architecture
 from slim_jax.runs import checks, context, default, pipeline, schema
 from slim_jax.runs.workdir import Workdir, WorkdirError
 
@@ -225,12 +226,15 @@ def test_an_older_run_continues(tmp_path, logged):
   pipeline.run(config, run)
   saved = json.loads((run / 'config.json').read_text())
   del saved['scratch'], saved['train']['term'], saved['cross_replica_batch_norm']
-  (run / 'config.json').write_text(json.dumps(saved))
+  older = json.dumps(saved)
+  (run / 'config.json').write_text(older)
   logged.clear()
   assert len(pipeline.run(without(config, 'weight_decay', 'train.term'), run)) == 2
   assert any("defaults: train.term='l1', weight_decay=0.0001" in line for line in logged)
+  (run / 'config.json').write_text(older)
   apply, variables = slim_jax.load(run)
   assert callable(apply) and variables
+  assert architecture.read(Workdir(run)).network(None)
   with pytest.raises(WorkdirError, match='train.term: "l1" there, "proximal" now'):
     Workdir(run).compare('config.json', context.to_json(digits(**{'train.term': 'proximal'})))
 

@@ -337,7 +337,7 @@ def test_splits_must_belong_together(folder):
   config = make_stream_config(folder)
   one = data.load(config.dataset, split='train', image_size=16)
   other = data.load(config.dataset, split='val', image_size=24)
-  with pytest.raises(checks.ConfigError, match=r"test_split='val' \(24, 24, 3\)"):
+  with pytest.raises(checks.ConfigError, match=r"test_split='val' has images \(24, 24, 3\)"):
     checks.check_data(config, one, other, 'test_split')
 
 

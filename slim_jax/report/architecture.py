@@ -13,7 +13,7 @@ from slim_jax import jaxprs
 from slim_jax.channels.plan import Plan
 from slim_jax.costs import counting
 from slim_jax.cpu import cpu_options
-from slim_jax.runs import network
+from slim_jax.runs import network, schema
 from slim_jax.runs.workdir import Workdir, WorkdirError, read_json
 from slim_jax.runtime.config import Config
 
@@ -78,7 +78,7 @@ def read(workdir: Workdir) -> Architecture:
   config, dataset = (read_json(workdir.path / name) for name in ('config.json', 'dataset.json'))
   try:
     architecture = Architecture(
-      ml_collections.ConfigDict(config),
+      schema.complete(ml_collections.ConfigDict(config)),
       int(dataset['num_classes']),
       tuple(map(int, dataset['image'])),
     )

@@ -25,13 +25,14 @@ _MUST_BE = {
 }
 
 
-def complete(config: Any) -> Any:
+def complete(config: Any, *, source: str = 'the config') -> Any:
   """Returns the config with defaults for the fields that it lacks, and logs which.
 
   A config lacks a field that was added after the config was written or its run started.
 
   Args:
     config: what `get_config` of a config file returns; it is not changed.
+    source: what the log calls it.
 
   Returns:
     A copy, locked if the config is locked. What is not a ConfigDict is returned as it is, for
@@ -41,15 +42,16 @@ def complete(config: Any) -> Any:
     return config
   result = ml_collections.ConfigDict(config.to_dict())
   if added := list(_fill(result, _defaults(), '')):
-    logging.info('the config lacks fields, which get their defaults: %s', ', '.join(added))
+    logging.info('%s lacks fields, which get their defaults: %s', source, ', '.join(added))
   return result.lock() if config.is_locked else result
 
 
 def complete_json(saved: Any) -> Any:
-  """Returns what `complete` does, for a config that was read from JSON."""
+  """Returns the config.json of a run with defaults for the fields that it lacks, as JSON."""
   if not isinstance(saved, dict):
     return saved
-  return json.loads(json.dumps(complete(ml_collections.ConfigDict(saved)).to_dict()))
+  config = complete(ml_collections.ConfigDict(saved), source='the config of the run')
+  return json.loads(json.dumps(config.to_dict()))
 
 
 def problems(config: Any) -> Iterator[str]:
