@@ -25,7 +25,7 @@ IMAGE = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
 )
 def test_weights_are_those_of_init_but_for_the_numbers(name, arguments):
   module = models.create(name, num_classes=10, **arguments)
-  found = initialise.initialise(module, IMAGE, key=jax.random.key(0))
+  found = initialise.variables(module, IMAGE, key=jax.random.key(0))
   want = module.init(jax.random.key(0), jnp.zeros(IMAGE.shape), train=False)
   assert jax.tree.structure(found) == jax.tree.structure(want)
   for path, leaf in tree.flatten(want).items():
@@ -40,7 +40,7 @@ def test_weights_are_those_of_init_but_for_the_numbers(name, arguments):
 def test_key_decides():
   module = models.create('vgg', num_classes=10, widths=(8, 8))
   one, again, other = (
-    initialise.initialise(module, IMAGE, key=jax.random.key(seed)) for seed in (0, 0, 1)
+    initialise.variables(module, IMAGE, key=jax.random.key(seed)) for seed in (0, 0, 1)
   )
   assert same(one, again) and not same(one['params'], other['params'])
   kernels = [one['params'][name]['kernel'] for name in ('Conv_0', 'Conv_1')]
@@ -50,12 +50,12 @@ def test_key_decides():
 def test_thin_weights_have_the_deviation_of_the_thin_shape():
   """He, fan-out: fewer output channels, larger weights; the last layer has its own."""
   module = models.create('vgg', num_classes=10, widths=(16, 64))
-  full = initialise.initialise(module, IMAGE, key=jax.random.key(0))
+  full = initialise.variables(module, IMAGE, key=jax.random.key(0))
   dead = tree.map_with_path(
     lambda path, x: np.arange(x.size) % 4 > 0 if path[-1] == 'scale' else None, full
   )
   plan = slim_jax.plan(lambda v, x: module.apply(v, x, train=False), full, IMAGE, dead=dead)
-  thin = initialise.initialise(module, IMAGE, key=jax.random.key(1), plan=plan)
+  thin = initialise.variables(module, IMAGE, key=jax.random.key(1), plan=plan)
   assert jax.tree.map(np.shape, thin) == jax.tree.map(np.shape, plan.slice(full))
   kernel = thin['params']['Conv_1']['kernel']
   assert kernel.shape == (3, 3, 4, 16)
@@ -76,14 +76,14 @@ def test_layer_without_channels_and_parameter_without_initialiser():
       return nn.Dense(3)((y * gate.reshape(1, 1, 1, 8)).mean((1, 2))) + z.mean((1, 2, 3))[:, None]
 
   module = Net()
-  full = initialise.initialise(module, IMAGE, key=jax.random.key(0))
+  full = initialise.variables(module, IMAGE, key=jax.random.key(0))
   want = module.lazy_init(jax.random.key(0), IMAGE, train=False)
   np.testing.assert_array_equal(full['params']['gate'], want['params']['gate'])
   dead = jax.tree.map(lambda x: None, full)
   dead['params']['BatchNorm_0']['scale'] = np.arange(8) > 2
   dead['params']['BatchNorm_1']['scale'] = np.ones(4, bool)
   plan = slim_jax.plan(lambda v, x: module.apply(v, x, train=False), full, IMAGE, dead=dead)
-  thin = initialise.initialise(module, IMAGE, key=jax.random.key(0), plan=plan)
+  thin = initialise.variables(module, IMAGE, key=jax.random.key(0), plan=plan)
   assert jax.tree.map(np.shape, thin) == jax.tree.map(np.shape, plan.slice(full))
   np.testing.assert_array_equal(thin['params']['gate'], want['params']['gate'][:3])
   assert thin['params']['Conv_1']['kernel'].size == 0

@@ -231,7 +231,7 @@ def test_too_small_images_are_refused():
 def test_a_flattening_network_wants_the_size_it_was_made_for():
   model = models.create('vgg', num_classes=3, widths=(4, 'M'), dense_widths=(8,))
   variables = _init(model, (1, 8, 8, 3))
-  with pytest.raises(ValueError, match='takes 64 values, after the max-pools .* 5x4x4'):
+  with pytest.raises(ValueError, match='takes 64 values, but the max-pools leave 5x4x4'):
     model.apply(variables, jnp.ones((1, 10, 8, 3)), train=False)
 
 
@@ -276,7 +276,7 @@ def test_wrong_images_are_refused(name):
   with pytest.raises(ValueError, match=r'batch, height, width, channels\], got \(1, 32, 32\)'):
     _params(model, (1, 32, 32))
   if name == 'densenet':
-    with pytest.raises(ValueError, match='3x8 are too small, it needs at least 4x4'):
+    with pytest.raises(ValueError, match='3x8 are too small; at least 4x4 is needed'):
       _params(model, (1, 3, 8, 3))
 
 

@@ -1,4 +1,4 @@
-"""The narrow module: the same class with other widths, the same weights, the same function."""
+"""A narrow module has the class of the full one, takes the thin variables and computes the same."""
 
 import json
 
@@ -14,7 +14,7 @@ from slim_jax.models import narrow
 
 CHAINS = {
   'vgg': (models.VGG(num_classes=5, widths=(8, 'M', 12, 10)), (4, 8, 8, 3)),
-  # Flattened 3x2 places, dense layers with BatchNorm, biases of convolutions.
+  # 3x2 pixels are flattened; dense layers with BatchNorm, convolutions with biases.
   'vgg_a': (
     models.VGG(num_classes=5, widths=(8, 'M', 12, 'M'), dense_widths=(16, 12), conv_bias=True),
     (4, 12, 8, 3),
@@ -100,7 +100,7 @@ def test_nothing_removed_is_the_same_module(x64):
   assert narrow.module(model, cut(model, variables, x, fraction=0.0)) == model
 
 
-def test_a_module_is_told_in_a_json():
+def test_a_module_is_described_in_json():
   about = json.loads(json.dumps(narrow.describe(CHAINS['vgg_a'][0])))
   assert about == {
     'class': 'VGG',
@@ -121,13 +121,26 @@ def test_a_module_is_told_in_a_json():
   assert next(shapes) == next(shapes)
 
 
+def test_a_layer_without_channels_has_no_width(x64):
+  """A second path to the output lets a plan remove every channel of a layer."""
+  model, variables, x = build(*CHAINS['vgg'])
+  dead = jax.tree.map(lambda _: None, variables)
+  dead['params']['BatchNorm_1']['scale'] = np.ones(12, bool)
+  plan = slim_jax.plan(
+    lambda v, x: infer(model)(v, x) + x.mean((1, 2, 3))[:, None], variables, x, dead=dead
+  )
+  assert plan.cuts['params', 'Conv_1', 'kernel'].thin_shape[-1] == 0
+  with pytest.raises(narrow.NarrowError, match=r'Conv_0 has no channels left.*slim_jax\.thin'):
+    narrow.module(model, plan)
+
+
 def test_a_carrier_of_biases_has_no_width(x64):
   model, variables, x = build(*CHAINS['vgg'])
-  with pytest.raises(narrow.NarrowError, match=r"biases of removed ones \(bias='keep'\): slim"):
+  with pytest.raises(narrow.NarrowError, match=r"biases of removed ones \(bias='keep'\); use"):
     narrow.module(model, cut(model, variables, x, bias='keep'))
 
 
-def test_biases_that_the_activation_stops_need_none(x64):
+def test_biases_that_the_activation_stops_need_no_carrier(x64):
   model, variables, x = build(*CHAINS['vgg'])
   for layer in ('BatchNorm_0', 'BatchNorm_1', 'BatchNorm_2'):
     variables['params'][layer]['bias'] = -np.abs(variables['params'][layer]['bias'])
@@ -146,12 +159,14 @@ def test_biases_that_the_activation_stops_need_none(x64):
   ],
 )
 def test_networks_with_streams_are_refused(model):
-  with pytest.raises(narrow.NarrowError, match=f'{type(model).__name__} is no chain .* slim_jax'):
+  with pytest.raises(
+    narrow.NarrowError, match=f'{type(model).__name__} is no chain .*; use slim_jax.thin'
+  ):
     narrow.module(model, slim_jax.Plan({}))
 
 
 def test_a_plan_of_another_model_is_refused(x64):
   model, variables, x = build(*CHAINS['vgg'])
   plan = cut(model, variables, x)
-  with pytest.raises(ValueError, match='no params/Conv_3/kernel: it is of another model'):
+  with pytest.raises(ValueError, match='no params/Conv_3/kernel, so it belongs to another model'):
     narrow.module(models.VGG(num_classes=5, widths=(8, 'M', 12, 10, 4)), plan)

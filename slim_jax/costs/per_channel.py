@@ -283,6 +283,4 @@ def _count(eqn: Equation, facts: list[Fact], reads: list[Region], live: list[Reg
     None if read.empty else jax.ShapeDtypeStruct(regions.shape_of(read, a.shape), a.dtype)
     for read, a in zip(reads, eqn.in_avals, strict=True)
   ]
-  return counting.count(
-    lambda operands: ctx.walk.rule(eqn).evaluate(ctx, *operands), operands
-  ).macs
+  return counting.count(lambda operands: ctx.walk.rule(eqn).evaluate(ctx, *operands), operands).macs

@@ -1,4 +1,10 @@
-"""Flax Linen models to slim. Nothing in them knows of pruning."""
+"""Flax Linen models to slim. None of their code is about pruning.
+
+vgg, preresnet, densenet, resnet, mlp   the models, made of `layers`
+initialise                              new variables, full or thin
+narrow                                  thin networks as ordinary modules
+from_torch, torch_names                 weights of PyTorch networks
+"""
 
 from collections.abc import Callable
 import functools
@@ -31,9 +37,9 @@ def _vgg_bn(name: str) -> Callable[..., nn.Module]:
   )
 
 
-# Constructors by the name that a config gives. 'preresnet' and 'densenet' are for small
-# images, 'resnet' and 'vgg_a' for ImageNet; 'resnet18' and so on and 'vgg11_bn' and so on
-# are those of torchvision.
+# Constructors by the names that configs use. 'preresnet' and 'densenet' are for small images,
+# 'resnet' and 'vgg_a' for ImageNet. 'resnet18' to 'resnet152' and 'vgg11_bn' to 'vgg19_bn' are
+# torchvision's networks.
 MODELS = {
   'vgg': VGG,
   'vgg11': functools.partial(VGG, widths=WIDTHS['vgg11']),
@@ -67,23 +73,23 @@ MODELS = {
 
 
 def create(name: str, *, num_classes: int, dtype: Any = jnp.float32, **arguments: Any) -> nn.Module:
-  """Makes a model of `MODELS`.
+  """Creates a model of `MODELS`.
 
   Args:
     name: a key of `MODELS`.
     num_classes: length of the logits.
-    dtype: of the computation; parameters stay float32.
+    dtype: of the computation; parameters are float32.
     **arguments: further attributes of the model, such as `widths`.
 
   Returns:
-    A Linen module, called as `module.apply(variables, x, train=False)`.
+    A Linen module; call `module.apply(variables, x, train=False)`.
 
   Raises:
     ValueError: the name is not in `MODELS`.
-    TypeError: the model takes no such argument.
+    TypeError: the model has no such argument.
   """
   if name not in MODELS:
-    raise ValueError(f'no model named {name!r}; there are {", ".join(MODELS)}')
+    raise ValueError(f'no model named {name!r}; the models are {", ".join(MODELS)}')
   constructor = MODELS[name]
   accepted = sorted(
     set(inspect.signature(constructor).parameters) - {'parent', 'name', 'num_classes', 'dtype'}

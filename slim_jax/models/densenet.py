@@ -18,21 +18,20 @@ from slim_jax.models import layers
 class DenseNet(nn.Module):
   """A 3x3 convolution, three dense blocks, BatchNorm, ReLU, average, linear.
 
-  A layer of a block is BatchNorm, ReLU, 3x3 convolution, and its output is appended to
-  its input. Between blocks stand BatchNorm, ReLU, 1x1 convolution and 2x2 average pool.
-  On 32x32 images the last average is the 8x8 average pool of the original.
+  A layer of a block is BatchNorm, ReLU and 3x3 convolution; its output is appended to
+  its input. Between blocks there are BatchNorm, ReLU, 1x1 convolution and 2x2 average
+  pool. On 32x32 images the last average is the 8x8 average pool of the original.
 
   Attributes:
     num_classes: length of the logits.
-    depth: 3n + 4 for n layers in each block, 6n + 4 with `bottleneck`; 40 is that of
-      the paper.
-    growth: channels that a layer appends.
-    stem: output channels of the first convolution. The authors' PyTorch code has 24,
-      the parameters that the paper counts are those of 16.
-    compression: share of the channels that a 1x1 convolution between blocks puts out,
-      in (0, 1]; rounded down, but at least one channel.
-    bottleneck: whether a layer first goes through BatchNorm, ReLU and a 1x1 convolution
-      to 4 * growth channels; with compression 0.5 this is DenseNet-BC.
+    depth: 3n + 4 for n layers in each block, 6n + 4 with `bottleneck`; the paper has 40.
+    growth: number of channels that a layer appends.
+    stem: output channels of the first convolution. The authors' PyTorch code has 24;
+      the number of parameters in the paper corresponds to 16.
+    compression: output channels of a 1x1 convolution between blocks as a share of its
+      inputs, in (0, 1]; rounded down, but at least one channel.
+    bottleneck: whether a layer starts with BatchNorm, ReLU and a 1x1 convolution to
+      4 * growth channels; with compression 0.5 this is DenseNet-BC.
     drop_rate: of the dropout at the end of a layer, in [0, 1); training then needs a
       key named 'dropout'.
     dtype: of the computation; parameters and batch statistics are float32.

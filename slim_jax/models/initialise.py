@@ -1,8 +1,8 @@
-"""New weights of a Linen network, full or thin, without compiling the network.
+"""New variables of a Linen network, full or thin, without compiling the network.
 
-The usual `jax.jit(module.init)` is one program of every layer's random numbers and forward pass:
-minutes of compilation for 164 layers. Here the network is only traced, to learn which initialiser
-each parameter has, and the initialisers run one by one, compiled once for each shape.
+`jax.jit(module.init)` compiles one program of every layer's random numbers and forward pass, which
+takes minutes for 164 layers. Here the network is only traced, to find the initialiser of each
+parameter. The initialisers then run one by one, compiled once per shape.
 """
 
 from collections.abc import Callable
@@ -20,29 +20,29 @@ from slim_jax.channels.plan import Plan
 
 PyTree = Any
 
-# What BatchNorm of Linen starts its statistics from; it has no attribute that says so.
+# Initial statistics of Linen's BatchNorm, which has no attributes for them.
 _STATISTICS = {'mean': nn.initializers.zeros_init(), 'var': nn.initializers.ones_init()}
 
-# An initialiser runs once: on the CPU optimising it takes far longer than running it.
+# An initialiser runs once. On a CPU, optimising it would take far longer than running it.
 _UNOPTIMISED = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 
-def initialise(
+def variables(
   module: nn.Module, image: jax.ShapeDtypeStruct, *, key: jax.Array, plan: Plan | None = None
 ) -> PyTree:
-  """New variables, a function of the key and the shapes alone.
+  """Returns new variables, which depend on the key and the shapes only.
 
-  A parameter `name` is drawn by the attribute `name_init` of its layer, as all layers of Linen
-  have it; what has none is taken from `module.init`. With a plan each initialiser is given the
-  thin shape, so that a standard deviation that follows from the fan-out follows from that of the
-  thin network: the weights are those of a thin network built from nothing, not a part of wider
-  ones. (What `module.init` has made is sliced.)
+  The attribute `name_init` of a Linen layer draws its parameter `name`. A parameter without such an
+  attribute comes from `module.init`. With a plan each initialiser gets the thin shape, so standard
+  deviations that depend on the fan-out are those of the thin network: its weights are drawn like
+  those of a newly built narrow network, not sliced from wider ones. (Those of `module.init` are
+  sliced.)
 
   Args:
-    module: a Linen module, called as `module(image, train=False)`.
+    module: a Linen module; it is called as `module(image, train=False)`.
     image: shape and dtype of a batch of images.
     key: typed random key [].
-    plan: what is left of the network, None for all of it.
+    plan: of the thin network, None for the full one.
 
   Returns:
     {'params': ..., 'batch_stats': ...} of `module`, thin if there is a plan.
@@ -54,14 +54,14 @@ def initialise(
     return call(*args, **kwargs)
 
   with nn.intercept_methods(note):
-    variables = shapes(module, image)
-  # Computes the whole network, but few layers have variables of another kind.
+    full_shapes = shapes(module, image)
+  # Runs the whole network, but few layers have parameters without an initialiser.
   other = functools.cache(lambda: tree.flatten(module.lazy_init(key, image, train=False)))
 
   def draw(path: tree.Path, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     cut = plan.cuts[path] if plan else None
     shape = cut.thin_shape if cut else leaf.shape
-    if not math.prod(shape):  # a layer that is gone has no fan-out
+    if not math.prod(shape):  # a removed layer has no fan-out
       return jnp.zeros(shape, leaf.dtype)
     collection, *owner, name = path
     if collection == 'batch_stats':
@@ -74,11 +74,11 @@ def initialise(
     own_key = jax.random.fold_in(key, zlib.crc32('/'.join(path).encode()))
     return _draw()(initialiser, own_key, shape, leaf.dtype)
 
-  return tree.map_with_path(draw, variables)
+  return tree.map_with_path(draw, full_shapes)
 
 
 def shapes(module: nn.Module, image: jax.ShapeDtypeStruct) -> PyTree:
-  """Shapes and dtypes of the variables of a full network; arguments as of `initialise`."""
+  """Returns shapes and dtypes of the variables of the full network, see `variables`."""
   return jax.eval_shape(lambda image: module.init(jax.random.key(0), image, train=False), image)
 
 

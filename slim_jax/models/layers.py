@@ -1,7 +1,6 @@
-"""Layers as Liu et al. (ICCV 2017) set them up, for all models here.
+"""Layers with the settings of Liu et al. (ICCV 2017), for all models here.
 
-Each is a layer of Linen with other defaults; `dtype` and the rest are given where it
-is used.
+Each is a Linen layer with other defaults; models pass `dtype` and the other arguments.
 """
 
 import functools
@@ -14,7 +13,7 @@ he_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 # No bias, since BatchNorm adds one.
 Conv = functools.partial(nn.Conv, use_bias=False, kernel_init=he_fan_out)
-# Scales start at a half. `momentum` is the share of the old value, as Flax has it.
+# Scales start at 0.5. `momentum` is the weight of the old value, as in Flax.
 BatchNorm = functools.partial(
   nn.BatchNorm, momentum=0.9, epsilon=1e-5, scale_init=nn.initializers.constant(0.5)
 )
@@ -22,30 +21,30 @@ Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.normal(0.01))
 
 
 def check_images(x: jax.Array, *, model: str, smallest: int = 1) -> None:
-  """Checks what a convolutional model is given.
+  """Checks the input of a convolutional model.
 
   Args:
     x: images [batch, height, width, channels].
-    model: its name, for the error.
-    smallest: height and width that it needs.
+    model: name of the model, for the error.
+    smallest: smallest height and width that it takes.
 
   Raises:
-    ValueError: `x` has other axes, or is too small.
+    ValueError: `x` does not have these axes, or the images are too small.
   """
   if x.ndim != 4:
     raise ValueError(f'{model}: images must be [batch, height, width, channels], got {x.shape}')
   height, width = x.shape[1:3]
   if min(height, width) < smallest:
     raise ValueError(
-      f'{model}: images of {height}x{width} are too small, it needs at least {smallest}x{smallest}'
+      f'{model}: images of {height}x{width} are too small; at least {smallest}x{smallest} is needed'
     )
 
 
 def check_positive(*, model: str, **attributes: int) -> None:
-  """Checks attributes of a model that count something.
+  """Checks attributes of a model that must be positive integers.
 
   Raises:
-    ValueError: one is not a positive integer.
+    ValueError: one is not.
   """
   for name, value in attributes.items():
     if not (isinstance(value, numbers.Integral) and value > 0):

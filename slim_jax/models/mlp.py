@@ -42,7 +42,7 @@ class MLP(nn.Module):
       Logits [batch, num_classes] in `dtype`, but at least float32.
 
     Raises:
-      ValueError: `widths` is not made of positive integers.
+      ValueError: a width is not a positive integer.
     """
     for width in self.widths:
       if not (isinstance(width, numbers.Integral) and width > 0):

@@ -17,16 +17,15 @@ from slim_jax.models import layers
 
 
 class Bottleneck(nn.Module):
-  """BatchNorm, ReLU and convolution three times over, added to the input.
+  """BatchNorm, ReLU and convolution three times, added to the input.
 
   Attributes:
-    width: output channels of the first two convolutions; the third has four times as
-      many.
+    width: output channels of the first two convolutions; the third has 4 * width.
     conv: makes a convolution.
     norm: makes a BatchNorm.
     stride: of the 3x3 convolution in the middle.
-    project: whether the input is added through a 1x1 convolution. It reads the input
-      itself, before BatchNorm and ReLU.
+    project: whether the input goes through a 1x1 convolution before it is added. It
+      reads the input itself, without BatchNorm and ReLU.
   """
 
   width: int
@@ -50,15 +49,15 @@ class Bottleneck(nn.Module):
 class PreResNet(nn.Module):
   """A 3x3 convolution, three stages of bottlenecks, BatchNorm, ReLU, average, linear.
 
-  The second and the third stage halve the image and double the channels. On 32x32
-  images the average is the 8x8 average pool of the original. Blocks are bottlenecks at
-  every depth, so depth 56 or 110 is not the network of basic blocks with that name.
+  The second and the third stage halve the image size and double the channels. On 32x32
+  images the average is the 8x8 average pool of the original. All blocks are bottlenecks,
+  so depths 56 and 110 are not the networks of basic blocks with these names.
 
   Attributes:
     num_classes: length of the logits.
-    depth: 9n + 2 for n bottlenecks in each stage; 164 is that of the paper.
-    width: output channels of the first convolution, and inside the bottlenecks of the
-      first stage.
+    depth: 9n + 2 for n bottlenecks in each stage; the paper has 164.
+    width: output channels of the first convolution and of the first two convolutions of
+      each bottleneck of the first stage.
     dtype: of the computation; parameters and batch statistics are float32.
     axis_name: mapped axis over which BatchNorm averages its statistics, or None
       for statistics of the local batch.
@@ -83,8 +82,8 @@ class PreResNet(nn.Module):
       Logits [batch, num_classes] in `dtype`, but at least float32.
 
     Raises:
-      ValueError: `depth` is not 9n + 2, `width` is not positive, or `x` has other
-        axes.
+      ValueError: `depth` is not 9n + 2, `width` is not positive, or `x` does not have
+        these axes.
     """
     self._check(x)
     conv = functools.partial(layers.Conv, dtype=self.dtype)

@@ -1,8 +1,8 @@
 """ResNet for ImageNet, with the stride of a bottleneck on its 3x3 convolution.
 
 He et al., "Deep residual learning for image recognition" (CVPR 2016), in the variant
-known as v1.5 (https://arxiv.org/abs/1706.02677, section 5.1). The paper of network
-slimming has no such network; initialised as its networks are.
+known as v1.5 (https://arxiv.org/abs/1706.02677, section 5.1). The network slimming paper
+does not use it; the initialisation is that of its networks.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,13 +26,14 @@ STAGES = {
 
 
 class Block(nn.Module):
-  """Convolutions, each with BatchNorm, added to the input; ReLU between and after.
+  """Convolutions with BatchNorm, added to the input; ReLU between them and after.
 
   Attributes:
     width: output channels of the 3x3 convolutions.
     conv: makes a convolution.
     norm: makes a BatchNorm.
-    bottleneck: 1x1, 3x3 and 1x1 with four times the channels, instead of twice 3x3.
+    bottleneck: whether the convolutions are 1x1, 3x3 and 1x1 to 4 * width channels,
+      instead of two of 3x3.
     stride: of the first 3x3 convolution.
   """
 
@@ -64,11 +65,11 @@ class Block(nn.Module):
 class ResNet(nn.Module):
   """A 7x7 convolution and a max-pool, stages of blocks, average, linear.
 
-  Every stage but the first halves the image and doubles the channels.
+  Every stage but the first halves the image size and doubles the channels.
 
   Attributes:
     num_classes: length of the logits.
-    blocks: of each stage; `STAGES` has those of ResNet-18, 34, 50, 101 and 152.
+    blocks: number of blocks of each stage; `STAGES` has those of ResNet-18 to 152.
     bottleneck: whether blocks are bottlenecks.
     width: output channels of the first convolution and of the 3x3 convolutions of the
       first stage.
@@ -97,8 +98,8 @@ class ResNet(nn.Module):
       Logits [batch, num_classes] in `dtype`, but at least float32.
 
     Raises:
-      ValueError: `blocks` or `width` is not made of positive integers, or `x` has
-        other axes.
+      ValueError: `width` or one of `blocks` is not a positive integer, or `x` does not
+        have these axes.
     """
     self._check(x)
     conv = functools.partial(layers.Conv, dtype=self.dtype)
@@ -107,7 +108,8 @@ class ResNet(nn.Module):
     )
     x = jnp.asarray(x, self.dtype)
     x = nn.relu(norm()(conv(self.width, (7, 7), (2, 2), padding=3)(x)))
-    x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    padding: Any = ((1, 1), (1, 1))  # Flax annotates it as a string
+    x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
     for stage, blocks in enumerate(self.blocks):
       for block in range(blocks):
         x = Block(

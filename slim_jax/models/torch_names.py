@@ -1,20 +1,21 @@
-"""What PyTorch code calls the modules of our models.
+"""Names of our models' modules in PyTorch code.
 
-The authors' implementation of network slimming (https://github.com/Eric-mingjie/network-slimming,
-and the same networks in https://github.com/Eric-mingjie/rethinking-network-pruning):
+The implementation of network slimming by its authors
+(https://github.com/Eric-mingjie/network-slimming, with the same networks as
+https://github.com/Eric-mingjie/rethinking-network-pruning):
 
-  vgg       feature.N with N counting convolutions, BatchNorms, ReLUs and max-pools; classifier
+  vgg       feature.N, where N counts convolutions, BatchNorms, ReLUs and max-pools; classifier
   resnet    conv1; layerN.M.{bn1, select, conv1, bn2, conv2, bn3, conv3, downsample.0};
             bn; select; fc
   densenet  conv1; denseN.M.{bn1, select, conv1}; transN.{bn1, select, conv1}; bn;
             select; fc
 
-torchvision (https://github.com/pytorch/vision), and whatever keeps its names, such as timm:
+torchvision (https://github.com/pytorch/vision), and libraries that keep its names, such as timm:
 
   resnet18 ...    conv1; bn1; layerN.M.{conv1, bn1, conv2, bn2, conv3, bn3, downsample.0,
                   downsample.1}; fc
-  vgg11_bn ...    features.N, counted likewise; classifier.0, .3 and .6, with ReLUs and dropouts
-                  between them
+  vgg11_bn ...    features.N, counted likewise; classifier.0, .3 and .6, between which there are
+                  ReLUs and dropouts
 """
 
 from flax import linen as nn
@@ -23,10 +24,10 @@ from slim_jax import models, tree
 
 
 def modules(model: nn.Module) -> dict[tree.Path, str]:
-  """PyTorch's name of every module with variables, by the path of ours.
+  """Returns PyTorch's name of every module with variables, by our path.
 
   Raises:
-    TypeError: no counterpart of the model is known.
+    TypeError: the model has no counterpart in PyTorch.
   """
   if isinstance(model, models.VGG) and not model.dense_widths:
     return _vgg(model, 'feature') | {('Dense_0',): 'classifier'}
@@ -41,9 +42,9 @@ def modules(model: nn.Module) -> dict[tree.Path, str]:
   if isinstance(model, models.DenseNet) and not model.bottleneck:
     return _densenet(model)
   raise TypeError(
-    f'no network of the PyTorch implementations is the counterpart of {model}; '
-    'there are VGG without dense_widths or without dense_norm, PreResNet, ResNet, '
-    'and DenseNet without bottleneck'
+    f'no network of the PyTorch implementations is the counterpart of {model}. VGG without '
+    'dense_widths or without dense_norm, PreResNet, ResNet, and DenseNet without bottleneck '
+    'have one'
   )
 
 
@@ -56,7 +57,7 @@ def _vgg(model: models.VGG, features: str) -> dict[tree.Path, str]:
     names[f'Conv_{layer}',] = f'{features}.{position}'
     names[f'BatchNorm_{layer}',] = f'{features}.{position + 1}'
     layer += 1
-    position += 3  # The third is ReLU.
+    position += 3  # convolution, BatchNorm, ReLU
   return names
 
 
@@ -78,14 +79,14 @@ def _resnet(model: models.ResNet) -> dict[tree.Path, str]:
   ]
   for i, name in enumerate(theirs):
     names |= _numbered(f'Block_{i}', name, 3 if model.bottleneck else 2)
-    if name.endswith('.0') and (i or model.bottleneck):  # else nothing changes its shape
+    if name.endswith('.0') and (i or model.bottleneck):  # blocks that change the shape
       names[f'Block_{i}', 'projection'] = f'{name}.downsample.0'
       names[f'Block_{i}', 'projection_norm'] = f'{name}.downsample.1'
   return names
 
 
 def _numbered(ours: str, theirs: str, count: int) -> dict[tree.Path, str]:
-  """Convolutions and BatchNorms of a block."""
+  """Returns the names of the convolutions and BatchNorms of a block."""
   return {
     (ours, f'{layer}_{k}'): f'{theirs}.{name}{k + 1}'
     for k in range(count)
@@ -101,7 +102,7 @@ def _densenet(model: models.DenseNet) -> dict[tree.Path, str]:
     for block in (1, 2, 3)
     for name in [f'dense{block}.{k}' for k in range(each)] + [f'trans{block}']
   ]
-  for i, name in enumerate(theirs[:-1]):  # No transition follows the last block.
+  for i, name in enumerate(theirs[:-1]):  # the last block has no transition
     names[f'BatchNorm_{i}',] = f'{name}.bn1'
     names[f'Conv_{i + 1}',] = f'{name}.conv1'
   names[f'BatchNorm_{len(theirs) - 1}',] = 'bn'

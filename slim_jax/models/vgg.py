@@ -23,28 +23,7 @@ WIDTHS = {
   'vgg11': (64, 'M', 128, 'M', 256, 256, 'M', 512, 512, 'M', 512, 512),
   'vgg13': (64, 64, 'M', 128, 128, 'M', 256, 256, 'M', 512, 512, 'M', 512, 512),
   'vgg16': (64, 64, 'M', 128, 128, 'M', 256, 256, 256, 'M', 512, 512, 512, 'M', 512, 512, 512),
-  'vgg19': (
-    64,
-    64,
-    'M',
-    128,
-    128,
-    'M',
-    256,
-    256,
-    256,
-    256,
-    'M',
-    512,
-    512,
-    512,
-    512,
-    'M',
-    512,
-    512,
-    512,
-    512,
-  ),
+  'vgg19': (64, 64, 'M', 128, 128, 'M', *4 * [256], 'M', *4 * [512], 'M', *4 * [512]),
   'vgg_a': (64, 'M', 128, 'M', 256, 256, 'M', 512, 512, 'M', 512, 512, 'M'),
 }
 
@@ -53,19 +32,20 @@ class VGG(nn.Module):
   """Convolutions and max-pools, then dense layers.
 
   Every convolution is 3x3 with padding 1, followed by BatchNorm and ReLU. By default
-  one average over what remains and one linear layer end the network. On 32x32 images
-  with four max-pools that is the 2x2 average pool of the original. With `dense_widths`
-  what remains is flattened instead, so the parameters are those of one image size.
+  the average over all pixels and a linear layer follow. On 32x32 images with four
+  max-pools this is the 2x2 average pool of the original. With `dense_widths` the image is
+  flattened instead, so the parameters fit one image size only.
 
   Attributes:
     num_classes: length of the logits.
     widths: output channels of each convolution in order, 'M' for a max-pool;
       `WIDTHS` has those of VGG-11, 13, 16 and 19, and of VGG-A for ImageNet.
-    dense_widths: units of each dense layer before the last one, all with BatchNorm and
-      ReLU; (4096, 4096) in VGG-A.
-    conv_bias: whether convolutions have a bias, as those of VGG-A have.
-    dense_norm: whether those dense layers have a BatchNorm; in torchvision none has.
-    drop_rate: of the dropout after each of those dense layers, in [0, 1); training then
+    dense_widths: units of each dense layer before the last one; each has a ReLU. VGG-A
+      has (4096, 4096).
+    conv_bias: whether convolutions have a bias, as in VGG-A.
+    dense_norm: whether the dense layers before the last one have BatchNorm, as in the
+      network slimming paper; those of torchvision do not.
+    drop_rate: of the dropout after each of these dense layers, in [0, 1); training then
       needs a key named 'dropout'.
     dtype: of the computation; parameters and batch statistics are float32.
     axis_name: mapped axis over which BatchNorm averages its statistics, or None
@@ -94,10 +74,9 @@ class VGG(nn.Module):
       Logits [batch, num_classes] in `dtype`, but at least float32.
 
     Raises:
-      ValueError: the images are too small for the max-pools, or with `dense_widths`
-        not of the size that the parameters are for; or `widths` is not made of
-        positive integers and 'M', `dense_widths` not of positive integers, or
-        `drop_rate` is out of range.
+      ValueError: the images are too small for the max-pools or, with `dense_widths`,
+        do not have the size that the parameters fit; a width is not a positive integer
+        (or 'M'); or `drop_rate` is out of range.
     """
     self._check(x)
     norm = functools.partial(
@@ -105,7 +84,7 @@ class VGG(nn.Module):
     )
     x = jnp.asarray(x, self.dtype)
     for width in self.widths:
-      if width == 'M':
+      if isinstance(width, str):
         x = nn.max_pool(x, (2, 2), strides=(2, 2))
         continue
       x = layers.Conv(width, (3, 3), padding=1, use_bias=self.conv_bias, dtype=self.dtype)(x)
@@ -120,7 +99,7 @@ class VGG(nn.Module):
 
   def _check(self, x: jax.Array) -> None:
     for width in self.widths:
-      if width != 'M' and not (isinstance(width, numbers.Integral) and width > 0):
+      if width != 'M' and (not isinstance(width, numbers.Integral) or int(width) <= 0):
         raise ValueError(
           f"VGG: widths must be positive integers or 'M' (a 2x2 max-pool), got "
           f'{width!r} in {tuple(self.widths)}'
@@ -140,14 +119,14 @@ class VGG(nn.Module):
       )
 
   def _flatten(self, x: jax.Array) -> jax.Array:
-    """[batch, height * width * channels], checked against the first dense layer."""
+    """Returns [batch, height * width * channels], checked against the first dense layer."""
     flat = x.reshape(x.shape[0], math.prod(x.shape[1:]))
     if self.has_variable('params', 'Dense_0'):
       rows = self.get_variable('params', 'Dense_0')['kernel'].shape[0]
       if rows != flat.shape[1]:
         raise ValueError(
-          f'VGG: the first dense layer takes {rows} values, after the max-pools there '
-          f'are {"x".join(map(str, x.shape[1:]))}; use images of the size that the '
-          f'parameters were made for'
+          f'VGG: the first dense layer takes {rows} values, but the max-pools leave '
+          f'{"x".join(map(str, x.shape[1:]))}; use images of the size that the parameters '
+          f'were made for'
         )
     return flat

@@ -71,7 +71,7 @@ def create(config: Config, num_classes: int, plan: slim_jax.Plan | None = None) 
     return model.apply(variables, image, train=False)
 
   def init(key: jax.Array, image: jax.ShapeDtypeStruct) -> PyTree:
-    return initialise.initialise(model, image, key=key, plan=plan)
+    return initialise.variables(model, image, key=key, plan=plan)
 
   def shapes(image: jax.ShapeDtypeStruct) -> PyTree:
     full = initialise.shapes(model, image)

@@ -1,6 +1,6 @@
 """The networks of the authors' PyTorch code, written again from their definitions.
 
-Modules have the names that code gives them (see `slim_jax.import_torch`), so that weights can be
+Modules have the names that code gives them (see `slim_jax.models.from_torch`), so that weights can be
 carried over and outputs compared. VGG, pre-activation ResNet and DenseNet for 32x32 images are of
 Liu et al. (ICCV 2017) with their channel selection; ResNet-50 (He et al., CVPR 2016, with the
 stride on the 3x3 convolution) and the other networks for photographs are in peers_imagenet.py.
