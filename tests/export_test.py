@@ -1,6 +1,11 @@
 """Exported files give the same logits in a process that has no slim_jax."""
 
+import ast
+import configparser
+from importlib import metadata
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -12,7 +17,7 @@ from slim_jax import tree
 from slim_jax.export import safetensors_file
 from slim_jax.runs import finished, pipeline
 
-# Keeps `slim_jax` from being imported, and where a file is for others JAX, too.
+# Code of processes that cannot import slim_jax, and for files that need no JAX not JAX either.
 ALONE = "import sys; sys.modules['slim_jax'] = None\n"
 WITHOUT_JAX = "sys.modules['jax'] = sys.modules['flax'] = None\n"
 
@@ -53,7 +58,7 @@ def call(workdir, *flags):
 
 
 def alone(tmp_path, code, *arguments):
-  """Runs code far from here."""
+  """Runs code in a process that cannot import slim_jax."""
   subprocess.run(
     [sys.executable, '-c', ALONE + code, *map(str, arguments)], cwd=tmp_path, check=True
   )
@@ -89,22 +94,22 @@ def test_safetensors_have_the_thin_weights(run, tmp_path):
     'import numpy as np, safetensors.numpy\n'
     "np.savez('w.npz', **safetensors.numpy.load_file('thin.safetensors'))\n",
   )
-  found = dict(np.load(tmp_path / 'w.npz'))
+  loaded = dict(np.load(tmp_path / 'w.npz'))
   _, variables = finished.load(run)
   want = {tree.show(path): leaf for path, leaf in tree.flatten(variables).items()}
-  assert set(found) == set(want)
+  assert set(loaded) == set(want)
   for name, leaf in want.items():
-    np.testing.assert_array_equal(found[name], leaf)
+    np.testing.assert_array_equal(loaded[name], leaf)
   about = json.loads((tmp_path / 'thin.safetensors.json').read_text())
   assert about['widths'] and about['params'] == sum(
     leaf.size for name, leaf in want.items() if name.startswith('params/')
   )
 
 
-def test_safetensors_say_where_the_weights_stood(run, tmp_path):
-  """Enough to build the full network with zeros, whatever its streams are."""
+def test_safetensors_have_the_original_indices(run, tmp_path):
+  """They are enough to build the full network with zeros, whatever its streams are."""
   (tmp_path / 'thin.safetensors').write_bytes(
-    safetensors_file.convert(finished.load(run)[1], finished.plan(run))
+    safetensors_file.convert(finished.load(run)[1], plan=finished.plan(run))
   )
   alone(
     tmp_path,
@@ -118,14 +123,77 @@ def test_safetensors_say_where_the_weights_stood(run, tmp_path):
     '    full[name][np.ix_(*at)] = file.get_tensor(name)\n'
     "np.savez('full.npz', **full)\n",
   )
-  found = dict(np.load(tmp_path / 'full.npz'))
-  want = tree.flatten(finished.plan(run).expand(finished.load(run)[1]))
-  assert set(found) == set(map(tree.show, want))
+  loaded = dict(np.load(tmp_path / 'full.npz'))
+  plan = finished.plan(run)
+  assert plan is not None
+  want = tree.flatten(plan.expand(finished.load(run)[1]))
+  assert set(loaded) == set(map(tree.show, want))
   for path, leaf in want.items():
-    np.testing.assert_array_equal(found[tree.show(path)], leaf)
+    np.testing.assert_array_equal(loaded[tree.show(path)], leaf)
 
 
 def test_export_says_what_is_wrong(tmp_path):
   command = [sys.executable, '-m', 'slim_jax.export', f'--workdir={tmp_path}']
   assert 'holds no run with a complete stage' in commands.run(command, code=1)
   assert 'must be some of cpu, cuda' in commands.run([*command, '--platforms=gpu'], code=1)
+
+
+def test_the_library_defines_no_flags(tmp_path):
+  """Other absl programs may have flags of the same names, and export any function."""
+  (tmp_path / 'program.py').write_text(
+    'from absl import app, flags\n'
+    "for name in ('format', 'output', 'platforms', 'opset', 'workdir', 'config', 'report'):\n"
+    "  flags.DEFINE_string(name, None, 'of the program')\n"
+    'import jax, jax.numpy as jnp, numpy as np\n'
+    'from slim_jax.export import onnx_file, safetensors_file, stablehlo\n'
+    'def main(argv):\n'
+    "  f = lambda x: {'sum': x.sum(1), 'double': 2 * x}\n"
+    "  content = stablehlo.convert(f, (3,), dtype='float32')\n"
+    '  result = jax.export.deserialize(content).call(np.ones((5, 3), np.float32))\n'
+    "  assert (result['sum'] == 3).all() and result['double'].shape == (5, 3)\n"
+    "  assert flags.FLAGS.format == 'theirs'\n"
+    'app.run(main)\n'
+  )
+  environ = {**os.environ, 'PYTHONPATH': str(commands.ROOT)}
+  command = [sys.executable, 'program.py', '--format=theirs']
+  subprocess.run(command, cwd=tmp_path, env=environ, check=True)
+
+
+def test_help_names_the_flags_and_how_to_use_a_file():
+  text = commands.run([sys.executable, '-m', 'slim_jax.export', '--help'], code=1)
+  for part in (
+    '--workdir',
+    '--format',
+    '--platforms',
+    'jax.export.deserialize',
+    'InferenceSession',
+  ):
+    assert part in text, part
+
+
+def normal(name):
+  """The name of a distribution as pip compares it."""
+  return name.lower().replace('-', '_')
+
+
+def test_imports_are_requirements():
+  """Of what the program imports, and of flatbuffers, which jax.export needs and JAX leaves out."""
+  setup = configparser.ConfigParser()
+  setup.read(commands.ROOT / 'setup.cfg')
+  required = {
+    normal(re.split(r'[\[<>=]', line)[0]) for line in setup['options']['install_requires'].split()
+  }
+  distributions = {
+    package: set(map(normal, names)) for package, names in metadata.packages_distributions().items()
+  }
+  packages = {'flatbuffers'}
+  for path in (commands.ROOT / 'slim_jax').rglob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Import):
+        packages |= {alias.name.split('.')[0] for alias in node.names}
+      elif isinstance(node, ast.ImportFrom) and node.module:
+        packages.add(node.module.split('.')[0])
+  packages -= {*sys.stdlib_module_names, 'slim_jax'}
+  assert {'jax', 'jinja2', 'flatbuffers'} <= packages
+  missing = {package for package in packages if not required & distributions[package]}
+  assert not missing, missing

@@ -15,7 +15,7 @@ import pytest
 import slim_jax
 from slim_jax import latency
 from slim_jax.display import tables
-from slim_jax.export import onnx_file, onnx_spelling
+from slim_jax.export import onnx_file, onnx_rewrites
 from slim_jax.runs import finished, pipeline
 
 needs_onnx = pytest.mark.skipif(
@@ -83,15 +83,15 @@ def test_a_run_is_exported(run, tmp_path):
   images = np.random.RandomState(0).randint(0, 256, (7, 8, 8, 1)).astype(np.uint8)
   np.save(tmp_path / 'images.npy', images)
   subprocess.run([sys.executable, '-c', ALONE, str(run / 'network.onnx')], cwd=tmp_path, check=True)
-  found = dict(np.load(tmp_path / 'logits.npz'))
+  logits = dict(np.load(tmp_path / 'logits.npz'))
   apply, variables = finished.load(run, dtype='float32')
   want = apply(variables, images)
-  np.testing.assert_allclose(found['seven'], want, rtol=1e-5, atol=1e-5)
-  np.testing.assert_allclose(found['one'], want[:1], rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(logits['seven'], want, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(logits['one'], want[:1], rtol=1e-5, atol=1e-5)
   about = json.loads((run / 'network.onnx.json').read_text())
   assert about['opset'] == 18 and about['image'] == [8, 8, 1]
   for name, value in about.items():
-    inside = str(found[name])
+    inside = str(logits[name])
     assert (inside if isinstance(value, str) else json.loads(inside)) == value
 
 
@@ -120,8 +120,8 @@ def test_thin_networks_become_plain_graphs(name):
 @pytest.mark.parametrize(
   'pad', [[(0, 0, 0), (1, 2, 0)], [(0, 0, 0), (2, 1, 2)], [(0, 0, 0), (0, -1, 0)]]
 )
-def test_padding_is_spelled(pad):
-  check_spelling(lambda x: jax.lax.pad(x, np.float32(3), pad), (4,))
+def test_padding_is_rewritten(pad):
+  check_rewrite(lambda x: jax.lax.pad(x, np.float32(3), pad), (4,))
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,8 @@ def test_padding_is_spelled(pad):
     lambda x: x[:, None, None] * 2,
   ],
 )
-def test_operations_are_spelled(f):
-  check_spelling(f, (4,))
+def test_operations_are_rewritten(f):
+  check_rewrite(f, (4,))
 
 
 @pytest.mark.parametrize(
@@ -148,24 +148,32 @@ def test_operations_are_spelled(f):
   [((2, 2), 'VALID'), ((1, 2), 'SAME'), ((2, 1), [(0, 0), (2, 0), (0, 1), (0, 0)])],
 )
 @pytest.mark.parametrize('operation,start', [(jax.lax.max, -np.inf), (jax.lax.add, 0.0)])
-def test_pooling_is_spelled(operation, start, strides, padding):
-  check_spelling(
+def test_pooling_is_rewritten(operation, start, strides, padding):
+  check_rewrite(
     lambda x: jax.lax.reduce_window(x, start, operation, (1, 3, 2, 1), (1, *strides, 1), padding),
     (6, 7, 2),
   )
 
 
-def check_spelling(f, shape):
+def check_rewrite(f, shape):
   """What jax2onnx is given computes the same."""
   x = np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32)
   batch = jax.ShapeDtypeStruct((*jax.export.symbolic_shape('batch'), *shape), jnp.float32)
-  spelled = jax.export.export(jax.jit(onnx_spelling.spell(f, batch)))(batch)
+  spelled = jax.export.export(jax.jit(onnx_rewrites.rewrite(f, batch)))(batch)
   np.testing.assert_allclose(spelled.call(x), f(jnp.asarray(x)), rtol=1e-6, atol=1e-6)
+
+
+def test_several_results_are_refused():
+  with pytest.raises(ValueError, match='returns 2 arrays'):
+    onnx_rewrites.rewrite(
+      jnp.modf,  # pyright: ignore[reportArgumentType]
+      jax.ShapeDtypeStruct((1, 4), jnp.float32),
+    )
 
 
 def test_bfloat16_is_refused():
   with pytest.raises(ValueError, match='bfloat16'):
-    onnx_spelling.spell(
+    onnx_rewrites.rewrite(
       lambda x: (x.astype(jnp.bfloat16) * 2).astype(jnp.float32),
       jax.ShapeDtypeStruct((1, 4), jnp.float32),
     )
@@ -173,10 +181,29 @@ def test_bfloat16_is_refused():
 
 @needs_onnx
 @theirs
-def test_a_file_that_differs_is_not_written(monkeypatch):
-  monkeypatch.setattr(onnx_spelling, 'spell', lambda f, image: lambda x: 1.01 * f(x))
-  with pytest.raises(onnx_file.OnnxError, match='other logits than JAX'):
-    onnx_file.convert(lambda image: image.astype(jnp.float32).sum((1, 2)), (2, 2, 3))
+def test_a_file_that_differs_is_not_written():
+  factors = iter((1.0, 1.01))  # one for the file, one for the comparison
+
+  def f(image):
+    return next(factors) * image.astype(jnp.float32).sum((1, 2))
+
+  with pytest.raises(onnx_file.OnnxError, match='other results than JAX'):
+    onnx_file.convert(f, (2, 2, 3))
+
+
+@needs_onnx
+@theirs
+def test_any_function_can_be_written():
+  table = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
+  content = onnx_file.convert(
+    lambda tokens: jnp.tanh(table[tokens] @ table.T),
+    (4,),
+    dtype='int32',
+    names=('tokens', 'scores'),
+  )
+  tokens = np.array([[0, 1, 4, 2], [3, 3, 0, 1]], np.int32)
+  (scores,) = onnx_file.session(content).run(['scores'], {'tokens': tokens})
+  np.testing.assert_allclose(scores, jnp.tanh(table[tokens] @ table.T), rtol=1e-5, atol=1e-6)
 
 
 @needs_onnx
@@ -204,8 +231,8 @@ def test_the_table_of_latencies(run, capsys, caplog):
   rows = latency.run(run, [1, 3])
   tables.show_latency(rows)
   assert 'thin / full' in capsys.readouterr().out
-  found = json.loads((run / 'latency.json').read_text())
-  assert found['rows'] == rows and found['device'] == 'cpu'
+  saved = json.loads((run / 'latency.json').read_text())
+  assert saved['rows'] == rows and saved['device'] == 'cpu'
   # onnxruntime has no bfloat16 on CPUs.
   assert [(row['runtime'], row['batch']) for row in rows] == [('jax', 1), ('jax', 3)]
   assert 'without onnxruntime' in caplog.text

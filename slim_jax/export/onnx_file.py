@@ -1,8 +1,10 @@
-"""A network as an ONNX file, through jax2onnx.
+"""Exports a function as ONNX, through jax2onnx.
 
-jax2onnx writes what `onnx_spelling` has made of the network. onnxruntime then removes what cancels
-(transpositions, BatchNorms behind convolutions) with those of its optimisations that keep to
-operations of ONNX, which any runtime knows; and runs the file beside JAX.
+1. `onnx_rewrites` rewrites the function into operations that jax2onnx converts well.
+2. jax2onnx converts it.
+3. onnxruntime removes what cancels (transpositions, BatchNorms behind convolutions), with those
+   of its optimisations that keep to the operations of ONNX, which any runtime knows.
+4. onnxruntime runs the file, and its results are compared with those of JAX.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,116 +17,126 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jax.typing
 import numpy as np
 
 from slim_jax.errors import SlimError
-from slim_jax.export import onnx_spelling
+from slim_jax.export import onnx_rewrites
 
 _PACKAGES = ('jax2onnx', 'onnx', 'onnxruntime')
 
-# Of the operations that are written unless asked otherwise: older runtimes know it, too.
+# Default version of the operations: one that older runtimes know, too.
 OPSET = 17
 
-# Logits of the file and of JAX, relative to the largest: what rounding may do in a deep network.
+# Largest difference between file and JAX, relative to the largest output: rounding in a deep
+# network stays below it.
 _TOLERANCE = 1e-4
-_EXACT = ('CPUExecutionProvider',)  # others may round more, or write what is theirs alone
+# Other providers may round more, or write operations that only they know.
+_EXACT = ('CPUExecutionProvider',)
 
 
 class OnnxError(SlimError):
-  """A network cannot be written as ONNX; the message says why."""
+  """A function cannot be exported as ONNX; the message says why."""
 
 
 def convert(
   f: Callable[[jax.Array], jax.Array],
   shape: Sequence[int],
   *,
-  about: Mapping[str, Any] | None = None,
+  dtype: jax.typing.DTypeLike = 'uint8',
+  names: tuple[str, str] = ('image', 'logits'),
   opset: int = OPSET,
+  about: Mapping[str, Any] | None = None,
 ) -> bytes:
-  """A function of images as an ONNX file, weights inside, for batches of any size.
+  """Returns a function as an ONNX file, its weights inside, for batches of any size.
 
   Args:
-    f: images uint8 [n, *shape] -> logits float32 [n, classes].
-    shape: height, width and channels of an image.
-    about: what goes into the metadata of the file, each value as JSON but for strings.
-    opset: version of the operations.
+    f: maps an array [n, *shape] to an array, such as images to logits. Arrays that it closes over
+      become constants.
+    shape: of one element of the batch: height, width and channels of an image.
+    dtype: of the input.
+    names: of the input and of the output in the file.
+    opset: version of ONNX's operations.
+    about: metadata of the file. Strings are written as they are, other values as JSON.
 
   Returns:
-    The file: input 'image', output 'logits'. onnxruntime has run it, and gave the logits of `f`.
+    The content of the file, after onnxruntime has run it with the results of `f`.
 
   Raises:
-    OnnxError: the packages are not there, or do not fit this JAX; the network holds what they
-      cannot write; or the logits differ.
+    OnnxError: the packages are missing, or do not fit this JAX; the function has operations that
+      they cannot write; or the results differ.
   """
   jax2onnx, onnx, _ = map(_load, _PACKAGES)
-  image = jax.ShapeDtypeStruct((*jax.export.symbolic_shape('batch'), *shape), jnp.uint8)
+  batch = jax.ShapeDtypeStruct((*jax.export.symbolic_shape('batch'), *shape), jnp.dtype(dtype))
   try:
-    spelled = onnx_spelling.spell(f, image)
     model = jax2onnx.to_onnx(
-      spelled,
-      [image],
+      onnx_rewrites.rewrite(f, batch),
+      [batch],
       opset=opset,
       model_name='slim_jax',
-      input_names=['image'],
-      output_names=['logits'],
+      input_names=[names[0]],
+      output_names=[names[1]],
     )
-    del model.graph.value_info[:]  # shapes in between, which its own changes may have made wrong
+    # Its own optimisations leave wrong shapes of intermediate results.
+    del model.graph.value_info[:]
     model = _simplify(model)
-  # For what they do not know, all parts of them have errors of their own.
+  # Each of these packages raises errors of its own for what it does not support.
   except Exception as error:  # pylint: disable=broad-except
     raise OnnxError(
-      f'jax2onnx {_version("jax2onnx")} cannot write this network with JAX '
+      f'jax2onnx {_version("jax2onnx")} cannot write this function with JAX '
       f'{jax.__version__}: {type(error).__name__}: {_first_line(error)}. '
-      '--format=stablehlo needs nothing but JAX'
+      'StableHLO (--format=stablehlo) can be written for every function'
     ) from error
-  onnx.helper.set_model_props(
-    model,
-    {
-      name: value if isinstance(value, str) else json.dumps(value)
-      for name, value in (about or {}).items()
-    },
-  )
+  properties = {
+    name: value if isinstance(value, str) else json.dumps(value)
+    for name, value in (about or {}).items()
+  }
+  onnx.helper.set_model_props(model, properties)
   onnx.checker.check_model(model, full_check=True)
   content = model.SerializeToString()
-  _compare(f, session(content, providers=_EXACT), shape)
+  _compare(f, session(content, providers=_EXACT), batch)
   return content
 
 
 def session(content: bytes, *, providers: Sequence[str] | None = None, **options: Any) -> Any:
-  """An `onnxruntime.InferenceSession` of a file.
+  """Returns an `onnxruntime.InferenceSession` of a file.
 
   Args:
-    content: the file.
-    providers: where it runs; on all that this onnxruntime has unless given.
+    content: of the file.
+    providers: where it runs; by default all that this onnxruntime has, in its order.
     **options: attributes of `onnxruntime.SessionOptions`.
+
+  Raises:
+    OnnxError: onnxruntime is missing.
   """
   onnxruntime = _load('onnxruntime')
-  chosen = onnxruntime.SessionOptions()
-  chosen.log_severity_level = 3  # errors
-  # Threads that have nothing to do would disturb what runs next.
-  chosen.add_session_config_entry('session.intra_op.allow_spinning', '0')
+  session_options = onnxruntime.SessionOptions()
+  session_options.log_severity_level = 3  # errors
+  # Threads that spin while they wait would slow down whatever runs next.
+  session_options.add_session_config_entry('session.intra_op.allow_spinning', '0')
   for name, value in options.items():
-    setattr(chosen, name, value)
+    setattr(session_options, name, value)
   return onnxruntime.InferenceSession(
-    content, chosen, providers=providers or onnxruntime.get_available_providers()
+    content, session_options, providers=providers or onnxruntime.get_available_providers()
   )
 
 
 def missing() -> list[str]:
-  """Those of the packages of the extra `onnx` that are not installed."""
+  """Returns the packages of the extra `onnx` that are not installed."""
   return [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
 
 
 def _load(name: str) -> Any:
+  """Imports a package of the extra `onnx`."""
   try:
     return importlib.import_module(name)
   except ImportError as error:
-    why = (
-      f'needs the extra onnx: python -m pip install -e .[onnx] ({name} is not installed)'
+    reason = (
+      f"needs the extra onnx: python -m pip install -e '.[onnx]' ({name} is not installed)"
       if name in missing()
       else f'cannot load {name} {_version(name)} with JAX {jax.__version__}: {_first_line(error)}'
     )
-    raise OnnxError(f'ONNX {why}') from error
+    raise OnnxError(f'ONNX {reason}') from error
 
 
 def _version(name: str) -> str:
@@ -136,7 +148,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _simplify(model: Any) -> Any:
-  """The model as onnxruntime makes it with the optimisations that keep to ONNX's operations."""
+  """Returns the model after onnxruntime's optimisations that keep to ONNX's operations."""
   onnx, onnxruntime = _load('onnx'), _load('onnxruntime')
   with tempfile.TemporaryDirectory() as directory:
     path = pathlib.Path(directory) / 'simple.onnx'
@@ -154,18 +166,27 @@ def _simplify(model: Any) -> Any:
   return simple
 
 
-def _compare(f: Callable[[jax.Array], jax.Array], runner: Any, shape: Sequence[int]) -> None:
-  """Raises OnnxError where the file gives other logits than the function."""
-  for batch in (1, 3):
-    image = np.random.default_rng(batch).integers(0, 256, (batch, *shape), np.uint8)
+def _compare(f: Callable[[jax.Array], jax.Array], runner: Any, batch: jax.ShapeDtypeStruct) -> None:
+  """Raises OnnxError if the file gives other results than the function on random inputs."""
+  (name,) = (each.name for each in runner.get_inputs())
+  for size in (1, 3):
+    x = _random((size, *batch.shape[1:]), batch.dtype, seed=size)
     with jax.default_matmul_precision('highest'):
-      want = np.asarray(jax.jit(f)(image))
-    (found,) = runner.run(None, {'image': image})
-    if found.shape != want.shape:
-      raise OnnxError(f'the ONNX file gives logits {found.shape} where JAX gives {want.shape}')
-    error, largest = np.abs(found - want).max(), np.abs(want).max()
+      want = np.asarray(jax.jit(f)(x))
+    (got,) = runner.run(None, {name: x})
+    if got.shape != want.shape:
+      raise OnnxError(f'the ONNX file returns shape {got.shape} where JAX returns {want.shape}')
+    error, largest = np.abs(got - want).max(), np.abs(want).max()
     if not error <= _TOLERANCE * largest:
       raise OnnxError(
-        f'the ONNX file gives other logits than JAX, {error:.3g} apart where the '
-        f'largest is {largest:.3g}: it is not written'
+        f'the ONNX file gives other results than JAX: they differ by {error:.3g}, and the '
+        f'largest is {largest:.3g}. It is not written'
       )
+
+
+def _random(shape: Sequence[int], dtype: Any, *, seed: int) -> np.ndarray:
+  """Returns pixels for uint8, 0 and 1 for other integers (valid as indices), else normal values."""
+  rng = np.random.default_rng(seed)
+  if jnp.issubdtype(dtype, jnp.floating):
+    return rng.normal(size=shape).astype(dtype)
+  return rng.integers(0, 256 if dtype == np.uint8 else 2, shape).astype(dtype)

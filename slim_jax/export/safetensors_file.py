@@ -1,4 +1,4 @@
-"""Variables as safetensors, with what is left of the original ones."""
+"""Exports variables as safetensors, with the indices that they had in the original network."""
 
 import json
 from typing import Any
@@ -12,16 +12,17 @@ from slim_jax.channels.plan import Plan
 PyTree = Any
 
 
-def convert(variables: PyTree, plan: Plan | None = None) -> bytes:
-  """Variables as safetensors, named by their paths ('params/Conv_0/kernel').
+def convert(variables: PyTree, *, plan: Plan | None = None) -> bytes:
+  """Returns variables as safetensors, named by their paths ('params/Conv_0/kernel').
 
   Args:
-    variables: thin ones, where there is a plan.
-    plan: what is left of the original network.
+    variables: of the network, thin if there is a plan.
+    plan: by which the original variables were sliced.
 
   Returns:
-    The file. Its metadata holds JSON under 'names', 'shapes' (of the original variables, by name)
-    and 'kept': for each axis of each the indices that are left of the original, null for all.
+    The content of the file. Its metadata holds JSON under 'names', 'shapes' (of the original
+    variables, by name) and 'kept': for each axis of each variable the indices of the original
+    that were kept, null for all of them.
   """
   arrays, shapes, kept = {}, {}, {}
   for path, leaf in tree.flatten(variables).items():

@@ -1,44 +1,44 @@
-"""A network as StableHLO, for any program that loads `jax.export`."""
+"""Exports a function as StableHLO, for any program that has `jax.export`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import jax.typing
 
 from slim_jax import cpu
 
 PyTree = Any
 
-# What `jax.export` can lower for, wherever it runs.
+# Platforms for which `jax.export` can lower, whatever the device of this process.
 PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
 
 def convert(
-  apply: Callable[[PyTree, jax.Array], jax.Array],
-  variables: PyTree,
+  f: Callable[[jax.Array], PyTree],
   shape: Sequence[int],
+  *,
+  dtype: jax.typing.DTypeLike = 'uint8',
   platforms: Sequence[str] = ('cpu',),
 ) -> bytes:
-  """A network with its weights, for batches of any size.
+  """Returns a function as StableHLO, its weights inside, for batches of any size.
 
   Args:
-    apply: `(variables, image)` -> logits, as `slim_jax.load` returns.
-    variables: its variables, which become constants.
-    shape: height, width and channels of an image, uint8.
-    platforms: of `PLATFORMS`.
+    f: maps an array [n, *shape] to arrays, such as images to logits. Arrays that it closes over
+      become constants.
+    shape: of one element of the batch: height, width and channels of an image.
+    dtype: of the input.
+    platforms: where the file will run, of `PLATFORMS`.
 
   Returns:
-    What `jax.export.deserialize` takes; its `call` maps images uint8 [n, *shape] to logits.
+    The content of the file. `jax.export.deserialize(content).call(x)` gives `f(x)`; that needs
+    JAX and flatbuffers.
 
   References:
     https://docs.jax.dev/en/latest/export/export.html
   """
-  batch = jax.export.symbolic_shape('batch')
-  image = jax.ShapeDtypeStruct((*batch, *shape), jnp.uint8)
+  batch = jax.ShapeDtypeStruct((*jax.export.symbolic_shape('batch'), *shape), dtype)
   if tuple(platforms) == ('cpu',):
-    apply = cpu.for_cpu(apply)
-  exported = jax.export.export(
-    jax.jit(lambda image: apply(variables, image)), platforms=tuple(platforms)
-  )(image)
+    f = cpu.for_cpu(f)
+  exported = jax.export.export(jax.jit(f), platforms=tuple(platforms))(batch)
   return bytes(exported.serialize())

@@ -25,6 +25,9 @@ _MEASURE = flags.DEFINE_bool(
 )
 
 
+flags.declare_key_flag('workdir')
+
+
 def main() -> None:
   """Writes the page of the directory given on the command line."""
   path = page.write(command.WORKDIR.value, timed=_MEASURE.value, layers=_LAYER.value)

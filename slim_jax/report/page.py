@@ -7,7 +7,6 @@ from absl import logging
 from etils import epath
 import jax
 import jinja2
-import markupsafe
 
 from slim_jax.errors import SlimError
 from slim_jax.report import architecture, blocks, measure, run_page, study_page, svg
@@ -93,11 +92,7 @@ def render(title: str, sections: Sequence[blocks.Section], *, foot: str) -> str:
     foot: a line of text at the end.
   """
   return _TEMPLATES.get_template('page.html.j2').render(
-    title=title,
-    sections=sections,
-    foot=foot,
-    colors=svg.COLORS,
-    dark_rules=markupsafe.Markup(svg.dark_rules()),
+    title=title, sections=sections, foot=foot, colors=svg.COLORS, dark_rules=svg.dark_rules()
   )
 
 

@@ -8,6 +8,7 @@ turns. Needs the extra `onnx`.
 """
 
 import argparse
+import functools
 import pathlib
 import sys
 
@@ -77,11 +78,11 @@ def main():
   for name in options.network:
     networks = full_and_thin(name, options.fraction, options.multiple)
     in_jax = latency.in_jax(networks)
-    hlo = {key: stablehlo.convert(*network, SHAPE) for key, network in networks.items()}
-    onnx = {
-      key: onnx_file.convert(lambda image, net=net: net[0](net[1], image), SHAPE)
-      for key, net in networks.items()
+    functions = {
+      key: functools.partial(apply, variables) for key, (apply, variables) in networks.items()
     }
+    hlo = {key: stablehlo.convert(f, SHAPE) for key, f in functions.items()}
+    onnx = {key: onnx_file.convert(f, SHAPE) for key, f in functions.items()}
     in_onnxruntime = latency.in_onnxruntime(onnx)
     times = [
       *latency.measure(in_jax, SHAPE, (1, 64), runtime='jax'),

@@ -1,10 +1,13 @@
-"""A network spelled as jax2onnx writes it best.
+"""Rewrites a function into operations that jax2onnx converts well.
 
-jax2onnx replaces functions of JAX and layers of Flax by operations of ONNX while a function is
-traced. Traced so, a thin function would meet operations that have no rule, and run them at full
-width. So it is traced here, without that. What the weights alone determine is computed (indices,
-the factors of a BatchNorm), and what is left is spelled for jax2onnx: the channels of a stream are
-one Gather, zeros that are put back one Pad, pooling is pooling, and no shape is computed.
+jax2onnx replaces functions of JAX and layers of Flax by its own while it traces. A thin function
+that is traced there meets operations for which `thin` has no rule, and runs at full width. So the
+function is traced here first, without jax2onnx. Then
+
+- everything that the weights alone determine is computed (indices, the factors of a BatchNorm);
+- the rest is rewritten, one rule for each primitive: the channels that are selected from a stream
+  become one Gather, zeros that are put back one Pad, windows become pooling, and no shape is
+  computed at run time.
 """
 
 from collections.abc import Callable
@@ -21,43 +24,46 @@ from slim_jax import jaxprs
 from slim_jax.channels import shuffle
 
 
-def spell(
-  f: Callable[[jax.Array], jax.Array], image: jax.ShapeDtypeStruct
+def rewrite(
+  f: Callable[[jax.Array], jax.Array], batch: jax.ShapeDtypeStruct
 ) -> Callable[[jax.Array], jax.Array]:
-  """The function to give to jax2onnx.
+  """Returns the same function for jax2onnx.
 
   Args:
-    f: images uint8 [n, height, width, channels] -> one array.
-    image: shape of a batch, whose first axis may be symbolic.
+    f: maps an array to an array.
+    batch: shape of its input, whose first axis may be symbolic.
 
   Raises:
-    ValueError: it computes in bfloat16.
+    ValueError: it computes in bfloat16, or returns several arrays.
   """
-  program = shuffle.merged(jaxprs.flatten(jax.make_jaxpr(f)(image), plain=True))
+  program = shuffle.merged(jaxprs.flatten(jax.make_jaxpr(f)(batch), plain=True))
   if any(aval.dtype == jnp.bfloat16 for aval in program.avals):
     raise ValueError(
-      'the network computes in bfloat16, for which runtimes of ONNX have no '
-      'convolutions on a CPU: load it with dtype float32'
+      'the network computes in bfloat16, for which ONNX runtimes have no convolutions on a CPU: '
+      'load it with dtype float32'
     )
+  if len(program.outputs) != 1:
+    raise ValueError(f'the function returns {len(program.outputs)} arrays, not one')
   known, left = _fold(program)
 
-  def spelled(image: jax.Array) -> jax.Array:
-    env = {**known, program.inputs[0]: image}
+  def rewritten(x: jax.Array) -> jax.Array:
+    env = {**known, program.inputs[0]: x}
     for eqn in left:
       operands = [env[number] for number in eqn.inputs]
-      result = _SPELLINGS.get(eqn.primitive, lambda *_: None)(eqn, *operands)
+      rule = _RULES.get(eqn.primitive)
+      result = None if rule is None else rule(eqn, *operands)
       results = jaxprs.bind(eqn, *operands) if result is None else [result]
       env.update(zip(eqn.outputs, results, strict=True))
     return env[program.outputs[0]]
 
-  return spelled
+  return rewritten
 
 
 def _fold(program: jaxprs.Program) -> tuple[dict[int, np.ndarray], list[jaxprs.Equation]]:
-  """What the constants of a program determine, computed in one go; and the equations left."""
+  """Computes what the constants of a program determine; returns it, and the equations left."""
   known, done, left = set(program.constants), [], []
   for eqn in program.equations:
-    if known.issuperset(eqn.inputs) and not eqn.effects and not _for_any_batch(eqn):
+    if known.issuperset(eqn.inputs) and not eqn.effects and not _has_batch(eqn):
       known.update(eqn.outputs)
       done.append(eqn)
     else:
@@ -73,16 +79,17 @@ def _fold(program: jaxprs.Program) -> tuple[dict[int, np.ndarray], list[jaxprs.E
   return jax.tree.map(np.asarray, jax.jit(compute)(program.constants)), left
 
 
-def _for_any_batch(eqn: jaxprs.Equation) -> bool:
-  return any(map(jax.export.is_symbolic_dim, (n for aval in eqn.out_avals for n in aval.shape)))
+def _has_batch(eqn: jaxprs.Equation) -> bool:
+  """Returns whether an axis of a result is the symbolic batch."""
+  return any(jax.export.is_symbolic_dim(n) for aval in eqn.out_avals for n in aval.shape)
 
 
-# A spelling takes an equation and its operands, of which numpy arrays are known, and returns its
-# result in functions that jax2onnx knows; None where the equation is well as it is.
+# A rule takes an equation and its operands, of which numpy arrays are known, and returns the
+# result in functions that jax2onnx converts; or None to leave the equation as it is.
 
 
 def _sub(eqn: jaxprs.Equation, x: Any, y: Any) -> Any:
-  """A difference of a constant is a sum, which convolutions can take in."""
+  """Subtracting a constant becomes adding one, which onnxruntime merges into convolutions."""
   return x + -y if isinstance(y, np.ndarray) else None
 
 
@@ -92,7 +99,7 @@ def _max(eqn: jaxprs.Equation, x: Any, y: Any) -> Any:
 
 
 def _gather(eqn: jaxprs.Equation, x: Any, index: Any) -> Any:
-  """Channels that are picked from a stream; what is out of bounds is filled in."""
+  """Selects channels of a stream; indices out of bounds read the fill value."""
   numbers, mode = eqn.params['dimension_numbers'], eqn.params['mode']
   if not isinstance(index, np.ndarray) or len(numbers.start_index_map) != 1:
     return None
@@ -117,7 +124,7 @@ def _pad(eqn: jaxprs.Equation, x: Any, value: Any) -> Any:
   if not isinstance(value, np.ndarray) or min(min(low, high) for low, high, _ in config) < 0:
     return None
   for axis, (low, high, inside) in enumerate(config):
-    if inside:  # ONNX pads at the ends alone
+    if inside:  # ONNX pads only at the ends.
       size = x.shape[axis]
       index = np.full((size - 1) * (inside + 1) + 1, size)
       index[:: inside + 1] = np.arange(size)
@@ -128,7 +135,7 @@ def _pad(eqn: jaxprs.Equation, x: Any, value: Any) -> Any:
 
 
 def _spread(x: Any, axis: int, index: np.ndarray, fill: float) -> Any:
-  """Entries along an axis by index; the index one too high reads as the fill value."""
+  """Takes entries along an axis by index; index x.shape[axis] reads the fill value."""
   ends = [(0, int(i == axis)) for i in range(x.ndim)]
   return _take(jnp.pad(x, ends, constant_values=float(fill)), index, axis)
 
@@ -138,14 +145,14 @@ def _permute(eqn: jaxprs.Equation, x: Any) -> Any:
 
 
 def _take(x: Any, index: np.ndarray, axis: int) -> Any:
-  """Channels of images are taken as convolutions of ONNX have them, [n, channels, ...]."""
+  """Takes entries along an axis; channels of images in the layout of ONNX, [n, channels, ...]."""
   if x.ndim != 4 or axis != 3:
     return jnp.take(x, index, axis=axis)
   return jnp.take(x.transpose(0, 3, 1, 2), index, axis=1).transpose(0, 2, 3, 1)
 
 
 def _slice(eqn: jaxprs.Equation, x: Any) -> Any:
-  """A part of one axis: the others have their ends in ONNX, too, which a batch has not."""
+  """Slices one axis by index: a Slice of ONNX needs the ends of all axes, also of the batch."""
   start, end = eqn.params['start_indices'], eqn.params['limit_indices']
   strides = eqn.params['strides'] or (1,) * x.ndim
   axes = [i for i, n in enumerate(x.shape) if (start[i], end[i], strides[i]) != (0, n, 1)]
@@ -156,14 +163,14 @@ def _slice(eqn: jaxprs.Equation, x: Any) -> Any:
 
 
 def _sum(eqn: jaxprs.Equation, x: Any) -> Any:
-  """Of all pixels, likewise: so that the BatchNorm before it ends up in its convolution, too."""
+  """Sums all pixels in the layout of ONNX, so that a BatchNorm before it merges as well."""
   if x.ndim != 4 or tuple(eqn.params['axes']) != (1, 2):
     return None
   return jnp.sum(x.transpose(0, 3, 1, 2), axis=(2, 3))
 
 
 def _reshape(eqn: jaxprs.Equation, x: Any) -> Any:
-  """With the batch as what is left over, not as a shape that is computed."""
+  """Reshapes with -1 for the batch, so that no shape is computed."""
   (result,) = eqn.out_avals
   is_any = [jax.export.is_symbolic_dim(n) for n in result.shape]
   if is_any[:1] != [True] or any(is_any[1:]) or result.size != x.size:
@@ -177,9 +184,9 @@ def _broadcast(eqn: jaxprs.Equation, x: Any) -> Any:
 
 
 def _pool(pool: Callable[..., Any], fill: float) -> Callable[..., Any]:
-  """Pooling of images [n, height, width, channels], the padding made before."""
+  """Returns a rule for windows of images [n, height, width, channels], padded beforehand."""
 
-  def spell(eqn: jaxprs.Equation, x: Any) -> Any:
+  def rule(eqn: jaxprs.Equation, x: Any) -> Any:
     window, strides = eqn.params['window_dimensions'], eqn.params['window_strides']
     dilations = (*eqn.params['base_dilation'], *eqn.params['window_dilation'])
     outer = [window[0], window[-1], strides[0], strides[-1], *dilations]
@@ -190,10 +197,10 @@ def _pool(pool: Callable[..., Any], fill: float) -> Callable[..., Any]:
       x = jnp.pad(x, padding, constant_values=fill)
     return pool(x, tuple(window[1:3]), tuple(strides[1:3]))
 
-  return spell
+  return rule
 
 
-# Looked up when called: jax2onnx replaces these functions while it traces.
+# These are looked up when they are called, because jax2onnx replaces them while it traces.
 def _max_pool(x: Any, window: tuple[int, ...], strides: tuple[int, ...]) -> Any:
   return nn.max_pool(x, window_shape=window, strides=strides, padding='VALID')
 
@@ -203,7 +210,7 @@ def _sum_pool(x: Any, window: tuple[int, ...], strides: tuple[int, ...]) -> Any:
 
 
 _p = jaxprs.primitives
-_SPELLINGS: dict[Any, Callable[..., Any]] = {
+_RULES: dict[Any, Callable[..., Any]] = {
   _p.sub_p: _sub,
   _p.max_p: _max,
   _p.gather_p: _gather,
