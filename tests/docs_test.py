@@ -10,6 +10,7 @@ import configparser
 import importlib.util
 import os
 import pathlib
+import pkgutil
 import re
 import shlex
 import sys
@@ -112,6 +113,11 @@ def test_the_first_two_commands():
   first = next(blocks(README))
   assert first.code.splitlines() == ['bash launch/demo.sh', 'bash launch/test.sh']
   assert 'bash launch/test.sh' in (ROOT / '.ci/run').read_text()
+
+
+def test_the_first_example_is_short():
+  code = next(block.code for block in blocks(README) if block.language == 'python')
+  assert len(code.splitlines()) <= 20
 
 
 # Examples.
@@ -415,11 +421,11 @@ def test_files_that_are_named_exist(path):
       assert any((place / name).exists() for place in places), name
 
 
-def test_public_names_that_are_mentioned_exist():
-  for path in DOCS:
-    if path.name != 'CHANGELOG.md':
-      for name in re.findall(r'`slim_jax\.(\w+)', prose(path)):
-        assert hasattr(slim_jax, name) or importlib.util.find_spec(f'slim_jax.{name}'), name
+@docs
+def test_names_that_are_mentioned_exist(path):
+  if path.name != 'CHANGELOG.md':
+    for name in re.findall(r'`(slim_jax(?:\.\w+)+)', prose(path)):
+      pkgutil.resolve_name(name)
 
 
 def test_modules_that_were_moved_are_where_the_changelog_says():
