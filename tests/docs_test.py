@@ -14,12 +14,12 @@ import pkgutil
 import re
 import shlex
 import sys
-from typing import NamedTuple
 
 os.environ.setdefault('KERAS_BACKEND', 'jax')
 
 from absl import flags
 from helpers import commands
+from helpers.markdown import DOCS, ROOT, anchors, blocks, name_of, prose
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -29,16 +29,7 @@ import pytest
 import slim_jax
 from slim_jax.runs import checks
 
-ROOT = pathlib.Path(__file__).parents[1]
 BENCHMARKS = ROOT / 'tests' / 'benchmarks'
-DOCS = sorted(
-  path
-  for path in ROOT.rglob('*.md')
-  if not any(
-    part in ('runs', 'build') or (part.startswith('.') and part != '.github')
-    for part in path.relative_to(ROOT).parts
-  )
-)
 README = ROOT / 'README.md'
 
 # Why a command is not executed here.
@@ -59,41 +50,6 @@ NOT_RUN = {
 }
 
 TINY = {**commands.TINY, 'passes': 1, 'baseline_epochs': 0, 'train.epochs': 1, 'finetune.epochs': 1}
-
-
-class Block(NamedTuple):
-  """A block of code: its file, the heading above it, its language and its text."""
-
-  path: pathlib.Path
-  heading: str
-  language: str
-  code: str
-
-
-def blocks(path):
-  """The blocks of code of a Markdown file, in order."""
-  heading, language, code = '', None, []
-  for line in path.read_text().splitlines():
-    if line.startswith('```'):
-      if language is None:
-        language, code = line[3:].strip(), []
-      else:
-        yield Block(path, heading, language, '\n'.join(code) + '\n')
-        language = None
-    elif language is not None:
-      code.append(line)
-    elif line.startswith('#'):
-      heading = line.lstrip('# ')
-  assert language is None, f'{path}: a block of code has no end'
-
-
-def prose(path):
-  """The text of a Markdown file without its blocks of code."""
-  return re.sub(r'^```.*?^```$', '', path.read_text(), flags=re.M | re.S)
-
-
-def name_of(path):
-  return str(path.relative_to(ROOT))
 
 
 BLOCKS = [block for path in DOCS for block in blocks(path)]
@@ -193,7 +149,8 @@ MENTIONED = list(
 )
 # ml_collections reads configs with it.
 old_import = pytest.mark.filterwarnings('ignore:the load_module')
-PROGRAMS = r'python -m slim_jax\.\w+( |$)'
+PROGRAMS = {f'slim_jax.{name}' for name in ('main', 'look', 'sweep', 'report', 'export', 'latency')}
+STARTS = r'python -m slim_jax\.\w+( |$)'
 
 
 def bare(command):
@@ -232,7 +189,7 @@ def to_execute():
   """The commands that start slim_jax, but for those that differ in config and directory alone."""
   kept = {}
   for command in COMMANDS:
-    if re.match(PROGRAMS, command):
+    if re.match(STARTS, command):
       words = [
         word for word in words_of(command)[2:] if not word.startswith(('--config', '--workdir'))
       ]
@@ -292,15 +249,12 @@ def test_commands_are_executed(command, directory):
 
 
 def test_every_program_is_executed():
-  ran = {module_of(command) for command in to_execute()}
-  assert ran == {
-    f'slim_jax.{name}' for name in ('main', 'look', 'sweep', 'report', 'export', 'latency')
-  }
+  assert {module_of(command) for command in to_execute()} == PROGRAMS
 
 
 @pytest.mark.parametrize('command', COMMANDS)
 def test_commands_are_executed_or_there_is_a_reason(command):
-  assert re.match(PROGRAMS, bare(command)) or any(
+  assert re.match(STARTS, bare(command)) or any(
     re.match(pattern, bare(command)) for pattern in NOT_RUN
   )
 
@@ -323,16 +277,23 @@ def test_files_and_extras_of_commands_exist(command):
 @old_import
 @pytest.mark.parametrize('command', [c for c in COMMANDS + MENTIONED if module_of(c)])
 def test_flags_of_commands_exist(command):
-  module = module_of(command)
-  importlib.import_module(f'{module}.__main__' if is_folder(module) else module)
-  known = set(flags.FLAGS) | {f'no{name}' for name in flags.FLAGS}
+  known = known_flags(module_of(command))
   for flag in flags_of(command):
     assert flag.startswith('--config.') or flag[2:].partition('=')[0] in known, flag
   check_fields(flags_of(command))
 
 
-def is_folder(module):
-  return (ROOT / module.replace('.', '/')).is_dir()
+def test_flags_that_are_mentioned_exist():
+  known = set().union(*map(known_flags, PROGRAMS))
+  names = re.findall(r'`--(\w+)', prose(ROOT / 'launch/README.md'))
+  assert len(names) > 20 and set(names) <= known
+
+
+def known_flags(module):
+  """The flags that a program defines or shares, with `no` before those that are true or false."""
+  is_folder = (ROOT / module.replace('.', '/')).is_dir()
+  importlib.import_module(f'{module}.__main__' if is_folder else module)
+  return set(flags.FLAGS) | {f'no{name}' for name in flags.FLAGS}
 
 
 def check_fields(arguments):
@@ -393,12 +354,6 @@ def test_benchmarks_take_the_options(command, monkeypatch, capsys):
 
 
 # Links and names.
-
-
-def anchors(path):
-  """What GitHub calls the headings of a file."""
-  headings = re.findall(r'^#+ (.*)$', prose(path), flags=re.M)
-  return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
 
 
 @docs
