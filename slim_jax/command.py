@@ -22,7 +22,7 @@ CONFIG = config_flags.DEFINE_config_file(
   'config', None, 'A config such as configs/digits.py.', lock_config=True
 )
 WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Where the run lives: a directory, or gs://BUCKET/PATH.'
+  'workdir', None, 'Where the run lives: a directory, or gs://BUCKET/PATH.', required=True
 )
 REPORT = flags.DEFINE_bool('report', True, 'Whether to end with the page WORKDIR/report.')
 _MULTIHOST = flags.DEFINE_bool(
@@ -31,7 +31,6 @@ _MULTIHOST = flags.DEFINE_bool(
   'Train with the other hosts of this slice of Cloud TPUs. '
   'Processes of srun or launch/processes.sh need no flag.',
 )
-flags.mark_flag_as_required('workdir')
 
 # Full or failing disks, and files that are too large or must not be written.
 _OF_THE_MACHINE = (

@@ -1,10 +1,11 @@
-"""How fast the network of a run is on this machine, full and thin, in JAX and in onnxruntime.
+"""Measures the network of a run on this machine, full and thin, in JAX and in onnxruntime.
 
   python -m slim_jax.latency --workdir=DIR [--batches=1,64]
 
-Full is the network of the config before any cut, with new weights; thin what the last complete
-stage left. They take turns, so that a busy machine is busy for both, and medians are shown. Also
-written to DIR/latency.json. onnxruntime takes part where the extra `onnx` is installed.
+The full network is the unpruned one of the config, with new weights; the thin network is that of
+the last complete stage. They are timed in turns, so that other load on the machine slows both, and
+medians are shown and written to DIR/latency.json. onnxruntime is measured if the extra `onnx` is
+installed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,10 +26,10 @@ from slim_jax.runtime import files
 
 PyTree = Any
 
-# `(variables, images uint8)` -> logits, and the variables.
-Network = tuple[Callable[[PyTree, jax.Array], jax.Array], PyTree]
+# What `slim_jax.load` returns: `(variables, images uint8)` -> logits, and the variables.
+Loaded = tuple[Callable[[PyTree, jax.Array], jax.Array], PyTree]
 
-_BATCHES = flags.DEFINE_list('batches', ['1', '64'], 'How many images at a time.')
+_BATCHES = flags.DEFINE_list('batches', ['1', '64'], 'Numbers of images in a batch.')
 flags.register_validator(
   'batches',
   lambda batches: batches and all(n.isdecimal() and int(n) for n in batches),
@@ -38,25 +39,26 @@ flags.register_validator(
 
 def main() -> None:
   """Measures the run of the command line."""
-  tables.show_latency(run(command.WORKDIR.value, list(map(int, _BATCHES.value))))
+  tables.show_latency(run(command.WORKDIR.value, [int(n) for n in _BATCHES.value or ()]))
 
 
 def run(workdir: files.PathLike, batches: Sequence[int]) -> list[dict[str, Any]]:
   """Measures the network of a run, full and thin, and writes latency.json.
 
   Args:
-    workdir: of a run.
-    batches: numbers of images.
+    workdir: directory of a run.
+    batches: numbers of images in a batch.
 
   Returns:
-    What `measure` returns for JAX and, unless there is a reason that is logged, for onnxruntime.
+    The rows of `measure` for JAX and for onnxruntime. If onnxruntime cannot be used, the reason is
+    logged.
 
   Raises:
     WorkdirError: the directory holds no run with a complete stage.
   """
   workdir = files.path_of(workdir)
   shape = finished.about(workdir)['image']
-  networks = {'full': finished.fresh(workdir), 'thin': finished.load(workdir)}
+  networks = {'full': finished.unpruned(workdir), 'thin': finished.load(workdir)}
   compiled = {**networks, 'thin': finished.load(workdir, compiled=True)}
   rows = measure(in_jax(compiled), shape, batches, runtime='jax')
   try:
@@ -66,7 +68,7 @@ def run(workdir: files.PathLike, batches: Sequence[int]) -> list[dict[str, Any]]
     }
     rows += measure(in_onnxruntime(exported), shape, batches, runtime='onnxruntime')
   except onnx_file.OnnxError as error:
-    logging.warning('without onnxruntime: %s', error)
+    logging.warning('onnxruntime is not measured: %s', error)
   path = workdir / 'latency.json'
   files.write_json(
     path, {'device': jax.devices()[0].device_kind, 'cores': os.cpu_count(), 'rows': rows}
@@ -88,10 +90,10 @@ def measure(
     runs: images uint8 [n, *shape] -> logits, by name.
     shape: height, width and channels.
     batches: numbers n of images.
-    runtime: what runs them.
+    runtime: name of the library that runs the networks.
 
   Returns:
-    For each batch: runtime, batch, and by name the median seconds of the batch.
+    For each batch: runtime, batch, and the median seconds of the batch by name.
   """
   rows = []
   for batch in batches:
@@ -101,8 +103,8 @@ def measure(
   return rows
 
 
-def in_jax(networks: Mapping[str, Network]) -> dict[str, Callable[[np.ndarray], Any]]:
-  """The networks as functions of images: compiled by JAX for its first device."""
+def in_jax(networks: Mapping[str, Loaded]) -> dict[str, Callable[[np.ndarray], Any]]:
+  """Returns the networks as functions of images, compiled by JAX for its first device."""
 
   def run(apply: Callable[..., jax.Array], variables: PyTree) -> Callable[[np.ndarray], Any]:
     compiled = jax.jit(slim_jax.for_cpu(apply), compiler_options=slim_jax.cpu_options())
@@ -113,7 +115,7 @@ def in_jax(networks: Mapping[str, Network]) -> dict[str, Callable[[np.ndarray], 
 
 
 def in_onnxruntime(exported: Mapping[str, bytes]) -> dict[str, Callable[[np.ndarray], Any]]:
-  """ONNX files as functions of images; raises OnnxError where onnxruntime is missing."""
+  """Returns ONNX files as functions of images; raises OnnxError if onnxruntime is missing."""
 
   def run(content: bytes) -> Callable[[np.ndarray], Any]:
     session = onnx_file.session(content)

@@ -4,13 +4,13 @@
 
 lambda    --sweep=train.strength=0,1e-5,1e-4
 fraction  --sweep=prune.fraction=0.1,0.3,0.5,0.7,0.9
-scratch   --config.scratch.e=True --config.scratch.b=True, with any other
-spread    --sweep=seed=0,1,2, alone or with another: all combinations are run
+scratch   --config.scratch.e=True --config.scratch.b=True, with any other sweep
+spread    --sweep=seed=0,1,2, alone or with another field: all combinations are run
 
-A point is a run in a directory of its own, DIR/FIELD=VALUE. Stages that do not depend on
-what varies are trained once, in DIR/shared, and every point begins with them. The same
-command again continues; values can be added. Ends with a table, DIR/sweep.json, the page
-DIR/report and, where fractions or strengths vary, plots.
+A point of a study is a run in its own directory, DIR/FIELD=VALUE. Stages that do not depend on the
+fields that vary are trained once, in DIR/shared, and every point begins with them. The same command
+continues an interrupted study; values can be added. The results are a table, DIR/sweep.json, the
+page DIR/report and, if fractions or strengths vary, plots.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,9 @@ from etils import epath
 from slim_jax import command
 from slim_jax.display import plot, tables
 from slim_jax.report import page
-from slim_jax.runs import checks, context, pipeline, schema, stages
+from slim_jax.runs import checks, pipeline, schema, stages, summary
+from slim_jax.runs.errors import ConfigError, PruneError
+from slim_jax.runs.run import config_to_json
 from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir
 from slim_jax.runtime import files, processes
@@ -31,7 +33,7 @@ from slim_jax.runtime.config import Config
 from slim_jax.sparsity import observe
 from slim_jax.training import checkpoint, loop
 
-Values = dict[str, Any]  # of the fields that vary
+Values = dict[str, Any]  # values of the fields that vary, by dotted field
 
 _SWEEP = flags.DEFINE_multi_string('sweep', None, 'FIELD=VALUE,VALUE,...; can be repeated.')
 
@@ -39,10 +41,10 @@ _STRENGTHS = ('train.strength', 'train.pull')
 
 
 def main() -> None:
-  """Runs the study of the command line and shows what came of it."""
+  """Runs the study of the command line; prints and draws its results."""
   config = schema.complete(command.CONFIG.value)
   workdir = files.path_of(command.WORKDIR.value)
-  points = run(config, parse(config, _SWEEP.value), workdir)
+  points = run(config, parse(config, _SWEEP.value or ()), workdir)
   if processes.is_first():
     tables.show_sweep(points)
   for path in draw(points, workdir):
@@ -52,50 +54,50 @@ def main() -> None:
 
 
 def parse(config: Config, texts: Sequence[str]) -> dict[str, list[Any]]:
-  """Values by field.
+  """Returns the values of each field.
 
   Args:
-    config: has the fields.
-    texts: each 'FIELD=VALUE,VALUE,...'.
+    config: a config with the fields.
+    texts: 'FIELD=VALUE,VALUE,...' for each field.
 
   Raises:
-    ConfigError: no such field, or a value that is not of its type.
+    ConfigError: there is no such field, or a value does not have its type.
   """
   result = {}
   for text in texts:
     field, _, values = text.partition('=')
     section, _, name = ('.' + field).rpartition('.')
-    parent = config
+    parent: Any = config
     for step in filter(None, section.split('.')):
       parent = parent[step] if step in parent else {}
     if name not in parent or not isinstance(parent[name], (bool, int, float, str)):
-      raise checks.ConfigError(f'--sweep={text}: the config has no field {field!r} of one value')
+      raise ConfigError(f'--sweep={text}: the config has no field {field!r} of one value')
     try:
       result[field] = [_value(value, parent[name]) for value in values.split(',')]
     except ValueError as error:
-      raise checks.ConfigError(f'--sweep={text}: {error}') from error
+      raise ConfigError(f'--sweep={text}: {error}') from error
   return result
 
 
 def run(
   config: Config, sweep: Mapping[str, Sequence[Any]], workdir: files.PathLike
 ) -> list[dict[str, Any]]:
-  """Runs all points, or what is left of them.
+  """Runs the points of a study that are not complete yet.
 
   Args:
-    config: of every point, but for the fields that vary.
+    config: config of every point except for the fields that vary.
     sweep: values by dotted field; all combinations are points.
     workdir: directory of the study.
 
   Returns:
-    For each point: values, by field; workdir, its name in the directory; stages, as
-    summary.json has them; error, where it cannot be pruned as asked or diverges, else ''.
+    For each point: values by field; workdir, the name of its directory; stages, in the form of
+    summary.json; error, the reason if the point cannot be pruned or diverges, else ''.
 
   Raises:
-    ConfigError: some point cannot work, and nothing has been run.
-    As `pipeline.run` for all else.
+    ConfigError: the config of a point cannot work. Nothing has been run.
+    As `pipeline.run` otherwise.
   """
-  config, workdir = schema.complete(config), files.path_of(workdir)
+  config, here = schema.complete(config), files.path_of(workdir)
   every = [dict(zip(sweep, values)) for values in itertools.product(*sweep.values())]
   for values in every:
     checks.check_config(_with(config, values))
@@ -104,19 +106,19 @@ def run(
     name = _name(values)
     logging.info('point %d of %d: %s', len(points) + 1, len(every), name)
     try:
-      _share(config, values, workdir)
-      records, error = pipeline.run(_with(config, values), workdir / name), ''
-    except (checks.PruneError, loop.DivergedError) as problem:
-      # A finding, too, and no reason to do without the others.
+      _share(config, values, here)
+      records, error = pipeline.run(_with(config, values), here / name), ''
+    except (PruneError, loop.DivergedError) as problem:
+      # This is a result as well; the other points still run.
       logging.error('%s: %s', name, problem)
-      records, error = Workdir(workdir / name).records(), str(problem)
+      records, error = Workdir(here / name).records(), str(problem)
     points.append(
-      {'values': values, 'workdir': name, 'stages': tables.rows(records), 'error': error}
+      {'values': values, 'workdir': name, 'stages': summary.rows(records), 'error': error}
     )
     files.write_json(
-      workdir / 'sweep.json',
+      here / 'sweep.json',
       {
-        'config': context.to_json(config),
+        'config': config_to_json(config),
         'sweep': {k: list(v) for k, v in sweep.items()},
         'points': points,
       },
@@ -125,10 +127,10 @@ def run(
 
 
 def draw(points: Sequence[dict[str, Any]], workdir: epath.Path) -> list[epath.Path]:
-  """Draws what the study varies: errors by fraction, scales by strength.
+  """Draws errors by fraction and histograms of scales by strength, if these fields vary.
 
   Args:
-    points: what `run` returns.
+    points: the points of `run`.
     workdir: directory of the study.
 
   Returns:
@@ -157,7 +159,7 @@ def draw(points: Sequence[dict[str, Any]], workdir: epath.Path) -> list[epath.Pa
 
 
 def _share(config: Config, values: Values, workdir: epath.Path) -> None:
-  """Trains what a point has in common with others, once, and begins the point with it."""
+  """Trains the stages that a point shares with others, once, and begins the point with them."""
   shared: dict[str, tuple[Values, Stage]] = {}
   for stage in (Stage(0, 'baseline'), Stage(1, 'sparse')):
     own = {field: value for field, value in values.items() if stages.depends(stage.name, field)}
@@ -165,17 +167,17 @@ def _share(config: Config, values: Values, workdir: epath.Path) -> None:
       shared[','.join(filter(None, ['shared', _name(own)]))] = own, stage
   source = None
   for name, (own, stage) in shared.items():
-    here = Workdir(workdir / name)
+    target = Workdir(workdir / name)
     if source:
-      here.adopt(source)
-    pipeline.run(_with(config, own), here.path, last=stage)
-    source = here
+      target.begin_from(source)
+    pipeline.run(_with(config, own), target.path, last=stage)
+    source = target
   if source:
-    Workdir(workdir / _name(values)).adopt(source)
+    Workdir(workdir / _name(values)).begin_from(source)
 
 
 def _value(text: str, now: Any) -> Any:
-  """Text as a value of the type of `now`."""
+  """Returns the text as a value of the type of `now`."""
   if isinstance(now, bool):
     if text not in ('True', 'False'):
       raise ValueError(f'{text!r} is neither True nor False')
@@ -194,7 +196,7 @@ def _name(values: Values) -> str:
 
 
 def _errors(point: dict[str, Any]) -> dict[str, float]:
-  """Error of each stage, of the last pass that has it, in per cent."""
+  """Returns the error of each stage in per cent, in the last pass that has it."""
   return {row['stage']: 100 * (1 - row['accuracy']) for row in point['stages']}
 
 

@@ -11,7 +11,8 @@ import pytest
 
 import slim_jax
 from slim_jax import data
-from slim_jax.runs import context, network, pruning
+from slim_jax.runs import network, pruning
+from slim_jax.runs.run import config_to_json
 from slim_jax.training import feed, loop, optimiser, steps, train_state
 
 # Arguments that make a model small, by its name.
@@ -86,7 +87,7 @@ def test_config_trains_and_is_pruned(name):
     json.dumps(
       {
         'shape': shape,
-        **{key: context.to_json(config)[key] for key in relevant},
+        **{key: config_to_json(config)[key] for key in relevant},
         'train': {**config.train, 'strength': None, 'epochs': None},
       }
     )

@@ -8,7 +8,7 @@ from helpers import configs
 import pytest
 
 from slim_jax import look
-from slim_jax.runs import checks, pipeline, stages
+from slim_jax.runs import errors, pipeline, stages
 from slim_jax.runs import workdir as workdir_module
 from slim_jax.runtime import files
 
@@ -34,7 +34,7 @@ def test_a_row_is_what_the_cut_gives(sparse, tmp_path, bias):
   assert rows[0]['params'] == rows[0]['full_params'] and rows[0]['macs'] == rows[0]['full_macs']
   assert len(workdir_module.Workdir(files.path_of(workdir)).records()) == 1
   here = workdir_module.Workdir(files.path_of(tmp_path))
-  here.adopt(workdir_module.Workdir(files.path_of(workdir)))
+  here.begin_from(workdir_module.Workdir(files.path_of(workdir)))
   done = {row['stage']: row for row in pipeline.run(config, tmp_path)}
   assert rows[0]['accuracy'] == pytest.approx(done['sparse']['accuracy'])
   assert rows[1]['accuracy'] == pytest.approx(done['pruned']['accuracy'])
@@ -58,13 +58,13 @@ def test_the_largest_cut_within_the_tolerance():
 
 def test_what_cannot_be_looked_at_is_said(sparse, tmp_path):
   config, workdir = sparse
-  with pytest.raises(workdir_module.WorkdirError, match='no run with a complete sparse stage'):
+  with pytest.raises(errors.WorkdirError, match='no run with a complete sparse stage'):
     look.run(config, tmp_path, [0.1])
-  with pytest.raises(workdir_module.WorkdirError, match='train.epochs: 2 there, 3 now'):
+  with pytest.raises(errors.WorkdirError, match='train.epochs: 2 there, 3 now'):
     look.run(
       configs.with_options(data_dir=config.data_dir, **PLAIN, **{'train.epochs': 3}), workdir, [0.1]
     )
-  with pytest.raises(checks.ConfigError, match="no stage 'baseline', only for sparse, pruned"):
+  with pytest.raises(errors.ConfigError, match="no stage 'baseline', only for sparse, pruned"):
     stages.named(config, 'baseline')
 
 

@@ -11,7 +11,7 @@ import pytest
 import slim_jax
 from slim_jax import data, tree
 from slim_jax.display import tables
-from slim_jax.runs import checks, network, pipeline, pruning, stages
+from slim_jax.runs import checks, errors, network, pipeline, pruning, stages
 from slim_jax.training import checkpoint, feed, steps
 
 
@@ -337,7 +337,7 @@ def test_splits_must_belong_together(folder):
   config = make_stream_config(folder)
   one = data.load(config.dataset, split='train', image_size=16)
   other = data.load(config.dataset, split='val', image_size=24)
-  with pytest.raises(checks.ConfigError, match=r"test_split='val' has images \(24, 24, 3\)"):
+  with pytest.raises(errors.ConfigError, match=r"test_split='val' has images \(24, 24, 3\)"):
     checks.check_data(config, one, other, 'test_split')
 
 

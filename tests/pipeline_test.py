@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 from helpers.trees import same
 import jax
@@ -12,9 +14,10 @@ import pytest
 import slim_jax
 from slim_jax import data, tree
 from slim_jax.display import tables
-from slim_jax.runs import checks, context, pipeline
+from slim_jax.runs import errors, pipeline
 from slim_jax.runs import stages as stages_module
 from slim_jax.runs import workdir as workdir_module
+from slim_jax.runs.run import config_to_json
 from slim_jax.runtime import files
 from slim_jax.training import checkpoint
 
@@ -59,7 +62,7 @@ def test_stages_follow_the_config(config):
 def test_summary_has_every_stage(config, finished):
   workdir, records = finished
   summary = json.loads((workdir / 'summary.json').read_text())
-  assert summary['config'] == context.to_json(config)
+  assert summary['config'] == config_to_json(config)
   assert [(row['pass'], row['stage']) for row in summary['stages']] == stages_module.of(config)
   for row, record in zip(summary['stages'], records, strict=True):
     only = {'strength', 'pull', 'start', 'small_scales'} if row['stage'] == 'sparse' else set()
@@ -152,8 +155,19 @@ def test_load_gives_the_last_network_wherever_it_lies(config, finished, tmp_path
   assert np.mean(np.argmax(logits, -1) == test.label) == pytest.approx(records[-1]['accuracy'])
 
 
+def test_load_imports_no_data_sets(finished):
+  """Only the checkpoint is read; TFDS alone would double the time."""
+  code = (
+    'import sys, slim_jax\n'
+    'slim_jax.load(sys.argv[1])\n'
+    'heavy = {"tensorflow_datasets", "grain", "matplotlib", "sklearn"} & set(sys.modules)\n'
+    'assert not heavy, heavy\n'
+  )
+  subprocess.run([sys.executable, '-c', code, str(finished[0])], check=True)
+
+
 def test_load_needs_a_complete_stage(tmp_path):
-  with pytest.raises(workdir_module.WorkdirError, match='no run with a complete stage'):
+  with pytest.raises(errors.WorkdirError, match='no run with a complete stage'):
     slim_jax.load(tmp_path)
 
 
@@ -184,7 +198,7 @@ def test_complete_run_is_left_alone(config, finished):
 def test_another_config_is_refused_field_by_field(config, finished):
   workdir, _ = finished
   other = changed(config, **{'seed': 7, 'prune.fraction': 0.5, 'log_every_steps': 1})
-  with pytest.raises(workdir_module.WorkdirError) as error:
+  with pytest.raises(errors.WorkdirError) as error:
     pipeline.run(other, workdir)
   assert str(error.value).splitlines()[1:] == [
     '  prune.fraction: 0.3 there, 0.5 now',
@@ -215,16 +229,16 @@ def test_what_is_not_used_yet_may_change(config, finished, tmp_path):
   """A fraction that cuts the network through can be mended without training again."""
   workdir, records = finished
   config = changed(config, passes=1)
-  files.write_json(tmp_path / 'config.json', context.to_json(config))
+  files.write_json(tmp_path / 'config.json', config_to_json(config))
   for stage in ('0-baseline', '1-sparse'):
     shutil.copytree(workdir / 'checkpoints' / stage, tmp_path / 'checkpoints' / stage)
   (tmp_path / 'stages.json').write_text(json.dumps(records[:2]))
   bad = changed(config, **{'prune.fraction': 0.99, 'prune.min_channels': 0})
-  with pytest.raises(checks.ConfigError, match='config.prune: the network is disconnected'):
+  with pytest.raises(errors.ConfigError, match='config.prune: the network is disconnected'):
     pipeline.run(bad, tmp_path)
   good = changed(config, **{'prune.fraction': 0.5, 'finetune.epochs': 1})
   assert pipeline.run(good, tmp_path)[2]['widths'] != records[2]['widths']
-  assert json.loads((tmp_path / 'config.json').read_text()) == context.to_json(good)
+  assert json.loads((tmp_path / 'config.json').read_text()) == config_to_json(good)
 
 
 def test_table_shows_the_reduction(finished):
@@ -240,11 +254,11 @@ def test_table_shows_the_reduction(finished):
   [
     (
       {'model.name': 'mlp', 'model.widths': ()},
-      checks.ConfigError,
+      errors.ConfigError,
       'config.model: no BatchNorm scale',
     ),
-    ({'model.widths': (4, 'M', 'M', 'M', 'M', 4)}, checks.ConfigError, 'too small'),
-    ({'batch_size': 512}, checks.ConfigError, 'batch_size=512 is larger than the 256'),
+    ({'model.widths': (4, 'M', 'M', 'M', 'M', 4)}, errors.ConfigError, 'too small'),
+    ({'batch_size': 512}, errors.ConfigError, 'batch_size=512 is larger than the 256'),
     ({'train_split': 'nowhere'}, data.DataError, 'nowhere'),
     ({'dataset': 'nothing'}, data.DataError, 'nothing'),
   ],
@@ -257,7 +271,7 @@ def test_errors_come_before_any_training(config, tmp_path, changes, error, messa
 
 def test_two_runs_in_one_directory_are_refused(config, tmp_path):
   with workdir_module.Workdir(files.path_of(tmp_path)).locked():
-    with pytest.raises(workdir_module.WorkdirError, match='another run is at work in'):
+    with pytest.raises(errors.WorkdirError, match='another run is at work in'):
       pipeline.run(config, tmp_path)
   with workdir_module.Workdir(files.path_of(tmp_path)).locked():
     pass  # and given back

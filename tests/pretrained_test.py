@@ -16,7 +16,7 @@ import slim_jax
 from slim_jax import data, models, tree
 from slim_jax.export import safetensors_file
 from slim_jax.models import from_torch, narrow
-from slim_jax.runs import checks, finished, pipeline, pretrained, stages
+from slim_jax.runs import errors, finished, pipeline, pretrained, stages
 from slim_jax.training import checkpoint
 
 IMAGE = (8, 8, 3)
@@ -106,7 +106,7 @@ def test_a_head_for_other_classes_is_new(write, tmp_path):
 def test_weights_of_another_network_are_refused(write, tmp_path):
   path = write(tmp_path, variables_of(model_of()))
   wider = models.VGG(num_classes=7, widths=(*WIDTHS[:-1], 18))
-  with pytest.raises(checks.ConfigError, match=f'config.init_from={path}') as error:
+  with pytest.raises(errors.ConfigError, match=f'config.init_from={path}') as error:
     pretrained.load(str(path), wider, variables_of(wider), IMAGE)
   (line,) = [line for line in str(error.value).splitlines() if 'of another shape: ' in line]
   # Several layers differ, so it is not for other classes alone.
@@ -119,7 +119,7 @@ def test_weights_of_another_network_are_refused(write, tmp_path):
 def test_other_names_are_listed(tmp_path):
   path = write_orbax(tmp_path, variables_of(model_of()))
   other = models.PreResNet(num_classes=5, depth=11, width=4)
-  with pytest.raises(checks.ConfigError) as error:
+  with pytest.raises(errors.ConfigError) as error:
     pretrained.load(str(path), other, variables_of(other), IMAGE)
   first, missing, unexpected, *_ = str(error.value).splitlines()
   assert first == f'config.init_from={path} does not fit config.model:'
@@ -130,27 +130,27 @@ def test_other_names_are_listed(tmp_path):
 def test_networks_without_counterpart_take_no_names_of_pytorch(tmp_path):
   path = write_torch(tmp_path, variables_of(model_of()))
   other = models.MLP(num_classes=5)
-  with pytest.raises(checks.ConfigError, match='no network of the PyTorch implementations'):
+  with pytest.raises(errors.ConfigError, match='no network of the PyTorch implementations'):
     pretrained.load(str(path), other, variables_of(other), IMAGE)
 
 
 def test_what_cannot_be_read_is_told(tmp_path):
   variables = variables_of(model_of())
-  with pytest.raises(checks.ConfigError, match='nowhere: there is no such file or directory'):
+  with pytest.raises(errors.ConfigError, match='nowhere: there is no such file or directory'):
     pretrained.read(str(tmp_path / 'nowhere'))
   path = write_safetensors(tmp_path, variables)
   path.write_bytes(path.read_bytes()[:-100])
   with pytest.raises(
-    checks.ConfigError, match='is no safetensors file, or is damaged: .*save_file'
+    errors.ConfigError, match='is no safetensors file, or is damaged: .*save_file'
   ):
     pretrained.read(str(path))
   head = b'{"params/x": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}'
   path.write_bytes(len(head).to_bytes(8, 'little') + head + bytes(2))
-  with pytest.raises(checks.ConfigError, match='has arrays of type BF16: save them as float32'):
+  with pytest.raises(errors.ConfigError, match='has arrays of type BF16: save them as float32'):
     pretrained.read(str(path))
   (tmp_path / 'empty').mkdir()
   with pytest.raises(
-    checks.ConfigError, match='empty is neither an Orbax checkpoint nor a workdir'
+    errors.ConfigError, match='empty is neither an Orbax checkpoint nor a workdir'
   ):
     pretrained.read(str(tmp_path / 'empty'))
   path = write_orbax(tmp_path, variables)
@@ -160,7 +160,7 @@ def test_what_cannot_be_read_is_told(tmp_path):
   with ocp.StandardCheckpointer() as writer:
     writer.save(tmp_path / 'state', {'weights': jnp.ones(2), 'step': jnp.int32(3)})
   with pytest.raises(
-    checks.ConfigError, match="state holds no tree with 'params', only step, weig"
+    errors.ConfigError, match="state holds no tree with 'params', only step, weig"
   ):
     pretrained.read(str(tmp_path / 'state'))
 
@@ -245,7 +245,7 @@ def test_a_new_head_is_said_and_what_is_complete_needs_no_weights(config, run, t
   with caplog.at_level('INFO', logger='absl'):
     (row,) = pipeline.run(config, tmp_path / 'run', last=sparse)
   assert row['new_head'] == list(NEW) and 'start_accuracy' not in row
-  assert 'another number of classes than 10, so the head is drawn anew: params/De' in caplog.text
+  assert 'another number of classes than 10, so the head is new: params/De' in caplog.text
   path.unlink()
   assert pipeline.run(config, tmp_path / 'run', last=sparse) == [row]
   assert len(pipeline.run(config, tmp_path / 'run')) == 2
@@ -253,7 +253,7 @@ def test_a_new_head_is_said_and_what_is_complete_needs_no_weights(config, run, t
 
 def test_errors_come_before_data_are_looked_for(config, tmp_path):
   config = changed(config, init_from=str(tmp_path / 'no'), dataset='folder:/nowhere')
-  with pytest.raises(checks.ConfigError, match='no: there is no such file or directory'):
+  with pytest.raises(errors.ConfigError, match='no: there is no such file or directory'):
     pipeline.run(config, tmp_path / 'run')
 
 
@@ -261,7 +261,7 @@ def test_weights_that_do_not_fit_leave_nothing_behind(config, run, tmp_path):
   workdir, _ = run
   source = str(workdir / 'checkpoints' / '0-baseline')
   other = changed(config, **{'init_from': source, 'model.widths': (6, 'M', 7)})
-  with pytest.raises(checks.ConfigError, match='BatchNorm_1/scale is .6., not .7.'):
+  with pytest.raises(errors.ConfigError, match='BatchNorm_1/scale is .6., not .7.'):
     pipeline.run(other, tmp_path)
   assert not (tmp_path / 'config.json').exists() and not (tmp_path / 'checkpoints').exists()
 
@@ -269,7 +269,7 @@ def test_weights_that_do_not_fit_leave_nothing_behind(config, run, tmp_path):
 def test_a_pruned_run_is_no_start(run):
   workdir, _ = run
   with pytest.raises(
-    checks.ConfigError, match='pruned already; give a stage of it: .*/0-baseline or .*/1-sparse'
+    errors.ConfigError, match='pruned already; give a stage of it: .*/0-baseline or .*/1-sparse'
   ):
     pretrained.read(str(workdir))
 

@@ -11,7 +11,7 @@ import pytest
 from tensorboard.compat.proto import event_pb2
 
 from slim_jax.display import tables
-from slim_jax.runs import events, recording, scale_history
+from slim_jax.runs import errors, events, recording, scale_history
 from slim_jax.runs import workdir as workdir_module
 from slim_jax.runs.stages import Stage
 from slim_jax.runtime import files
@@ -58,7 +58,7 @@ def test_a_stage_that_continues_has_each_epoch_once(workdir, step, expected):
   record(workdir, [1, 2])
   first = range(step // 10 + 1, 4)
   record(workdir, first, step=step, factor=10.0)
-  assert [line['loss'] for line in workdir.lines(SPARSE)] == expected
+  assert [line['loss'] for line in workdir.metrics(SPARSE)] == expected
   scales = scale_history.read(workdir.scales(SPARSE))
   assert scales.epoch.tolist() == [1, 2, 3] and scales.step.tolist() == [10, 20, 30]
   assert scales.values['params/A/scale'].tolist() == [[x] * 3 for x in expected]
@@ -92,11 +92,13 @@ def test_damaged_scales_are_said_and_begin_anew(workdir, caplog):
   record(workdir, [1, 2])
   workdir.scales(SPARSE).write_bytes(b'a')
   record(workdir, [3], step=20)
-  assert 'scales-1.npz cannot be read' in caplog.text and 'begins anew' in caplog.text
+  assert (
+    'scales-1.npz cannot be read' in caplog.text and 'recorded from this epoch on' in caplog.text
+  )
   assert scale_history.read(workdir.scales(SPARSE)).epoch.tolist() == [3]
-  assert len(workdir.lines(SPARSE)) == 3
+  assert len(workdir.metrics(SPARSE)) == 3
   np.savez(str(workdir.scales(SPARSE)), epoch=[1, 2], step=[10, 20], a=np.zeros((1, 3)))
-  with pytest.raises(workdir_module.WorkdirError, match='epochs are missing'):
+  with pytest.raises(errors.WorkdirError, match='epochs are missing'):
     scale_history.read(workdir.scales(SPARSE))
 
 
@@ -106,8 +108,8 @@ def test_what_the_disk_does_not_take_is_said_once(workdir, caplog, monkeypatch):
 
   monkeypatch.setattr(scale_history, 'write', fail)
   record(workdir, [1, 2, 3])
-  assert [line['epoch'] for line in workdir.lines(SPARSE)] == [1, 2, 3]
-  assert caplog.text.count('are not recorded from here on: [Errno 28] No space left') == 1
+  assert [line['epoch'] for line in workdir.metrics(SPARSE)] == [1, 2, 3]
+  assert caplog.text.count('are no longer recorded: [Errno 28] No space left') == 1
 
 
 def test_events_of_a_bucket_are_copied_there(tmp_path, monkeypatch):
@@ -138,7 +140,7 @@ def test_a_run_has_curves_histograms_and_its_table(two_passes):
     ['stages', *(f'{stage.number}-{stage.name}' for stage in trained)]
   )
   for stage in trained:
-    lines = workdir.lines(stage)
+    lines = workdir.metrics(stage)
     scalars, histograms, _ = curves.read(workdir.events(stage))
     for name in ('loss', 'accuracy', 'learning_rate'):
       assert [at for at, _ in scalars[name]] == [line['step'] for line in lines]

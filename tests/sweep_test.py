@@ -9,9 +9,9 @@ import pytest
 from slim_jax import sweep
 from slim_jax.display import plot, tables
 from slim_jax.report import page
-from slim_jax.runs import checks, context, pruning
+from slim_jax.runs import errors, pruning
 from slim_jax.runs import stages as stages_module
-from slim_jax.runs import workdir as workdir_module
+from slim_jax.runs.run import config_to_json
 from slim_jax.training import loop
 
 
@@ -70,7 +70,7 @@ def test_same_study_again_trains_nothing(config, study, monkeypatch):
   monkeypatch.setattr(loop, 'fit', fail)
   assert sweep.run(config, fractions, workdir) == points
   saved = json.loads((workdir / 'sweep.json').read_text())
-  assert saved == {'config': context.to_json(config), 'sweep': fractions, 'points': points}
+  assert saved == {'config': config_to_json(config), 'sweep': fractions, 'points': points}
 
 
 def test_a_point_that_was_interrupted_continues(config, study, tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def test_a_study_has_its_page(study, tmp_path):
     'scales.svg',
   ]
   (tmp_path / 'sweep.json').write_text('{"points": [{}]}')
-  with pytest.raises(workdir_module.WorkdirError, match='sweep.json is damaged'):
+  with pytest.raises(errors.WorkdirError, match='sweep.json is damaged'):
     page.write(tmp_path)
   shutil.copy(workdir / 'sweep.json', tmp_path)
   page.write(tmp_path)  # the points have gone
@@ -184,12 +184,12 @@ def test_values_have_the_type_of_their_field(config):
   ],
 )
 def test_what_cannot_be_swept_is_refused(config, text, message):
-  with pytest.raises(checks.ConfigError, match=message):
+  with pytest.raises(errors.ConfigError, match=message):
     sweep.parse(config, [text])
 
 
 def test_every_point_is_checked_before_the_first_runs(config, tmp_path):
-  with pytest.raises(checks.ConfigError, match='fraction=1.5'):
+  with pytest.raises(errors.ConfigError, match='fraction=1.5'):
     sweep.run(config, {'prune.fraction': [0.5, 1.5]}, tmp_path)
   assert not list(tmp_path.iterdir())
 

@@ -59,9 +59,8 @@ class _Idx:
 
   def _split_generators(self, dl_manager):
     # The files stay gzipped: `_generate_examples` opens them.
-    return super()._split_generators(
-      types.SimpleNamespace(download_and_extract=dl_manager.download)
-    )
+    stock: Any = super()
+    return stock._split_generators(types.SimpleNamespace(download_and_extract=dl_manager.download))
 
   def _generate_examples(self, num_examples, data_path, label_path):
     del num_examples  # the files hold their own number
@@ -90,6 +89,9 @@ class _CifarBinary:
   A record has one byte for each label, then 3x32x32 bytes, channels first.
   """
 
+  info: Any  # both belong to the stock builder
+  _cifar_info: Any
+
   def _split_generators(self, dl_manager):
     info = self._cifar_info
     path = dl_manager.download(info.url)
@@ -105,7 +107,10 @@ class _CifarBinary:
     with tarfile.open(path, 'r:gz') as archive:
       members = {posixpath.normpath(member.name): member for member in archive}
       for file in files:
-        yield archive.extractfile(members[self._cifar_info.prefix + file]).read()
+        content = archive.extractfile(members[self._cifar_info.prefix + file])
+        if content is None:
+          raise ValueError(f'{file} in {path} is no file')
+        yield content.read()
 
   def _generate_examples(self, split_prefix, path, files):
     keys = self._cifar_info.label_keys

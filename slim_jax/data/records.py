@@ -124,15 +124,14 @@ def _builder(path: pathlib.Path) -> tfds.core.DatasetBuilder:
     ) from error
 
 
-def _image_and_label(
-  features: Mapping[str, Any], path: pathlib.Path
-) -> tuple[tfds.features.Image, tfds.features.ClassLabel]:
+def _image_and_label(features: Mapping[str, Any], path: pathlib.Path) -> tuple[Any, Any]:
   """Returns the two features that are used; raises unless they are a uint8 image and a class."""
   image, label = features.get('image'), features.get('label')
+  *_, channels = getattr(image, 'shape', None) or (None,)
   if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
     wrong = f'image is {image!r}, not tfds.features.Image() of uint8'
-  elif image.shape[-1] not in (*CHANNELS, None):
-    wrong = f'image has {image.shape[-1]} channels, not 1, 3 or 4'
+  elif channels not in (*CHANNELS, None):
+    wrong = f'image has {channels} channels, not 1, 3 or 4'
   elif not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
     wrong = f'label is {label!r}, not tfds.features.ClassLabel() with its number of classes'
   else:
@@ -144,7 +143,7 @@ def _image_and_label(
 
 
 def _source(
-  builder: tfds.core.DatasetBuilder,
+  builder: Any,  # decorators of TFDS hide the signatures of its methods
   features: tfds.features.FeaturesDict,
   split: str,
   path: pathlib.Path,
@@ -156,7 +155,7 @@ def _source(
   formats = builder.info.available_file_formats()
   try:
     if formats & tfds.core.FileFormat.with_random_access():
-      source = builder.as_data_source(split, decoders=decoders)
+      source: Any = builder.as_data_source(split, decoders=decoders)
     elif tfds.core.FileFormat.TFRECORD in formats:
       source = tfrecord.TfRecords(builder.info.splits[split].file_instructions, features, decoders)
     else:

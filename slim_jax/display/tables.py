@@ -3,16 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from etils import epath
 import rich.box
 import rich.table
 
 from slim_jax.display.console import RESULTS
 from slim_jax.display.progress import clock
-from slim_jax.runtime import files
 
-_SUMMARY = ('pass', 'stage', 'accuracy', 'loss', 'params', 'macs', 'seconds')
-_SOME = ('best_epoch', 'strength', 'pull', 'start', 'small_scales', 'new_head', 'start_accuracy')
 _STAGES = ('baseline', 'sparse', 'pruned', 'recalibrated', 'finetuned', 'scratch-e', 'scratch-b')
 
 
@@ -173,15 +169,3 @@ def short(value: int) -> str:
 def change(value: int, first: int) -> str:
   """Returns the relative change, such as '-88.5 %', or '' if there is none."""
   return '' if value == first else f'{100 * (value / first - 1):+.1f} %'
-
-
-def write_summary(
-  path: epath.Path, config: dict[str, Any], stages: Sequence[dict[str, Any]]
-) -> None:
-  """Writes {'config': ..., 'warnings': [...], 'stages': [...]}, a row for each stage."""
-  files.write_json(path, {'config': config, 'warnings': warnings(stages), 'stages': rows(stages)})
-
-
-def rows(stages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-  """The figures of each stage, and those that only some stages have."""
-  return [{name: stage[name] for name in (*_SUMMARY, *_SOME) if name in stage} for stage in stages]

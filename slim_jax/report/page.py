@@ -104,7 +104,7 @@ def _foot(path: epath.Path) -> str:
 
 def _measure(workdir: Workdir) -> list[blocks.Block]:
   """Writes the latency of the full and the thin network to latency.json."""
-  done = workdir.complete()
+  done = workdir.complete_stages()
   if done:
     net = architecture.read(workdir)
     measured = measure.latency(net, workdir.plan_after(done[-1]))

@@ -52,7 +52,7 @@ def metrics(workdir: Workdir) -> list[dict[str, Any]]:
   """Returns the metrics of all epochs; raises Missing if there are none."""
   lines = rows(
     workdir.path / 'metrics.jsonl',
-    workdir.lines(),
+    workdir.metrics(),
     ('pass', 'epoch', 'step', 'loss', 'accuracy', 'learning_rate'),
   )
   if not lines:

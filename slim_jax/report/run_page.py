@@ -116,11 +116,11 @@ def _activations(
 
   def count() -> list[Block]:
     net = architecture.read(workdir)
-    after_cuts: dict[int, int] = {}  # Stages with as many cuts have the same network.
+    after_pruning: dict[int, int] = {}  # Stages with as many cuts have the same network.
     for stage in map(Stage.of, records):
-      if stage.cuts not in after_cuts:
-        after_cuts[stage.cuts] = net.cost(workdir.plan_after(stage)).value_bytes
-      size[stage] = after_cuts[stage.cuts]
+      if stage.prunings not in after_pruning:
+        after_pruning[stage.prunings] = net.cost(workdir.plan_after(stage)).value_bytes
+      size[stage] = after_pruning[stage.prunings]
     return []
 
   problems = blocks.attempt(count)

@@ -9,8 +9,8 @@ import jax
 from slim_jax import batch_norms, data, models, tree
 from slim_jax.data import prepare
 from slim_jax.data.stream import Data
-from slim_jax.errors import SlimError
 from slim_jax.runs import schema
+from slim_jax.runs.errors import ConfigError
 from slim_jax.runtime import devices
 from slim_jax.runtime.config import Config
 from slim_jax.selection import budget, constraints
@@ -79,14 +79,6 @@ _CHOICES = {
   'prune.tied': ('', 'sum', 'mean', 'max'),
   'prune.bias': ('zero', 'keep'),
 }
-
-
-class ConfigError(SlimError):
-  """A config that cannot work; the message names the fields and what they may be."""
-
-
-class PruneError(ConfigError):
-  """A trained network cannot be pruned as the config says."""
 
 
 def check_config(config: Config) -> None:

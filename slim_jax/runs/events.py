@@ -1,9 +1,13 @@
-"""Event files for TensorBoard, DIR/tensorboard/N-STAGE, without tensorflow.
+"""Event files for TensorBoard, DIR/tensorboard/N-STAGE, without TensorFlow.
 
-A stage that is continued writes its file anew, from what is kept of it, and then adds to it: so
-every point is there once, at the step it belongs to, whatever reads the files. (The START in its
-head makes a TensorBoard that has shown the earlier file drop what it has.) In an object store,
-where nothing can be added to a file, it is replaced once a minute and at the end.
+A stage that continues replaces its file: it writes the events up to its checkpoint again and then
+adds to them. Every point is therefore in the file once, at its own step. (A SessionLog.START at the
+beginning makes a running TensorBoard drop what it has read from the earlier file.) Object stores
+cannot append to a file, so there the file is replaced once a minute and at the end.
+
+`tensorboardX.SummaryWriter` writes in a thread. When the disk is full, the thread ends and the next
+event blocks for ever, so this module uses the parts of tensorboardX beneath it, which raise the
+error where it can be handled.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,8 +19,8 @@ from typing import Any
 
 from etils import epath
 import numpy as np
-import tensorboardX
 from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
 from slim_jax.runs import workdir
@@ -31,58 +35,53 @@ class Events:
   """An event file that is being written; use `replace`."""
 
   def __init__(self, target: epath.Path, local: pathlib.Path):
-    """Begins the file `local`, of which `target` becomes a copy unless they are the same."""
-    self._target, self._local, self._copied = target, local, time.monotonic()
-    self._writer = tensorboardX.RecordWriter(str(local))
-    self._add(event_pb2.Event(wall_time=time.time(), file_version='brain.Event:2'))
-    start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-    self._add(event_pb2.Event(wall_time=time.time(), step=0, session_log=start))
-
-  def metrics(self, line: Mapping[str, Any]) -> None:
-    """Adds the numbers of a line of metrics, at its step."""
-    when = line.get('time') or time.time()
-    for name, value in workdir.columns(line):
-      if name not in _NO_CURVES:
-        self._add(
-          event_pb2.Event(wall_time=when, step=line['step'], summary=summary.scalar(name, value))
-        )
-
-  def scales(self, step: int, scales: Mapping[str, np.ndarray]) -> None:
-    """Adds a histogram of each layer, and one of all.
+    """Begins an event file.
 
     Args:
-      step: where.
-      scales: float [channels], |scale| by its path.
+      target: directory of the file.
+      local: directory to write in; copied to `target` from time to time if that is remote.
     """
-    every = {
-      'scales': np.concatenate(list(scales.values())),
-      **{f'scales/{path}': values for path, values in scales.items()},
-    }
-    for name, values in every.items():
+    suffix = f'.{time.time_ns()}'  # two files of one second have different names
+    self._writer = EventsWriter(str(local / 'events'), suffix)
+    (self._local,) = local.glob(f'*{suffix}')
+    self._target, self._copied = target / self._local.name, time.monotonic()
+    self._add(0, session_log={'status': 'START'})
+
+  def metrics(self, line: Mapping[str, Any]) -> None:
+    """Adds the numbers of a line of metrics at its step."""
+    for name, value in workdir.columns(line):
+      if name not in _NO_CURVES:
+        self._add(line['step'], when=line.get('time'), summary=summary.scalar(name, value))
+
+  def scales(self, step: int, scales: Mapping[str, np.ndarray]) -> None:
+    """Adds a histogram of each layer, and one of all layers.
+
+    Args:
+      step: step of the histograms.
+      scales: |scale| by its path, float [channels].
+    """
+    layers = {f'scales/{path}': values for path, values in scales.items()}
+    for name, values in {'scales': np.concatenate(list(scales.values())), **layers}.items():
       if values.size:
-        found = summary.histogram(name, values.astype(float), bins=_BINS)
-        self._add(event_pb2.Event(wall_time=time.time(), step=step, summary=found))
+        self._add(step, summary=summary.histogram(name, values.astype(float), bins=_BINS))
 
   def text(self, name: str, markdown: str, *, step: int) -> None:
     """Adds a text."""
-    self._add(
-      event_pb2.Event(wall_time=time.time(), step=step, summary=summary.text(name, markdown))
-    )
+    self._add(step, summary=summary.text(name, markdown))
 
   def flush(self) -> None:
-    """Makes what was added visible."""
+    """Makes all events visible to readers."""
     self._writer.flush()
     if time.monotonic() - self._copied > _SECONDS_BETWEEN_COPIES:
       self._copy()
 
   def close(self) -> None:
     """Ends the file."""
-    self._writer.flush()
     self._writer.close()
     self._copy()
 
-  def _add(self, event: event_pb2.Event) -> None:
-    self._writer.write(event.SerializeToString())
+  def _add(self, step: int, *, when: float | None = None, **content: Any) -> None:
+    self._writer.write_event(_event(step, when, **content))
 
   def _copy(self) -> None:
     if files.is_remote(self._target):
@@ -92,12 +91,11 @@ class Events:
 
 @contextlib.contextmanager
 def replace(directory: epath.Path) -> Iterator[Events]:
-  """A new event file instead of those of a directory; of several processes for the first alone.
+  """Replaces the event files of a directory by a new one. Only the first process writes there.
 
   Args:
-    directory: one stage's own, of `tensorboard` in a workdir; made if it does not exist.
+    directory: directory of one stage in `tensorboard` of a workdir; made if it does not exist.
   """
-  name = f'events.out.tfevents.{time.time_ns() // 10**6}'
   with contextlib.ExitStack() as stack:
     if files.is_remote(directory) or not processes.is_first():
       local = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -108,6 +106,12 @@ def replace(directory: epath.Path) -> Iterator[Events]:
       for path in directory.iterdir():
         if 'tfevents' in path.name:
           path.unlink()
-    events = Events(directory / name, local / name)
+    events = Events(directory, local)
     stack.callback(events.close)
     yield events
+
+
+def _event(step: int, when: float | None, **content: Any) -> Any:
+  # The class is made when the module is imported, so type checkers do not see it.
+  event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
+  return event(step=step, wall_time=when or time.time(), **content)

@@ -1,26 +1,28 @@
-"""What complete stages have left, opened again."""
+"""Opens what the complete stages of a run have left: `slim_jax.load`.
+
+Needs the checkpoint and the three JSON files of the directory, not the data set.
+"""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 
 from slim_jax import data
 from slim_jax.channels.plan import Plan
 from slim_jax.models import narrow
-from slim_jax.runs import context, network, schema, stages
-from slim_jax.runs.context import Run
+from slim_jax.runs import network, schema
+from slim_jax.runs.errors import WorkdirError
 from slim_jax.runs.network import Network
 from slim_jax.runs.stages import Stage
-from slim_jax.runs.workdir import Workdir, WorkdirError, read_json
+from slim_jax.runs.workdir import Workdir, read_json
 from slim_jax.runtime import files
 from slim_jax.runtime.config import Config
-from slim_jax.training import checkpoint, evaluation, train_state
+from slim_jax.training import checkpoint
 
 PyTree = Any
 
@@ -28,166 +30,103 @@ PyTree = Any
 def load(
   workdir: files.PathLike, *, dtype: str | None = None, compiled: bool = False
 ) -> tuple[Callable[..., jax.Array], PyTree]:
-  """The network that the last complete stage of a run left, but for stages from scratch.
+  """Returns the network of the last complete stage of a run, except stages from scratch.
 
   Args:
-    workdir: directory of a run, wherever it has been moved.
-    dtype: what it computes in; that of the config unless given.
-    compiled: whether it is to be compiled here, not exported: `infer` of the network.
+    workdir: directory of the run, which may have been moved.
+    dtype: dtype of the computation; None for that of the config.
+    compiled: whether to return `infer` of the network, which is fast under `jax.jit` on this
+      machine, rather than `predict`, which can be exported.
 
   Returns:
-    (apply, variables): `apply(variables, image)` gives logits float32 [n, classes] for
-    images uint8 [n, height, width, channels] as the data set has them; normalisation
-    is inside. A function like any other: wrap it in `jax.jit`.
+    (apply, variables): `apply(variables, image)` returns logits float32 [n, classes] for images
+    uint8 [n, height, width, channels] as in the data set; normalisation is included.
 
   Raises:
     WorkdirError: the directory holds no run with a complete stage.
     CheckpointError: no checkpoint of the stage can be read.
   """
-  workdir = Workdir(files.path_of(workdir))
-  stage = _last(workdir)
-  config, dataset = _read(workdir)
+  here = Workdir(files.path_of(workdir))
+  stage = _last(here)
+  config, dataset = _read(here)
   config.dtype = dtype or config.dtype
-  net, variables = _left(config, workdir, stage, dataset['num_classes'], dataset['image'])
-  return _of_pixels(net.infer if compiled else net.predict, dataset), variables
+  net, variables = restore(config, here, stage, dataset['num_classes'], dataset['image'])
+  return _from_pixels(net.infer if compiled else net.predict, dataset), variables
 
 
 def plan(workdir: files.PathLike) -> Plan | None:
-  """What is left of the original network in the one that `load` returns; None for all of it."""
-  workdir = Workdir(files.path_of(workdir))
-  return workdir.plan_after(_last(workdir))
+  """Returns the plan of the network that `load` returns; None if it is not pruned."""
+  here = Workdir(files.path_of(workdir))
+  return here.plan_after(_last(here))
 
 
-def fresh(workdir: files.PathLike) -> tuple[Callable[..., jax.Array], PyTree]:
-  """The network of a run as it was before any cut, with new weights; see `load`."""
+def unpruned(workdir: files.PathLike) -> tuple[Callable[..., jax.Array], PyTree]:
+  """Returns the original network of a run with new weights, in the form of `load`."""
   config, dataset = _read(Workdir(files.path_of(workdir)))
   net = network.create(config, dataset['num_classes'])
   image = jax.ShapeDtypeStruct((1, *dataset['image']), jnp.float32)
-  return _of_pixels(net.predict, dataset), net.init(jax.random.key(config.seed), image)
+  return _from_pixels(net.predict, dataset), net.init(jax.random.key(config.seed), image)
 
 
 def module(workdir: files.PathLike) -> nn.Module:
-  """The network that `load` returns as an ordinary Linen module of the same variables.
+  """Returns the network of `load` as an ordinary Linen module with the same variables.
 
-  Called as `module.apply(variables, x, train=False)` with normalised images.
+  Call it as `module.apply(variables, x, train=False)` with normalised images.
 
   Raises:
     WorkdirError: the directory holds no run with a complete stage.
-    NarrowError: `slim_jax.thin` is the only way to run it, see `narrow`.
+    NarrowError: the thin network is no narrower module of its class, see `models.narrow`; it runs
+      with `slim_jax.thin` only.
   """
-  workdir = Workdir(files.path_of(workdir))
-  config, dataset = _read(workdir)
-  left = workdir.plan_after(_last(workdir))
+  here = Workdir(files.path_of(workdir))
+  config, dataset = _read(here)
+  pruned = here.plan_after(_last(here))
   model = network.model_of(config, dataset['num_classes'])
-  return model if left is None else narrow.module(model, left)
+  return model if pruned is None else narrow.module(model, pruned)
 
 
 def about(workdir: files.PathLike) -> dict[str, Any]:
-  """What one needs to know of the network that `load` returns.
+  """Returns what one needs to know about the network that `load` returns.
 
   Returns:
-    image: height, width and channels; num_classes, class_names; mean and std of the channels of
-    the training images, in pixel values; stage, accuracy (0 to 1), loss (nats), params, macs (of
-    one image) and widths (channels by path of the scale) of the stage that left it; module: class
-    and arguments of the Linen module that it is, as `narrow.describe`, None where it is none.
+    image (height, width and channels), num_classes, class_names, mean and std (of the channels of
+    the training images, in pixel values); stage, accuracy (0 to 1), loss (nats), params, macs (of
+    one image) and widths (channels by path of the scale) of its stage; module: class and arguments
+    of its Linen module as in `narrow.describe`, None if there is no such module.
 
   Raises:
     WorkdirError: the directory holds no run with a complete stage.
   """
-  workdir = Workdir(files.path_of(workdir))
-  stage = _last(workdir)
+  here = Workdir(files.path_of(workdir))
+  stage = _last(here)
   try:
-    described = narrow.describe(module(workdir.path))
+    described = narrow.describe(module(here.path))
   except narrow.NarrowError:
     described = None
-  (record,) = (record for record in workdir.records() if Stage.of(record) == stage)
+  (record,) = (record for record in here.records() if Stage.of(record) == stage)
   return {
-    **read_json(workdir.path / 'dataset.json'),
+    **read_json(here.path / 'dataset.json'),
     'stage': str(stage),
     **{name: record[name] for name in ('accuracy', 'loss', 'params', 'macs', 'widths')},
     'module': described,
   }
 
 
-class Sparse(NamedTuple):
-  """What a complete sparse stage has left, to look at.
-
-  Attributes:
-    run: config, directory and data.
-    net: the network.
-    state: its parameters and statistics; the optimiser state is a fresh one.
-    evaluate: what `loop.make_evaluate` returns for the network.
-    image: shape of one normalised image.
-  """
-
-  run: Run
-  net: Network
-  state: train_state.TrainState
-  evaluate: Callable[..., evaluation.Result]
-  image: jax.ShapeDtypeStruct
-
-
-def open_sparse(config: Config, workdir: files.PathLike) -> Sparse:
-  """Opens the last complete sparse stage of a run.
-
-  Args:
-    config: that of the run; what comes after the stage may differ.
-    workdir: directory of the run.
-
-  Raises:
-    WorkdirError: no run with such a stage, or one with another config.
-    As `run` for all else.
-  """
-  workdir = Workdir(files.path_of(workdir))
-  done = [stage for stage in map(Stage.of, workdir.records()) if stage.name == 'sparse']
-  if not done:
-    raise WorkdirError(
-      f'{workdir.path} holds no run with a complete sparse stage: call '
-      'slim_jax.main with this config and workdir first'
-    )
-  workdir.compare(
-    'config.json', context.to_json(config), free=('passes', *stages.free_after('sparse'))
-  )
-  opened = context.open_run(config, workdir)
-  net, variables = _left(
-    config, workdir, done[-1], opened.train_data.num_classes, opened.train_data.shape
-  )
-  state = train_state.create_state(net.apply, variables, optax.identity())
-  return Sparse(
-    opened, net, state, context.evaluator(opened, net), context.image(opened.train_data)
-  )
-
-
-def _last(workdir: Workdir) -> Stage:
-  """The last complete stage that is not from scratch."""
-  done = workdir.complete()
-  if not done:
-    raise WorkdirError(f'{workdir.path} holds no run with a complete stage')
-  return done[-1]
-
-
-def _read(workdir: Workdir) -> tuple[Config, dict[str, Any]]:
-  """The config of a run, and its dataset.json."""
-  config = schema.complete(ml_collections.ConfigDict(read_json(workdir.path / 'config.json')))
-  return config, read_json(workdir.path / 'dataset.json')
-
-
-def _of_pixels(
-  predict: Callable[..., jax.Array], dataset: dict[str, Any]
-) -> Callable[..., jax.Array]:
-  """Logits of images as the data set has them."""
-  mean, std = (np.asarray(dataset[name], np.float32) for name in ('mean', 'std'))
-
-  def apply(variables: PyTree, image: jax.Array) -> jax.Array:
-    return predict(variables, data.normalize(image, mean, std))
-
-  return apply
-
-
-def _left(
+def restore(
   config: Config, workdir: Workdir, stage: Stage, num_classes: int, shape: Sequence[int]
 ) -> tuple[Network, PyTree]:
-  """The network and the variables that a stage has left, for images of that shape."""
+  """Returns the network and the variables of a complete stage.
+
+  Args:
+    config: config of the run.
+    workdir: directory of the run.
+    stage: the stage.
+    num_classes: number of classes.
+    shape: height, width and channels of an image.
+
+  Raises:
+    CheckpointError: no checkpoint of the stage can be read, or it does not fit the config.
+  """
   net = network.create(config, num_classes, workdir.plan_after(stage))
   directory = workdir.checkpoints(stage)
   arrays = checkpoint.read(directory)
@@ -196,3 +135,32 @@ def _left(
     {name: arrays.get(name, {}) for name in like}, like, name=str(directory)
   )
   return net, jax.tree.map(jnp.asarray, variables)
+
+
+def _last(workdir: Workdir) -> Stage:
+  """Returns the last complete stage that is not from scratch."""
+  complete = workdir.complete_stages()
+  if not complete:
+    raise WorkdirError(f'{workdir.path} holds no run with a complete stage')
+  return complete[-1]
+
+
+def _read(workdir: Workdir) -> tuple[Config, dict[str, Any]]:
+  """Returns the config of a run and its dataset.json."""
+  config = schema.complete(
+    ml_collections.ConfigDict(read_json(workdir.path / 'config.json')),
+    source='the config of the run',
+  )
+  return config, read_json(workdir.path / 'dataset.json')
+
+
+def _from_pixels(
+  predict: Callable[..., jax.Array], dataset: dict[str, Any]
+) -> Callable[..., jax.Array]:
+  """Puts the normalisation of pixel values in front of a network."""
+  mean, std = (np.asarray(dataset[name], np.float32) for name in ('mean', 'std'))
+
+  def apply(variables: PyTree, image: jax.Array) -> jax.Array:
+    return predict(variables, data.normalize(image, mean, std))
+
+  return apply

@@ -1,4 +1,4 @@
-"""The network of a config, full or thin: its functions, and new weights for it."""
+"""The functions of a config's network, original or thin, and its new weights."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,15 +16,15 @@ PyTree = Any
 
 
 class Network(NamedTuple):
-  """The functions of a network, of thin variables where there is a plan.
+  """The functions of a network. They take thin variables if there is a plan.
 
   Attributes:
-    apply: `(params, batch_stats, image, key)` -> `(logits, batch_stats)`, training.
-    predict: `(variables, image)` -> logits, to be planned and counted.
-    infer: the same as it is compiled.
+    apply: `(params, batch_stats, image, key)` -> `(logits, batch_stats)`, in training mode.
+    predict: `(variables, image)` -> logits, to be planned, counted and exported.
+    infer: the same function in the form to be compiled on this machine.
     init: `(key, image)` -> new variables; image is a shape.
-    shapes: `image` -> shapes of the variables.
-    plan: what is left of the original network, None for all of it.
+    shapes: `image` -> shapes of the variables; image is a shape.
+    plan: plan of the thin network; None for the original network.
   """
 
   apply: Callable[..., Any]
@@ -36,7 +36,7 @@ class Network(NamedTuple):
 
 
 def model_of(config: Config, num_classes: int) -> nn.Module:
-  """The Linen module of a config, of the whole network; arguments as of `create`."""
+  """Returns the Linen module of a config's original network; see `create` for the arguments."""
   arguments = {name: value for name, value in config.model.items() if name != 'name'}
   if config.cross_replica_batch_norm:
     arguments['axis_name'] = 'batch'
@@ -46,12 +46,12 @@ def model_of(config: Config, num_classes: int) -> nn.Module:
 
 
 def create(config: Config, num_classes: int, plan: slim_jax.Plan | None = None) -> Network:
-  """The network of a config.
+  """Returns the network of a config.
 
   Args:
     config: model, dtype and cross_replica_batch_norm.
     num_classes: length of the logits.
-    plan: makes it thin.
+    plan: plan of the thin network; None for the original network.
   """
   model = model_of(config, num_classes)
 
@@ -67,7 +67,7 @@ def create(config: Config, num_classes: int, plan: slim_jax.Plan | None = None) 
     )
     return logits, state['batch_stats']
 
-  def predict(variables: PyTree, image: jax.Array) -> jax.Array:
+  def predict(variables: PyTree, image: jax.Array) -> Any:
     return model.apply(variables, image, train=False)
 
   def init(key: jax.Array, image: jax.ShapeDtypeStruct) -> PyTree:

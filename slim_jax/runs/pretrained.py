@@ -1,13 +1,14 @@
-"""Weights that were trained elsewhere, to start from instead of new ones: `config.init_from`.
+"""Loads weights that were trained elsewhere, to start from: `config.init_from`.
 
-  PATH.safetensors   by our paths ('params/Conv_0/kernel'), as `slim_jax.export` writes them, or by
-                     the names of PyTorch code, see `torch_names`
+  PATH.safetensors   arrays named by path ('params/Conv_0/kernel'), as `slim_jax.export` writes
+                     them, or named as in PyTorch code, see `torch_names`
   a directory        an Orbax checkpoint of a tree with 'params' and 'batch_stats', such as a
-                     TrainState, or a directory of numbered ones, of which the newest is taken
-  a workdir          of a run of slim_jax of which nothing is pruned yet; or WORKDIR/checkpoints/
+                     TrainState; or a directory of numbered checkpoints, whose newest is loaded
+  a workdir          of a run of slim_jax that has not been pruned yet; or WORKDIR/checkpoints/
                      STAGE, one stage of a run
 
-A head for other classes is drawn anew: when all fits but the number of outputs of one layer.
+If only the number of outputs of one layer differs, that layer is the head of a network for other
+classes, and gets new weights.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ import safetensors.numpy
 
 from slim_jax import tree
 from slim_jax.models import from_torch
-from slim_jax.runs.checks import ConfigError
+from slim_jax.runs.errors import ConfigError
 from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir
 from slim_jax.runtime import files
@@ -31,9 +32,9 @@ from slim_jax.training import checkpoint
 
 PyTree = Any
 
-# Beside the arrays of a tree Orbax keeps a list of them.
+# The file in which Orbax lists the arrays of a tree.
 _ORBAX = '_METADATA'
-# Characters of a line of an error.
+# Longest line of an error message, in characters.
 _LONGEST = 400
 
 
@@ -42,7 +43,7 @@ class Pretrained(NamedTuple):
 
   Attributes:
     variables: {'params': ..., 'batch_stats': ...}.
-    new: paths of the leaves that are new, those of the head or none.
+    new: paths of the leaves with new values: those of the head, or none.
   """
 
   variables: PyTree
@@ -50,27 +51,27 @@ class Pretrained(NamedTuple):
 
 
 def load(path: str, model: nn.Module, fresh: PyTree, image: tuple[int, int, int]) -> Pretrained:
-  """The variables of a model with weights from elsewhere.
+  """Loads the variables of a model.
 
   Args:
-    path: see the top of this file.
-    model: the whole network.
-    fresh: new variables for it; or their shapes, to see whether the weights fit.
+    path: `config.init_from`, see the top of this file.
+    model: the original network.
+    fresh: new variables of the model; or their shapes, to check whether the weights fit.
     image: height, width and channels of the images.
 
   Raises:
-    ConfigError: nothing is there, it cannot be read, or it does not fit the model; with a list
-      of what is missing, unexpected and of another shape.
+    ConfigError: the path does not exist, cannot be read, or does not fit the model. The message
+      lists leaves that are missing, unexpected or of another shape.
     CheckpointError: an Orbax checkpoint cannot be read.
   """
   arrays = read(path)
   if not _is_ours(arrays):
     try:
       classes = from_torch.num_classes(model, arrays)
-      found = from_torch.from_state_dict(model.clone(num_classes=classes), arrays, image=image)
+      variables = from_torch.from_state_dict(model.clone(num_classes=classes), arrays, image=image)
     except (TypeError, ValueError) as error:
       raise ConfigError(_short(f'config.init_from={path}: {error}')) from error
-    arrays = tree.flatten(found)
+    arrays = tree.flatten(variables)
   leaves = tree.flatten(fresh)
   arrays = {p: array for p, array in arrays.items() if p[0] in fresh}
   new = _head(leaves, arrays)
@@ -89,17 +90,20 @@ def load(path: str, model: nn.Module, fresh: PyTree, image: tuple[int, int, int]
 
 
 def read(path: str) -> dict[Any, np.ndarray]:
-  """What is there: arrays by our paths, as tuples, or by the names of PyTorch.
+  """Reads the arrays of a file or directory.
+
+  Returns:
+    Arrays by path, as a tuple of strings; or by name, if they are named as in PyTorch code.
 
   Raises:
-    ConfigError: nothing is there, or no weights.
+    ConfigError: the path does not exist or holds no weights.
     CheckpointError: an Orbax checkpoint cannot be read.
   """
-  place = files.path_of(path)
-  if not place.exists():
+  source = files.path_of(path)
+  if not source.exists():
     raise ConfigError(f'config.init_from={path}: there is no such file or directory')
-  if place.is_dir():
-    arrays = tree.flatten(_read_directory(place))
+  if source.is_dir():
+    arrays = tree.flatten(_read_directory(source))
     if not _is_ours(arrays):
       raise ConfigError(
         f"config.init_from={path} holds no tree with 'params', only "
@@ -107,93 +111,96 @@ def read(path: str) -> dict[Any, np.ndarray]:
       )
     return arrays
   try:
-    arrays = safetensors.numpy.load(place.read_bytes())
-  except KeyError as error:  # a type that NumPy does not have
+    arrays = safetensors.numpy.load(source.read_bytes())
+  except KeyError as error:  # a dtype that NumPy does not have
     raise ConfigError(
       f'config.init_from={path} has arrays of type {error.args[0]}: save them as '
-      'float32, which parameters are here'
+      'float32, the type of parameters in slim_jax'
     ) from error
   except (safetensors.SafetensorError, OSError, ValueError) as error:
     raise ConfigError(
-      f'config.init_from={path} is no safetensors file, or is damaged: {error}. PyTorch writes '
-      'one by safetensors.torch.save_file(state_dict, path)'
+      f'config.init_from={path} is no safetensors file, or is damaged: {error}. In PyTorch, '
+      'safetensors.torch.save_file(state_dict, path) writes one'
     ) from error
   ours = {tree.parse(name): array for name, array in arrays.items()}
   return ours if _is_ours(ours) else arrays
 
 
 def _is_ours(arrays: Mapping[Any, Any]) -> bool:
-  """Whether arrays are named by path, which begins with the collection."""
+  """Returns whether arrays are named by path, which begins with the collection."""
   return any(name[:1] == ('params',) for name in arrays)
 
 
-def _read_directory(place: epath.Path) -> PyTree:
-  if (place / 'stages.json').exists():
-    return _read_run(Workdir(place))
-  if any((step / 'meta').exists() for step in _numbered(place)):  # a stage, whose best may count
-    return checkpoint.read(place)
-  for directory in (place, *reversed(_numbered(place))):
+def _read_directory(source: epath.Path) -> PyTree:
+  if (source / 'stages.json').exists():
+    return _read_run(Workdir(source))
+  if any((step / 'meta').exists() for step in _numbered(source)):  # a stage of slim_jax
+    return checkpoint.read(source)
+  for directory in (source, *reversed(_numbered(source))):
     for item in (directory, *(item for item in directory.iterdir() if item.is_dir())):
       if (item / _ORBAX).exists():
         return checkpoint.read_other(item)
   raise ConfigError(
-    f'config.init_from={place} is neither an Orbax checkpoint nor a workdir: give '
+    f'config.init_from={source} is neither an Orbax checkpoint nor a workdir: give '
     'the directory of one checkpoint, or that of numbered ones'
   )
 
 
-def _numbered(place: epath.Path) -> list[epath.Path]:
+def _numbered(source: epath.Path) -> list[epath.Path]:
   return sorted(
-    (path for path in place.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name)
+    (path for path in source.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name)
   )
 
 
 def _read_run(workdir: Workdir) -> PyTree:
-  done = workdir.complete()
-  whole = [stage for stage in done if stage.number == 0 or stage == Stage(1, 'sparse')]
-  if not done:
+  complete = workdir.complete_stages()
+  unpruned = [stage for stage in complete if stage.number == 0 or stage == Stage(1, 'sparse')]
+  if not complete:
     raise ConfigError(f'config.init_from={workdir.path} is a run without a complete stage')
-  if done[-1] not in whole:
+  if complete[-1] not in unpruned:
     raise ConfigError(
-      f'config.init_from={workdir.path} is a run that is pruned already; give a '
-      'stage of it: ' + ' or '.join(str(workdir.checkpoints(s)) for s in whole)
+      f'config.init_from={workdir.path} is a run that is pruned already; give one of its '
+      'stages: ' + ' or '.join(str(workdir.checkpoints(s)) for s in unpruned)
     )
-  return checkpoint.read(workdir.checkpoints(done[-1]))
+  return checkpoint.read(workdir.checkpoints(complete[-1]))
 
 
-def _head(expected: Mapping[tree.Path, Any], found: Mapping[tree.Path, Any]) -> list[tree.Path]:
-  """The leaves of the one layer that differs, in its outputs alone; [] unless it is that.
+def _head(expected: Mapping[tree.Path, Any], loaded: Mapping[tree.Path, Any]) -> list[tree.Path]:
+  """Returns the leaves of the head if it is for another number of classes, else [].
 
-  The outputs of any other layer are some other layer's inputs, so it is the last one.
+  The head is the one layer that differs only in its number of outputs. Any other layer with other
+  outputs would change the inputs of a second layer.
   """
   differ = [
-    path for path, leaf in expected.items() if path in found and np.shape(found[path]) != leaf.shape
+    path
+    for path, leaf in expected.items()
+    if path in loaded and np.shape(loaded[path]) != leaf.shape
   ]
   layers = {path[:-1] for path in differ}
   return (
     differ
     if len(layers) == 1
-    and all(np.shape(found[path])[:-1] == expected[path].shape[:-1] for path in differ)
+    and all(np.shape(loaded[path])[:-1] == expected[path].shape[:-1] for path in differ)
     else []
   )
 
 
 def _problems(
-  expected: Mapping[tree.Path, Any], found: Mapping[tree.Path, Any], new: list[tree.Path]
+  expected: Mapping[tree.Path, Any], loaded: Mapping[tree.Path, Any], new: list[tree.Path]
 ) -> Iterator[str]:
-  if lines := tree.differences(expected, found):
+  if lines := tree.differences(expected, loaded):
     yield from lines.splitlines()
   shapes = [
-    f'{tree.show(path)} is {list(np.shape(found[path]))}, not {list(leaf.shape)}'
+    f'{tree.show(path)} is {list(np.shape(loaded[path]))}, not {list(leaf.shape)}'
     for path, leaf in expected.items()
-    if path in found and path not in new and np.shape(found[path]) != leaf.shape
+    if path in loaded and path not in new and np.shape(loaded[path]) != leaf.shape
   ]
   if shapes:
     yield 'of another shape: ' + ', '.join(shapes)
 
 
 def _short(text: str) -> str:
-  """Lines that a person still reads: of another network hundreds of names are missing."""
+  """Shortens long lines: a wrong network may have hundreds of missing names."""
   return '\n'.join(
     line if len(line) <= _LONGEST else f'{line[:_LONGEST]} ...' for line in text.splitlines()
   )

@@ -1,4 +1,4 @@
-"""The cut of a run: which channels go, and all that belongs to them."""
+"""Prunes the network of a run: selects channels and removes them from every array."""
 
 from typing import Any
 
@@ -6,39 +6,48 @@ import jax
 import jax.numpy as jnp
 
 import slim_jax
-from slim_jax.runs import checks, context, network
-from slim_jax.runs.context import Run
+from slim_jax.runs.errors import PruneError
 from slim_jax.runs.network import Network
+from slim_jax.runs.run import Run
 from slim_jax.runs.stages import Stage
 from slim_jax.runtime import processes
 from slim_jax.runtime.config import Config
-from slim_jax.training import train_state
+from slim_jax.training.train_state import TrainState, variables_of
 
 PyTree = Any
 
 
-def prune(
-  run: Run, stage: Stage, net: Network, state: train_state.TrainState
-) -> tuple[Network, train_state.TrainState]:
-  """Selects channels and slices parameters, statistics and optimiser state."""
-  config, image = run.config, context.image(run.train_data)
-  num_classes = run.train_data.num_classes
-  variables = train_state.variables_of(state)
-  original = network.create(config, num_classes)
+def prune(run: Run, stage: Stage, net: Network, state: TrainState) -> tuple[Network, TrainState]:
+  """Selects channels, and slices parameters, statistics and optimiser state.
+
+  Writes the plan of the new network to the workdir.
+
+  Args:
+    run: the run.
+    stage: the 'pruned' stage.
+    net: the network, which may be thin already.
+    state: its state.
+
+  Returns:
+    The thinner network and its state.
+
+  Raises:
+    PruneError: the network cannot be pruned as the config says.
+  """
+  variables = variables_of(state)
   try:
-    dead, full = select_dead(net, variables, image, config.prune), variables
-    if net.plan is not None:
-      dead, full = net.plan.lift(dead), net.plan.expand(variables)
-    plan = slim_jax.plan(original.predict, full, image, dead=dead, bias=config.prune.bias)
+    plan = _plan(run, net, variables)
   except ValueError as error:
-    raise checks.PruneError(f'config.prune: {error}') from error
+    raise PruneError(f'config.prune: {error}') from error
   run.workdir.save_plan(plan, stage)
   processes.wait('plan')
-  plan = run.workdir.plan_after(stage)  # of the first process: a measured budget has several
-  cut = plan if net.plan is None else plan.relative_to(net.plan)
-  thin = cut.slice(variables)
-  opt_state = cut['params'].slice_opt_state(state.tx, state.opt_state, state.params)
-  net = network.create(config, num_classes, plan)
+  # All processes read the plan of the first: with a measured budget each would find another one.
+  plan = run.workdir.plan_after(stage) or plan
+  # A plan refers to the original network; this one leads from the current network to the new one.
+  further = plan if net.plan is None else plan.relative_to(net.plan)
+  thin = further.slice(variables)
+  opt_state = further['params'].slice_opt_state(state.tx, state.opt_state, state.params)
+  net = run.network(plan)
   return net, state.replace(
     params=thin['params'], batch_stats=thin['batch_stats'], opt_state=opt_state, apply_fn=net.apply
   )
@@ -47,7 +56,7 @@ def prune(
 def select_dead(
   net: Network, variables: PyTree, image: jax.ShapeDtypeStruct, prune: Config
 ) -> PyTree:
-  """Which channels go.
+  """Selects the channels to remove.
 
   Args:
     net: the network.
@@ -56,10 +65,10 @@ def select_dead(
     prune: `config.prune`.
 
   Returns:
-    As `slim_jax.select_global`.
+    Dead channels in the form of `slim_jax.select_global`.
 
   Raises:
-    ValueError: it cannot be done as asked.
+    ValueError: the options cannot be fulfilled.
   """
   options: dict[str, Any] = dict(
     per_layer=prune.per_layer,
@@ -75,6 +84,15 @@ def select_dead(
   name, _, value = prune.target.partition(':')
   if name in ('gap', 'threshold'):
     return slim_jax.select_global(variables, threshold=float(value) if value else name, **options)
-  # Time is measured, which takes an image; all else is counted from its shape.
-  image = jnp.zeros(image.shape, image.dtype) if name == 'latency' else image
-  return slim_jax.select_budget(net.predict, variables, image, target=prune.target, **options)
+  # Latency is measured, which needs an image; the other budgets are counted from its shape.
+  x = jnp.zeros(image.shape, image.dtype) if name == 'latency' else image
+  return slim_jax.select_budget(net.predict, variables, x, target=prune.target, **options)
+
+
+def _plan(run: Run, net: Network, variables: PyTree) -> slim_jax.Plan:
+  """Returns the plan of the pruned network, which refers to the original network."""
+  dead, full = select_dead(net, variables, run.image, run.config.prune), variables
+  if net.plan is not None:
+    dead, full = net.plan.lift(dead), net.plan.expand(variables)
+  original = run.network()
+  return slim_jax.plan(original.predict, full, run.image, dead=dead, bias=run.config.prune.bias)

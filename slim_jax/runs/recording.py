@@ -1,4 +1,4 @@
-"""What is kept of a stage while it trains: its metrics, its scales, its curves for TensorBoard."""
+"""Records a stage while it trains: metrics, scales, and curves for TensorBoard."""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
@@ -12,26 +12,28 @@ import numpy as np
 
 from slim_jax.display import tables
 from slim_jax.runs import events, scale_history
+from slim_jax.runs.errors import WorkdirError
 from slim_jax.runs.stages import Stage
-from slim_jax.runs.workdir import Workdir, WorkdirError, columns
+from slim_jax.runs.workdir import Workdir, columns
 from slim_jax.runtime import files, processes
 
 
 @contextlib.contextmanager
 def recorder(workdir: Workdir, stage: Stage, *, step: int) -> Iterator[Callable[..., None]]:
-  """A function that records an epoch: what `loop.fit` gives, and scales where it has them.
+  """Opens the files that record a stage.
 
   Args:
-    workdir: of the run.
+    workdir: directory of the run.
     stage: the stage that is recorded.
-    step: the checkpoint that it continues from; what an earlier call has recorded beyond it is
-      dropped, for it will be recorded again.
+    step: step of the checkpoint that the stage continues from. Records after this step are dropped,
+      because they will be written again.
 
   Yields:
-    `record(scales=None, **values)`: scales are float [channels], |scale| by path; values, with
-    epoch and step among them, become a line of metrics, with the time (seconds since 1970).
+    `record(scales=None, **values)`, to be called once per epoch. values, with epoch and step among
+    them, become a line of metrics, to which the time is added (seconds since 1970). scales are
+    |scale| by path, float [channels].
   """
-  write = workdir.recorder(stage, step=step)
+  write = workdir.metrics_writer(stage, step=step)
   if not processes.is_first():
     yield lambda **_: None
     return
@@ -46,11 +48,11 @@ def recorder(workdir: Workdir, stage: Stage, *, step: int) -> Iterator[Callable[
 
 
 def write_csv(workdir: Workdir) -> None:
-  """Writes metrics.csv: the lines of metrics.jsonl, a column for each number in any of them."""
+  """Writes metrics.csv: the lines of metrics.jsonl with a column for each of their numbers."""
   path = workdir.path / 'metrics.jsonl'
   if not processes.is_first() or not path.exists():
     return
-  lines = [dict(columns(line)) for line in workdir.lines()]
+  lines = [dict(columns(line)) for line in workdir.metrics()]
   content = io.StringIO()
   writer = csv.DictWriter(
     content, dict.fromkeys(name for line in lines for name in line), lineterminator='\n'
@@ -61,27 +63,27 @@ def write_csv(workdir: Workdir) -> None:
 
 
 def write_table(workdir: Workdir, records: list[dict[str, Any]]) -> None:
-  """Shows the table of the stages that are complete in TensorBoard."""
+  """Writes the table of the complete stages for TensorBoard."""
   with events.replace(workdir.path / 'tensorboard' / 'stages') as board:
     board.text('stages', tables.markdown(records), step=len(records))
 
 
 class _Views:
-  """What people look at while a stage trains, beside the lines of its metrics.
+  """Scales and curves of a stage, for people; training does not depend on them.
 
-  Where the disk takes no more of it, that is said once, and training goes on to its checkpoint.
+  If the disk is full, a warning is logged once and training continues to its checkpoint.
   """
 
   def __init__(self, workdir: Workdir, stage: Stage, step: int):
     self._path = workdir.scales(stage)
-    self._scales = scale_history.none()
+    self._scales = scale_history.empty()
     self._open = contextlib.ExitStack()
     self._events: events.Events | None = None
-    with self._spared():
+    with self._tolerating_errors():
       if step and self._path.exists():
-        self._scales = self._begun(step)
+        self._scales = self._scales_until(step)
       self._events = self._open.enter_context(events.replace(workdir.events(stage)))
-      for line in workdir.lines(stage):
+      for line in workdir.metrics(stage):
         self._events.metrics(line)
       for number, epoch_step in enumerate(self._scales.step):
         self._events.scales(
@@ -93,7 +95,7 @@ class _Views:
     """Adds an epoch."""
     if self._events is None:
       return
-    with self._spared():
+    with self._tolerating_errors():
       self._events.metrics(line)
       if scales:
         self._scales = self._scales.and_then(line['epoch'], line['step'], scales)
@@ -102,22 +104,22 @@ class _Views:
       self._events.flush()
 
   def close(self) -> None:
-    """Ends the event file."""
-    with self._spared():
+    """Closes the event file."""
+    with self._tolerating_errors():
       self._open.close()
 
-  def _begun(self, step: int) -> scale_history.Scales:
-    """What an earlier call has seen up to a step."""
+  def _scales_until(self, step: int) -> scale_history.Scales:
+    """Reads the scales that an earlier call has recorded up to a step."""
     try:
       return scale_history.read(self._path).until(step)
     except WorkdirError as error:
-      logging.warning('%s; it begins anew from here', error)
-      return scale_history.none()
+      logging.warning('%s; scales are recorded from this epoch on', error)
+      return scale_history.empty()
 
   @contextlib.contextmanager
-  def _spared(self) -> Iterator[None]:
+  def _tolerating_errors(self) -> Iterator[None]:
     try:
       yield
     except OSError as error:
       self._events = None
-      logging.warning('scales and curves are not recorded from here on: %s', error)
+      logging.warning('scales and curves of this stage are no longer recorded: %s', error)

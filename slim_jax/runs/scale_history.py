@@ -1,32 +1,32 @@
-"""The scales of a sparse stage, epoch by epoch: what heat maps and histograms are drawn from.
+"""The scales of a sparse stage by epoch, for heat maps and histograms.
 
-One compressed file for each pass, scales-N.npz: epoch and step, int32 [epochs], and for each scale
-its absolute values by its path, float16 [epochs, channels]. 160 epochs of a network of 164 layers
-(12,112 channels) are 4 MB before compression, which is why it can be written anew each epoch, and
-read whole.
+Each pass has one compressed file, scales-N.npz. It holds epoch and step, int32 [epochs], and the
+absolute values of each scale by its path, float16 [epochs, channels]. 160 epochs of a network of
+164 layers (12,112 channels) take 4 MB before compression, small enough to replace the whole file
+every epoch.
 """
 
 from collections.abc import Mapping
 import io
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import zipfile
 
 from etils import epath
 import numpy as np
 
-from slim_jax.runs.workdir import WorkdirError
+from slim_jax.runs.errors import WorkdirError
 from slim_jax.runtime import files
 
 _MOST = float(np.finfo(np.float16).max)
 
 
 class Scales(NamedTuple):
-  """What a file holds.
+  """The scales of a sparse stage by epoch.
 
   Attributes:
     epoch: int32 [epochs], increasing, from 1; epochs may be missing.
-    step: int32 [epochs], after how many steps.
-    values: float16 [epochs, channels], |scale| by its path.
+    step: int32 [epochs], number of steps at the end of each epoch.
+    values: |scale| by the path of the scale, float16 [epochs, channels].
   """
 
   epoch: np.ndarray
@@ -34,7 +34,7 @@ class Scales(NamedTuple):
   values: dict[str, np.ndarray]
 
   def until(self, step: int) -> 'Scales':
-    """Without what was seen after that step."""
+    """Returns the scales without epochs after a step."""
     kept = self.step <= step
     return Scales(
       self.epoch[kept],
@@ -43,12 +43,12 @@ class Scales(NamedTuple):
     )
 
   def and_then(self, epoch: int, step: int, scales: Mapping[str, np.ndarray]) -> 'Scales':
-    """With one more epoch.
+    """Returns the scales with one more epoch.
 
     Args:
-      epoch: its number.
-      step: the last one in it.
-      scales: float [channels], |scale| by its path.
+      epoch: number of the epoch.
+      step: its last step.
+      scales: |scale| by the path of the scale, float [channels].
     """
     values = {}
     for path, now in scales.items():
@@ -59,23 +59,24 @@ class Scales(NamedTuple):
     )
 
 
-def none() -> Scales:
-  """No epoch yet."""
+def empty() -> Scales:
+  """Returns scales without any epoch."""
   return Scales(np.zeros(0, np.int32), np.zeros(0, np.int32), {})
 
 
 def write(path: epath.Path, scales: Scales) -> None:
-  """Replaces a file."""
+  """Writes or replaces a file."""
   content = io.BytesIO()
-  np.savez_compressed(content, epoch=scales.epoch, step=scales.step, **scales.values)
+  arrays: dict[str, Any] = {'epoch': scales.epoch, 'step': scales.step, **scales.values}
+  np.savez_compressed(content, **arrays)
   files.write(path, content.getvalue())
 
 
 def read(path: epath.Path) -> Scales:
-  """Reads what `write` wrote.
+  """Reads a file of `write`.
 
   Raises:
-    WorkdirError: the file is not there, or damaged.
+    WorkdirError: the file is missing or damaged.
   """
   try:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:

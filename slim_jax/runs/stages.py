@@ -1,42 +1,45 @@
-"""Which stages a config asks for, and which of its fields each depends on."""
+"""The stages of a config, and the config fields that each stage depends on."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from slim_jax.runs.checks import ConfigError
+from slim_jax.runs.errors import ConfigError
 from slim_jax.runtime.config import Config
 
 
 class Stage(NamedTuple):
-  """One row of the table: 'baseline', or what is done in a pass.
+  """A stage of a run, one row of its table.
 
-  'sparse', 'pruned', 'recalibrated', 'finetuned'; and 'scratch-e' and 'scratch-b', the network
-  of the last pass trained from new weights.
+  Attributes:
+    number: number of the pass, from 1; 0 for the baseline.
+    name: 'baseline'; or 'sparse', 'pruned', 'recalibrated' or 'finetuned' of a pass; or
+      'scratch-e' or 'scratch-b', the network of the last pass trained from new weights.
   """
 
-  number: int  # of the pass, from 1; 0 for the baseline
+  number: int
   name: str
 
   @staticmethod
   def of(record: Mapping[str, Any]) -> 'Stage':
-    """The stage that a record or a line of metrics is of."""
+    """Returns the stage of a record or of a line of metrics."""
     return Stage(record['pass'], record['stage'])
 
   @property
   def is_scratch(self) -> bool:
+    """Whether the stage trains a pruned network from new weights."""
     return self.name.startswith('scratch')
 
   @property
-  def cuts(self) -> int:
-    """How many passes have cut the network that it leaves."""
+  def prunings(self) -> int:
+    """How many times the network of this stage has been pruned."""
     return self.number - (self.name == 'sparse')
 
   def __str__(self) -> str:
     return self.name if self.number == 0 else f'{self.name}, pass {self.number}'
 
 
-# Fields that may change between two calls of a run: where data and checkpoints are, what is seen
-# of it, what it runs on, and which networks are trained from new weights to compare with.
+# Fields that may change between two calls of a run: where data and checkpoints are, what is
+# logged, which devices are used, and which networks are trained from scratch for comparison.
 HARMLESS = (
   'data_dir',
   'workers',
@@ -50,7 +53,7 @@ HARMLESS = (
   'scratch',
 )
 
-# Fields and sections that no stage depends on before the one that is named.
+# Fields and sections that matter from the named stage on, and to no stage before it.
 LATER = {
   'sparse': (
     'train.strength',
@@ -65,12 +68,12 @@ LATER = {
   'finetuned': ('finetune',),
 }
 
-# Stages without training, done again in no time.
+# Stages without training. They take seconds and are repeated if they were interrupted.
 AT_ONCE = ('pruned', 'recalibrated')
 
 
 def of(config: Config) -> list[Stage]:
-  """The stages of a run, in order."""
+  """Returns the stages of a run, in order."""
   result = [Stage(0, 'baseline')] if config.baseline_epochs else []
   for number in range(1, config.passes + 1):
     result += [Stage(number, 'sparse'), Stage(number, 'pruned')]
@@ -83,22 +86,23 @@ def of(config: Config) -> list[Stage]:
 
 
 def named(config: Config, name: str) -> Stage:
-  """The first stage of that name.
+  """Returns the first stage of that name.
 
   Raises:
-    ConfigError: the config does not ask for one.
+    ConfigError: the config has no such stage.
   """
-  found = [stage for stage in of(config) if stage.name == name]
-  if not found:
-    raise ConfigError(
-      f'the config asks for no stage {name!r}, only for '
-      + ', '.join(dict.fromkeys(stage.name for stage in of(config)))
-    )
-  return found[0]
+  order = of(config)
+  for stage in order:
+    if stage.name == name:
+      return stage
+  raise ConfigError(
+    f'the config asks for no stage {name!r}, only for '
+    + ', '.join(dict.fromkeys(stage.name for stage in order))
+  )
 
 
 def previous(config: Config, stage: Stage) -> Stage | None:
-  """The stage whose network this one starts from; None for new weights."""
+  """Returns the stage whose network this one starts from; None for new weights."""
   if stage.number == 0 or stage == Stage(1, 'sparse') or stage.is_scratch:
     return None
   order = of(config)
@@ -106,24 +110,24 @@ def previous(config: Config, stage: Stage) -> Stage | None:
 
 
 def depends(stage: str, field: str) -> bool:
-  """Whether 'baseline', or a stage of the first pass, depends on a dotted field."""
+  """Returns whether 'baseline', or a stage of the first pass, depends on a dotted field."""
   return not any(f'{field}.'.startswith(f'{name}.') for name in free_after(stage))
 
 
 def free_after(stage: str) -> tuple[str, ...]:
-  """Fields and sections that 'baseline', or a stage of the first pass, does not depend on."""
+  """Returns the fields and sections that 'baseline', or a stage of pass 1, does not depend on."""
   order = ['baseline', *LATER]
   return (*HARMLESS, *(name for later in order[order.index(stage) + 1 :] for name in LATER[later]))
 
 
 def unused_fields(config: Config, begun: Callable[[Stage], bool]) -> tuple[str, ...]:
-  """Returns the fields and sections of the config that no stage that has begun depends on.
+  """Returns the fields and sections that no stage depends on that has begun.
 
   Args:
     config: the config.
-    begun: whether there is anything of a stage in the run's directory.
+    begun: returns whether the run's directory holds anything of a stage.
   """
-  # The model is chosen among the checkpoints.
+  # With `valid_split`, the best checkpoint becomes the result of a stage.
   free = [
     name for name in HARMLESS if not (name == 'checkpoint_every_epochs' and config.valid_split)
   ]

@@ -1,20 +1,20 @@
-"""The directory of a run: what lies where, and what of it is complete.
+"""The directory of a run: its files, and which stages are complete.
 
   config.json     the config
   dataset.json    shape, classes and normalisation of the images
-  stages.json     a record of each stage that is complete, in order
-  plan-N.npz      what is left of the original network after pass N
-  checkpoints/    of each stage, in N-STAGE
+  stages.json     a record of each complete stage, in order
+  plan-N.npz      the plan of the network after pass N
+  checkpoints/    checkpoints of each stage, in N-STAGE
   metrics.jsonl   a line of metrics for each epoch; metrics.csv: the same as a table
   scales-N.npz    every scale at each epoch of the sparse stage of pass N
-  sparsity-N.png  how many scales were small as it went
+  sparsity-N.png  shares of small scales by epoch in the sparse stage of pass N
   tensorboard/    event files of each stage, in N-STAGE, and the table of the stages
   starts.jsonl    a line for each call that has trained: command, versions, devices
-  summary.json    config and stages, once all are complete
-  report/         the page of the run and its figures; latency.json: what was measured for it
+  summary.json    config and stages, when all are complete
+  report/         the page of the run and its figures; latency.json: times measured for it
   lock            held by the process that runs
 
-Files are replaced whole, so that a run may end at any moment.
+Files are replaced whole, so a run may be killed at any moment.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -30,14 +30,10 @@ from etils import epath
 
 from slim_jax import tree
 from slim_jax.channels.plan import Plan
-from slim_jax.errors import SlimError
 from slim_jax.runs import schema
+from slim_jax.runs.errors import WorkdirError
 from slim_jax.runs.stages import Stage
 from slim_jax.runtime import files, processes
-
-
-class WorkdirError(SlimError):
-  """A directory holds another run, or none; the message says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,26 +47,27 @@ class Workdir:
   path: epath.Path
 
   def checkpoints(self, stage: Stage) -> epath.Path:
-    """The directory of a stage's checkpoints."""
+    """Returns the directory of a stage's checkpoints."""
     return self.path / 'checkpoints' / f'{stage.number}-{stage.name}'
 
   def events(self, stage: Stage) -> epath.Path:
-    """The directory of a stage's event files."""
+    """Returns the directory of a stage's event files."""
     return self.path / 'tensorboard' / f'{stage.number}-{stage.name}'
 
   def scales(self, stage: Stage) -> epath.Path:
-    """The file of a sparse stage's scales by epoch."""
+    """Returns the file of a sparse stage's scales by epoch."""
     return self.path / f'scales-{stage.number}.npz'
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
-    """No other process runs in the directory within this block.
+    """Keeps other runs out of the directory within this block.
 
-    The lock is the operating system's, so that a run that is killed leaves none behind; object
-    stores have none. Of several processes of one run the first holds it.
+    The lock belongs to the operating system, so a killed run leaves none behind. Object stores have
+    no locks. If a run has several processes, the first one holds the lock.
 
     Raises:
-      WorkdirError: another run does, or not all processes of this one see the directory.
+      WorkdirError: another run holds the lock, or the processes of this run see different
+        directories.
     """
     path = self.path / 'lock'
     name = str(processes.same_number(time.time_ns() % 2**31))
@@ -79,7 +76,7 @@ class Workdir:
       if not path.exists() or path.read_text() != name:
         raise WorkdirError(
           f'{self.path} is not the directory that the first process writes: all '
-          'processes of a run need the same one, as on a network file system'
+          'processes of a run need the same directory, for example on a network file system'
         )
       yield
       return
@@ -99,37 +96,41 @@ class Workdir:
       yield
 
   def records(self) -> list[dict[str, Any]]:
-    """The records of the complete stages, in order."""
+    """Returns the records of the complete stages, in order.
+
+    Raises:
+      WorkdirError: stages.json is damaged.
+    """
     path = self.path / 'stages.json'
     records = read_json(path) if path.exists() else []
     if not isinstance(records, list) or not all(
       isinstance(record, dict) and {'pass', 'stage'} <= record.keys() for record in records
     ):
       raise WorkdirError(
-        f'{path} is damaged: it must hold a record of each stage that is complete, or not exist'
+        f'{path} is damaged: it must hold a record of each complete stage, or not exist'
       )
     return records
 
-  def complete(self) -> list[Stage]:
-    """The complete stages in order, but for those from scratch."""
+  def complete_stages(self) -> list[Stage]:
+    """Returns the complete stages in order, without those from scratch."""
     return [stage for stage in map(Stage.of, self.records()) if not stage.is_scratch]
 
   def write_records(self, records: list[dict[str, Any]]) -> None:
-    """Makes these the records of the complete stages."""
+    """Replaces the records of the complete stages."""
     files.write_json(self.path / 'stages.json', records)
 
-  def adopt(self, other: 'Workdir') -> None:
-    """Begins a new run with the complete stages of another; a run that is there stays.
+  def begin_from(self, other: 'Workdir') -> None:
+    """Begins a new run with the complete stages of another. An existing run is left alone.
 
     Args:
-      other: a run of which nothing is pruned yet. Checkpoints are linked where the file
-        system can, not copied; they are never changed.
+      other: a run that has not been pruned yet. Checkpoints are hard links if the file system
+        supports them, and copies otherwise; they are never changed.
     """
-    with processes.one_after_another('adopt'):
+    with processes.one_after_another('begin_from'):
       if not (self.path / 'stages.json').exists():
-        self._adopt(other)
+        self._begin_from(other)
 
-  def _adopt(self, other: 'Workdir') -> None:
+  def _begin_from(self, other: 'Workdir') -> None:
     for record in other.records():
       stage = Stage.of(record)
       files.copy(other.checkpoints(stage), self.checkpoints(stage))
@@ -140,16 +141,18 @@ class Workdir:
         files.write(self.path / name, (other.path / name).read_bytes())
     self.write_records(other.records())
 
-  def compare(self, name: str, value: dict[str, Any], *, free: tuple[str, ...] = ()) -> None:
-    """Compares a JSON file, if there is one, with what it would be now.
+  def check_unchanged(
+    self, name: str, value: dict[str, Any], *, free: tuple[str, ...] = ()
+  ) -> None:
+    """Checks that a JSON file of the run, if it exists, has the values of this call.
 
     Args:
-      name: of the file. In config.json, fields that are newer than the run have their defaults.
-      value: what it would say.
-      free: fields and sections that may differ, dotted.
+      name: name of the file. Fields that config.json of an older run lacks have their defaults.
+      value: content of the file according to this call.
+      free: dotted fields and sections that may differ.
 
     Raises:
-      WorkdirError: listing what differs.
+      WorkdirError: other fields differ; the message lists them.
     """
     path = self.path / name
     if not path.exists():
@@ -170,52 +173,56 @@ class Workdir:
         'continue that run, or another workdir for a new one\n' + '\n'.join(lines)
       )
 
-  def started(self, values: Mapping[str, Any]) -> None:
-    """Records a call that trains."""
+  def add_start(self, values: Mapping[str, Any]) -> None:
+    """Adds a line about a call that trains."""
     files.append(self.path / 'starts.jsonl', json.dumps(values))
 
   def starts(self) -> list[dict[str, Any]]:
-    """The calls that have trained, in order; those of earlier versions of slim_jax left no line."""
+    """Returns the lines about calls that have trained, in order; [] for runs without any."""
     path = self.path / 'starts.jsonl'
     if not path.exists():
       return []
     result = []
     for text in path.read_text().splitlines():
-      with contextlib.suppress(ValueError):  # half a line, of a process that was killed
+      with contextlib.suppress(ValueError):  # half a line of a process that was killed
         result.append(json.loads(text))
     return [start for start in result if isinstance(start, dict)]
 
   def plan_after(self, stage: Stage) -> Plan | None:
-    """What is left of the original network after a stage; None for all of it."""
-    if stage.cuts < 1:
+    """Returns the plan of the network after a stage; None if it is not pruned.
+
+    Raises:
+      WorkdirError: the plan cannot be read.
+    """
+    if stage.prunings < 1:
       return None
-    path = self._plan_path(stage.cuts)
+    path = self._plan_path(stage.prunings)
     try:
       return Plan.load(io.BytesIO(path.read_bytes()))
     except (OSError, ValueError) as error:
       raise WorkdirError(f'the plan {path} cannot be read: {error}') from error
 
   def save_plan(self, plan: Plan, stage: Stage) -> None:
-    """Keeps the plan that a stage has made."""
+    """Writes the plan of a pruned stage."""
     content = io.BytesIO()
     plan.save(content)
     files.write(self._plan_path(stage.number), content.getvalue())
 
-  def recorder(self, stage: Stage, *, step: int) -> Callable[..., None]:
-    """A function that appends its keyword arguments as a line of metrics.
+  def metrics_writer(self, stage: Stage, *, step: int) -> Callable[..., None]:
+    """Returns a function that appends its keyword arguments as a line of metrics.
 
     Args:
-      stage: the stage that is recorded.
-      step: the checkpoint it continues from. Lines that an earlier call wrote beyond
-        it are dropped: they will be written again.
+      stage: the stage of the lines.
+      step: step of the checkpoint that the stage continues from. Lines of the stage after this
+        step are dropped, because they will be written again.
     """
 
-    def goes(line: dict[str, Any]) -> bool:
+    def is_later(line: dict[str, Any]) -> bool:
       return Stage.of(line) == stage and line['step'] > step
 
     path = self.path / 'metrics.jsonl'
     if processes.is_first() and path.exists():
-      kept = [text for text, line in self._lines() if not goes(line)]
+      kept = [text for text, line in self._lines() if not is_later(line)]
       files.write(path, ''.join(kept))
 
     def record(**values: Any) -> None:
@@ -224,12 +231,16 @@ class Workdir:
 
     return record
 
-  def lines(self, stage: Stage | None = None) -> list[dict[str, Any]]:
-    """The metrics of a stage, or of all, an epoch each."""
+  def metrics(self, stage: Stage | None = None) -> list[dict[str, Any]]:
+    """Returns the lines of metrics of a stage, or of all stages if None; one line per epoch.
+
+    Raises:
+      WorkdirError: a line is damaged.
+    """
     return [line for _, line in self._lines() if stage in (None, Stage.of(line))]
 
   def _lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The text and the values of each line of metrics that is whole."""
+    """Yields text and values of each complete line of metrics."""
     path = self.path / 'metrics.jsonl'
     if not path.exists():
       return
@@ -237,11 +248,12 @@ class Workdir:
       if text.endswith('\n'):  # a killed run may have left half a line at the end
         try:
           line = json.loads(text)
-          line['pass'], line['stage'], line['step']  # pylint: disable=pointless-statement
-        except (KeyError, TypeError, ValueError) as error:
+          if not {'pass', 'stage', 'step'} <= line.keys():
+            raise ValueError('pass, stage or step is missing')
+        except (AttributeError, ValueError) as error:
           raise WorkdirError(
-            f'{path}, line {number}, is damaged ({error}): delete the line, or the '
-            'file, which is for people'
+            f'{path}, line {number}, is damaged ({error}): delete the line, or the whole '
+            'file, which no stage depends on'
           ) from error
         yield text, line
 
@@ -250,7 +262,7 @@ class Workdir:
 
 
 def read_json(path: epath.Path) -> Any:
-  """Reads a JSON file of a run; raises WorkdirError where that is impossible."""
+  """Reads a JSON file of a run; raises WorkdirError if that is impossible."""
   try:
     return json.loads(path.read_text())
   except (OSError, ValueError) as error:
@@ -258,7 +270,7 @@ def read_json(path: epath.Path) -> Any:
 
 
 def columns(line: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-  """The values of a line of metrics by name; those of a group within it as 'group/name'."""
+  """Yields names and values of a line of metrics; names within a group are 'group/name'."""
   for name, value in line.items():
     if isinstance(value, Mapping):
       yield from ((f'{name}/{inner}', number) for inner, number in columns(value))
@@ -267,6 +279,6 @@ def columns(line: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _flatten(value: dict[str, Any]) -> dict[tree.Path, str]:
-  """JSON text of every field by path; lists are compared whole."""
+  """Returns the JSON text of every field by path; a list is one field."""
   leaves = tree.flatten(value, is_leaf=lambda node: not isinstance(node, dict))
   return {path: json.dumps(leaf) for path, leaf in leaves.items()}

@@ -1,0 +1,157 @@
+"""A run that is open: its config, its directory and its data."""
+
+from collections.abc import Callable
+import dataclasses
+import json
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import slim_jax
+from slim_jax import data
+from slim_jax.data.stream import Data
+from slim_jax.runs import checks, finished, network, stages
+from slim_jax.runs.errors import WorkdirError
+from slim_jax.runs.network import Network
+from slim_jax.runs.stages import Stage
+from slim_jax.runs.workdir import Workdir
+from slim_jax.runtime import devices, files, processes
+from slim_jax.runtime.config import Config
+from slim_jax.training import evaluation, train_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run that is open.
+
+  Attributes:
+    config: its config.
+    workdir: its directory.
+    train_data: the split that is trained on.
+    test_data: the split that every stage is evaluated on.
+    valid_data: the split that chooses among checkpoints; None if the config names none.
+  """
+
+  config: Config
+  workdir: Workdir
+  train_data: Data
+  test_data: Data
+  valid_data: Data | None
+
+  @property
+  def image(self) -> jax.ShapeDtypeStruct:
+    """Shape of one normalised image, float32 [1, height, width, channels]."""
+    return _image(self.train_data)
+
+  def network(self, plan: slim_jax.Plan | None = None) -> Network:
+    """Returns the network of the config, thin if there is a plan."""
+    return network.create(self.config, self.train_data.num_classes, plan)
+
+  def macs(self, net: Network) -> int:
+    """Returns the MACs of a network for one image."""
+    return slim_jax.count(net.predict, net.shapes(self.image), self.image).macs
+
+  def evaluator(self, net: Network) -> Callable[..., evaluation.Result]:
+    """Returns `(variables, split_data)` -> `evaluation.Result` for a network."""
+    return evaluation.make_evaluate(
+      net.infer,
+      mean=self.train_data.mean,
+      std=self.train_data.std,
+      batch_size=self.config.eval_batch_size,
+      places=devices.local(self.config.devices),
+    )
+
+
+def open_run(config: Config, workdir: Workdir) -> Run:
+  """Loads the data of a run. Checks config, data and network against each other.
+
+  Raises:
+    ConfigError: config, data and network do not fit together.
+    DataError: the data cannot be loaded.
+    WorkdirError: the directory belongs to a run with other data.
+  """
+  # One process at a time, because the first prepares the data set if necessary.
+  with processes.one_after_another('data'):
+    train_data = _load(config, config.train_split)
+    test_data = _load(config, config.test_split)
+    valid_data = _load(config, config.valid_split) if config.valid_split else None
+  checks.check_data(config, train_data, test_data, 'test_split')
+  if valid_data is not None:
+    checks.check_data(config, train_data, valid_data, 'valid_split')
+  net = network.create(config, train_data.num_classes)
+  checks.check_network(config, lambda: net.shapes(_image(train_data)))
+  dataset = {
+    'image': list(train_data.shape),
+    'num_classes': train_data.num_classes,
+    'class_names': list(train_data.class_names),
+    'mean': train_data.mean.tolist(),
+    'std': train_data.std.tolist(),
+  }
+  workdir.check_unchanged('dataset.json', dataset)
+  files.write_json(workdir.path / 'dataset.json', dataset)
+  return Run(config, workdir, train_data, test_data, valid_data)
+
+
+class SparseStage(NamedTuple):
+  """The network of a complete sparse stage, to try prunings on.
+
+  Attributes:
+    run: the run.
+    net: the network.
+    state: parameters and statistics, with a new optimiser state.
+    evaluate: `(variables, split_data)` -> `evaluation.Result` for the network.
+  """
+
+  run: Run
+  net: Network
+  state: train_state.TrainState
+  evaluate: Callable[..., evaluation.Result]
+
+
+def open_sparse_stage(config: Config, workdir: files.PathLike) -> SparseStage:
+  """Opens the last complete sparse stage of a run.
+
+  Args:
+    config: config of the run; fields that only later stages depend on may differ.
+    workdir: directory of the run.
+
+  Raises:
+    WorkdirError: the directory holds no complete sparse stage, or a run with another config.
+    As `open_run` otherwise.
+  """
+  here = Workdir(files.path_of(workdir))
+  complete = [stage for stage in map(Stage.of, here.records()) if stage.name == 'sparse']
+  if not complete:
+    raise WorkdirError(
+      f'{here.path} holds no run with a complete sparse stage: call '
+      'slim_jax.main with this config and workdir first'
+    )
+  here.check_unchanged(
+    'config.json', config_to_json(config), free=('passes', *stages.free_after('sparse'))
+  )
+  run = open_run(config, here)
+  data_shape, num_classes = run.train_data.shape, run.train_data.num_classes
+  net, variables = finished.restore(config, here, complete[-1], num_classes, data_shape)
+  state = train_state.create_state(net.apply, variables, optax.identity())
+  return SparseStage(run, net, state, run.evaluator(net))
+
+
+def config_to_json(config: Config) -> dict[str, Any]:
+  """Returns the config as it is read back from JSON: tuples become lists."""
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def _load(config: Config, split: str) -> Data:
+  return data.load(
+    config.dataset,
+    data_dir=config.data_dir,
+    split=split,
+    image_size=config.image_size,
+    workers=config.workers,
+  )
+
+
+def _image(train_data: Data) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct((1, *train_data.shape), jnp.float32)

@@ -1,0 +1,155 @@
+"""Trains one stage of a run: epochs, metrics, checkpoints, and stopping on SIGTERM."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import time
+from typing import Any
+
+from absl import logging
+import orbax.checkpoint as ocp
+
+from slim_jax.runs import recording, stages
+from slim_jax.runs.run import Run
+from slim_jax.runs.stages import Stage
+from slim_jax.runtime import interrupt
+from slim_jax.sparsity import observe
+from slim_jax.training import checkpoint, evaluation, loop
+from slim_jax.training.train_state import TrainState, variables_of
+
+PyTree = Any
+
+
+def train(
+  run: Run,
+  stage: Stage,
+  state: TrainState,
+  task: loop.Task,
+  manager: ocp.CheckpointManager,
+  evaluate: Callable[..., evaluation.Result],
+) -> tuple[TrainState, float]:
+  """Trains a stage to its end, from its last checkpoint if there is one.
+
+  Args:
+    run: the run.
+    stage: the stage.
+    state: the state that the stage starts from.
+    task: what to train.
+    manager: checkpoints of the stage.
+    evaluate: `(variables, split_data)` -> `evaluation.Result`.
+
+  Returns:
+    The trained state, and the seconds spent on the stage.
+
+  Raises:
+    DivergedError: the loss is NaN or infinite.
+    Preempted: SIGTERM arrived; a checkpoint has been saved.
+    CheckpointError: a checkpoint cannot be read or written.
+  """
+  restored = checkpoint.restore(manager, state)
+  seconds, totals = 0.0, None
+  if restored is not None:
+    state, seconds, totals = restored
+    logging.info('%s: continues from step %d', stage, state.step)
+  began = time.monotonic() - seconds
+  with (
+    recording.recorder(run.workdir, stage, step=int(state.step)) as record,
+    interrupt.watch() as watch,
+    _diverging(manager),
+    contextlib.closing(
+      loop.fit(state, run.train_data, task, config=run.config, watch=watch, totals=totals)
+    ) as epochs,
+  ):
+    for epoch in epochs:
+      state, score = epoch.state, None
+      due = epoch.is_complete and (
+        _is_due(epoch, run.config.checkpoint_every_epochs) or epoch.number == task.epochs
+      )
+      if epoch.is_complete:
+        # Recorded before the checkpoint: lines after the last checkpoint can be dropped, but a
+        # line that is missing before it cannot be written again.
+        scores = _scores(run, stage, epoch, evaluate, validated=due)
+        record(**_metrics(epoch, scores))
+        score = scores.get('valid_accuracy')
+      stop = not epoch.is_complete or watch.asked()
+      if due or stop:
+        checkpoint.save(
+          manager,
+          epoch.step,
+          state,
+          seconds=time.monotonic() - began,
+          score=score,
+          totals=epoch.totals,
+        )
+      if stop:
+        checkpoint.wait(manager)
+        raise interrupt.Preempted(
+          f'{stage}: stopped at step {epoch.step}, as SIGTERM asks, and saved; '
+          'the same command continues'
+        )
+  checkpoint.wait(manager)
+  return state, time.monotonic() - began
+
+
+@contextlib.contextmanager
+def _diverging(manager: ocp.CheckpointManager) -> Iterator[None]:
+  """Adds the last checkpoint to the message of a `DivergedError`."""
+  try:
+    yield
+  except loop.DivergedError as error:
+    saved = manager.latest_step()
+    if saved is None:
+      raise
+    raise loop.DivergedError(
+      f'{error}; the checkpoint of step {saved} stays in {manager.directory}'
+    ) from error
+
+
+def _is_due(epoch: loop.Epoch, every: int) -> bool:
+  """Returns whether something done every `every` epochs, 0 for never, is due after this one."""
+  return every > 0 and epoch.number % every == 0
+
+
+def _scores(
+  run: Run,
+  stage: Stage,
+  epoch: loop.Epoch,
+  evaluate: Callable[..., evaluation.Result],
+  *,
+  validated: bool,
+) -> dict[str, Any]:
+  """Evaluates the network after an epoch, as often as the config asks; describes its scales."""
+  result = _describe(stage, epoch.state.params) if stage.name == 'sparse' else {}
+  variables = variables_of(epoch.state)
+  if _is_due(epoch, run.config.eval_every_epochs):
+    result['test_accuracy'], result['test_loss'] = evaluate(variables, run.test_data)
+  if validated and is_chosen(run, stage):
+    result['valid_accuracy'], result['valid_loss'] = evaluate(variables, run.valid_data)
+  return result
+
+
+def _metrics(epoch: loop.Epoch, scores: dict[str, Any]) -> dict[str, Any]:
+  """Returns the line of metrics of an epoch."""
+  return {
+    'epoch': epoch.number,
+    'step': epoch.step,
+    'loss': epoch.loss,
+    'accuracy': epoch.accuracy,
+    **scores,
+    'learning_rate': epoch.learning_rate,
+    'images_per_second': epoch.images_per_second,
+  }
+
+
+def _describe(stage: Stage, params: PyTree) -> dict[str, Any]:
+  """Measures how sparse the scales are, logs it, and returns it for the metrics."""
+  shares = observe.shares(params)
+  logging.info('%s: %s', stage, observe.say(shares))
+  return {**shares, 'scales': observe.by_layer(params)}
+
+
+def is_chosen(run: Run, stage: Stage) -> bool:
+  """Returns whether the result of a stage is its best checkpoint on `valid_split`.
+
+  The result of a sparse stage is always its last checkpoint, because scales shrink until the end.
+  """
+  return run.valid_data is not None and stage.name not in ('sparse', *stages.AT_ONCE)
