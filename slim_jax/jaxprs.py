@@ -109,7 +109,7 @@ def flatten(jaxpr: Any, consts: Sequence[Any] | None = None, *, plain: bool = Fa
       programs that will not be differentiated (a derivative may contain its own function).
   """
   program = Program([], [], [], {}, [])
-  inlined = {**_INLINED, **_CARRYING} if plain else _INLINED
+  inlined = {**INLINED, **_CARRYING} if plain else INLINED
   body, own = _open(jaxpr)
   constants: Sequence[Any] = own if consts is None else consts
 
@@ -296,6 +296,12 @@ def primitive_of(f: Callable[..., Any], *args: Any) -> Any:
   return eqn.primitive
 
 
+def emitted(name: str, f: Callable[..., Any], *args: Any) -> list[Any]:
+  """The primitive of this name in the trace of `f(*args)`; [] if this version of JAX has none."""
+  eqns = jax.make_jaxpr(f)(*args).eqns
+  return list({eqn.primitive for eqn in eqns if eqn.primitive.name == name})
+
+
 def newer(*names: str) -> list[Any]:
   """The named primitives that this version of JAX has."""
   return [vars(primitives)[name] for name in names if name in vars(primitives)]
@@ -309,7 +315,7 @@ def _open(jaxpr: Any) -> tuple[Any, Any]:
 
 
 # Primitives that mean their body and nothing else, with the parameter that holds it.
-_INLINED = {
+INLINED = {
   primitives.jit_p: 'jaxpr',
   primitives.closed_call_p: 'call_jaxpr',
   primitives.call_p: 'call_jaxpr',
@@ -329,3 +335,17 @@ random_wrap_p = primitive_of(
   lambda x: jax.random.wrap_key_data(x, impl='threefry2x32'), jax.ShapeDtypeStruct((2,), np.uint32)
 )
 random_unwrap_p = primitive_of(jax.random.key_data, jax.eval_shape(lambda: jax.random.key(0)))
+
+# Lists: a version of JAX may express the operation by others.
+stack_ps = emitted('stack', lambda x: jax.numpy.stack([x, x]), _vector)
+unstack_ps = emitted('unstack', lambda x: jax.numpy.unstack(x), _vector)
+tile_ps = emitted('tile', lambda x: jax.numpy.tile(x, 2), _vector)
+scatter_sub_ps = emitted('scatter-sub', lambda x: x.at[0].subtract(1.0), _vector)
+mulhi_ps = emitted('mulhi', lambda x: jax.lax.mulhi(x, x), jax.ShapeDtypeStruct((2,), np.uint32))
+random_clone_ps = emitted('random_clone', jax.random.clone, jax.eval_shape(jax.random.key, 0))
+pivots_ps = emitted(
+  'lu_pivots_to_permutation',
+  lambda x: jax.lax.linalg.lu_pivots_to_permutation(x, 2),
+  jax.ShapeDtypeStruct((2,), np.int32),
+)
+composite_ps = emitted('composite', jax.lax.composite(lambda x: -x, name='slim.neg'), _vector)

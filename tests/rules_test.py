@@ -156,6 +156,7 @@ BINARY = [
   case('igamma', lax.igamma, POSITIVE, POSITIVE, grad=False),
   case('igammac', lax.igammac, POSITIVE, POSITIVE, grad=False),
   case('mul', lax.mul, X, Y),
+  case('mulhi', lax.mulhi, of(3, 4, dtype='uint32'), of(3, 4, dtype='uint32')),
   case('mul with itself', lambda x: lax.mul(x, x), X),
   case('mul by a literal', lambda x: lax.mul(x, np.float64(2)), X),
   case('mul by zero', lambda x: lax.mul(x, np.float64(0)), X),
@@ -189,6 +190,18 @@ BINARY = [
   case('sub', lax.sub, X, Y),
   case('sub from a literal', lambda x: lax.sub(np.float64(2), x), X),
   case('xor', lax.bitwise_xor, ints(3, 4), ints(3, 4)),
+  case('eq_to', p.eq_to_p.bind, X, Y),
+  case('le_to', p.le_to_p.bind, X, Y),
+  case('lt_to', p.lt_to_p.bind, X, Y),
+  case('igamma_grad_a', p.igamma_grad_a_p.bind, POSITIVE, POSITIVE, grad=False),
+  case(
+    'regularized_incomplete_beta',
+    lax.betainc,
+    POSITIVE,
+    POSITIVE,
+    of(3, 4, fill='unit'),
+    grad=False,
+  ),
   case('zeta', lax.zeta, of(3, 4, fill='above one', whole=True), POSITIVE, grad=False),
 ] + [
   case(f'{name} {how}', f, *operands)
@@ -311,6 +324,15 @@ CONV = [
 # Reductions and operations along an axis.
 
 
+def by_the_larger(x, y):
+  """The element of y where x is largest."""
+
+  def larger(a, b):
+    return tuple(jnp.where(a[0] >= b[0], *pair) for pair in zip(a, b, strict=True))
+
+  return lax.reduce((x, y), (np.float64(-np.inf), np.float64(0)), larger, (0,))
+
+
 T = of(2, 3, 4)
 BOOLS = of(2, 3, 4, dtype='bool')
 REDUCTION = (
@@ -372,6 +394,9 @@ REDUCTION = (
       Y,
     ),
     case('top_k', lambda x: lax.top_k(x, 2), X),
+    case('approx_top_k', lambda x: lax.approx_max_k(x, 2), X),
+    case('reduce', lambda x: lax.reduce(x, np.float64(0), lambda a, b: a + b + a * b, (1,)), T),
+    case('reduce of two', by_the_larger, X, Y, grad=False),
   ]
 )
 
@@ -514,6 +539,8 @@ def shuffle(axis, groups):
 
 MOVEMENT = (
   [
+    case('tile', lambda x: jnp.tile(x, (2, 3)), X),
+    case('tile along one axis', lambda x: jnp.tile(x, (1, 2)), X),
     case('permute', shuffle(1, (2, 3)), of(3, 6)),
     case('permute in front', shuffle(0, (3, 2)), of(6, 4)),
     case('permute three parts', shuffle(1, (2, 3, 2)), of(2, 12, 2)),
@@ -575,6 +602,12 @@ def pad(*config, value=None):
 
 PIECES = (
   [
+    case('stack', lambda x, y: jnp.stack([x, y]), X, Y),
+    case('stack behind', lambda x, y, z: jnp.stack([x, y, z], 2), X, Y, of(3, 4)),
+    case('stack with itself', lambda x: jnp.stack([x, x], 1), X),
+    case('stack of scalars', lambda x, y: jnp.stack([x, y]), of(), of()),
+    case('unstack', lambda x: jnp.unstack(x, axis=1), T),
+    case('unstack in front', jnp.unstack, T),
     case(
       'concatenate', lambda x, y, z: lax.concatenate((x, y, z), 1), of(3, 2), of(3, 4), of(3, 1)
     ),
@@ -768,11 +801,12 @@ SCATTER = [
     X,
     indices,
     updates,
-    grad=name in ('scatter', 'scatter-add'),
+    grad=name in ('scatter', 'scatter-add', 'scatter-sub'),
   )
   for name, kind in [
     ('scatter', lax.scatter),
     ('scatter-add', lax.scatter_add),
+    ('scatter-sub', lax.scatter_sub),
     ('scatter-mul', lax.scatter_mul),
     ('scatter-max', lax.scatter_max),
     ('scatter-min', lax.scatter_min),
@@ -821,7 +855,84 @@ GENERATOR = [
   case('bitcast to bytes', lambda x: lax.bitcast_convert_type(x, np.uint8), X),
   case('axis_index', lambda x: lax.add(x, lax.axis_index('batch')), ints(), named=True),
 ]
+GENERATOR += [
+  case('random_clone', from_key(lambda key: jax.random.bits(jax.random.clone(key), (3, 4))), keys())
+]
 GENERATOR = [c._replace(single=False) for c in GENERATOR]
+
+
+# Fourier transforms and linear algebra: along the last axes.
+
+
+def along_matrices(f):
+  """`f` of matrices that are far from singular."""
+  return lambda x: f(x + 5 * np.eye(3)[None])
+
+
+def along_symmetric(f):
+  return along_matrices(lambda x: f(x + x.mT))
+
+
+M = of(4, 3, 3)
+COMPLEX = of(2, 3, 4, dtype='complex128')
+TRANSFORM = [
+  case('fft', lambda x: lax.fft(x, 'FFT', (4,)), COMPLEX),
+  case('fft of two axes', lambda x: lax.fft(x, 'FFT', (3, 4)), COMPLEX),
+  case('fft of real numbers', lambda x: lax.fft(x, 'RFFT', (4,)), T),
+  case('fft to real numbers', lambda x: lax.fft(x, 'IRFFT', (6,)), COMPLEX),
+] + [
+  case(name, f, *operands, grad=grad, single=False, rtol=1e-9)
+  for name, f, operands, grad in [
+    ('fft of a middle axis', lambda x: jnp.fft.rfft(x, axis=1).real, (T,), True),
+    ('cholesky', along_symmetric(jnp.linalg.cholesky), (M,), True),
+    ('eig', along_matrices(jnp.linalg.eigvals), (M,), False),
+    ('eigh', along_symmetric(jnp.linalg.eigvalsh), (M,), True),
+    ('hessenberg', along_matrices(lax.linalg.hessenberg), (M,), False),
+    ('householder_product', lax.linalg.householder_product, (M, of(4, 3)), False),
+    ('lu', along_matrices(lax.linalg.lu), (M,), True),
+    ('qr', along_matrices(lax.linalg.qr), (M,), True),
+    ('schur', along_matrices(lax.linalg.schur), (M,), False),
+    ('svd', along_matrices(lambda x: jnp.linalg.svd(x, compute_uv=False)), (M,), True),
+    ('inverse', along_matrices(jnp.linalg.inv), (M,), True),
+    ('tridiagonal', along_symmetric(lambda x: lax.linalg.tridiagonal(x, lower=True)), (M,), False),
+    (
+      'triangular_solve',
+      lambda x, y: lax.linalg.triangular_solve(
+        x + 5 * np.eye(3)[None], y, left_side=True, lower=True
+      ),
+      (M, of(4, 3, 2)),
+      True,
+    ),
+    (
+      'tridiagonal_solve',
+      lambda x, y: lax.linalg.tridiagonal_solve(x, x + 9, x, y),
+      (of(4, 3), of(4, 3, 2)),
+      True,
+    ),
+  ]
+]
+
+
+# Where arrays live.
+
+
+def constrained(*spec):
+  """An array spread over two devices."""
+
+  def f(x):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ('x',))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+    return lax.with_sharding_constraint(x, spread)
+
+  return f
+
+
+PLACEMENT = [
+  case('device_put', jax.device_put, X),
+  case('device_put of two', lambda x, y: jax.device_put((x, y)), X, ints(3)),
+  case('sharding_constraint', constrained(None, 'x'), of(3, 4)),
+  case('sharding_constraint in front', constrained('x'), of(4, 3)),
+]
 
 
 # Collectives and barriers.
@@ -973,6 +1084,7 @@ def checkpointed(**options):
 
 
 CALL = [
+  case('composite', lax.composite(lambda x: jnp.tanh(x) * 2, name='slim.twice'), X, grad=False),
   case('relu', jax.nn.relu, X),
   case('relu6', jax.nn.relu6, X),
   case('silu', jax.nn.silu, X, single=False),
@@ -1131,6 +1243,8 @@ FAMILIES = dict(
   INDEXING=INDEXING,
   SCATTER=SCATTER,
   GENERATOR=GENERATOR,
+  TRANSFORM=TRANSFORM,
+  PLACEMENT=PLACEMENT,
   COLLECTIVE=COLLECTIVE,
   CALL=CALL,
   CONTROL=CONTROL,
@@ -1157,6 +1271,8 @@ CUT_BY_CONSTANTS = {
   'iota',
   'uniform noise',
   'dropout',
+  'cholesky',
+  'inverse',
   'pad ((0, 0, 0), (-1, 2, 0)) with 0',
   'pad ((1, -1, 2), (0, -2, 1)) with 0',
   *(c.name for c in PIECES if c.name.startswith('pad ((0, 0, 0), (0, 0, 0))')),
@@ -1371,6 +1487,20 @@ THIN_ARITHMETIC = [
   (lambda x: shuffle(1, (2, 2))(x * 2) * 3, [(3, 4)], [last_axis(2)], p.mul_p, [(3, 2)]),
   (product, [(3, 4), (4, 5)], [last_axis(2), regions.whole(2)], p.dot_general_p, [(3, 2), (2, 5)]),
   (
+    lambda x, w: jnp.sum(jnp.stack([x, 2 * x]), 0) @ w,
+    [(3, 4), (4, 5)],
+    [last_axis(2), regions.whole(2)],
+    p.dot_general_p,
+    [(3, 2), (2, 5)],
+  ),
+  (
+    lambda x, w: jnp.tile(jnp.fft.fft(x, axis=0).real, (2, 1)) @ w,
+    [(3, 4), (4, 5)],
+    [last_axis(2), regions.whole(2)],
+    p.dot_general_p,
+    [(6, 2), (2, 5)],
+  ),
+  (
     lambda x, w: residual(x, w, jnp.ones((2, 5))),
     [(3, 4), (2, 4, 5)],
     [regions.whole(2), last_axis(3, np.arange(5) < 2)],
@@ -1417,22 +1547,13 @@ def test_dead_results_are_not_computed():
 # Primitives without a rule run whole, exactly, and are named.
 
 
+def halved(x):
+  return lax.custom_linear_solve(lambda y: 2 * y, x, lambda _, y: y / 2, lambda _, y: y / 2)
+
+
 UNKNOWN = [
-  case('fft', lambda x: jnp.fft.fft(x).real, of(3, 4), single=False),
-  case(
-    'cholesky',
-    lambda x: jnp.linalg.cholesky(x @ x.T + 5 * jnp.eye(4)),
-    of(4, 4),
-    single=False,
-    rtol=1e-9,
-  ),
-  case(
-    'regularized_incomplete_beta',
-    lambda x: lax.betainc(2.0, 3.0, x),
-    of(3, 4, fill='unit'),
-    grad=False,
-    single=False,
-  ),
+  case('custom_linear_solve', halved, of(3, 4)),
+  case('pure_callback', lambda x: jax.pure_callback(np.sin, x, x), of(3, 4), grad=False),
 ]
 
 
@@ -1452,7 +1573,7 @@ def test_primitives_without_a_rule(case):
 
 def test_an_unknown_primitive_stops_zeros_and_nothing_else():
   def f(x, w):
-    return jnp.fft.fft(x * 2, axis=0).real @ w
+    return halved(x * 2) @ w
 
   shapes, supports = [(3, 4), (4, 5)], [last_axis(2), regions.whole(2)]
   dots = [e for e in equations_of(f, shapes, supports) if e.primitive is p.dot_general_p]

@@ -64,7 +64,7 @@ def zigzag(variables, x):
   x, _ = lax.scan(lambda y, scale: (y * scale[None], None), x, variables['BatchNorm_2']['scale'])
   x = lax.cond(jnp.sum(x) > 0, lambda y: norm(3, y), lambda y: y, x)
   x = lax.while_loop(lambda y: jnp.sum(y) > 5, lambda y: norm(4, y), x)
-  return norm(5, jnp.fft.fft(x, axis=0).real)
+  return norm(5, jax.pure_callback(np.sin, x, x))
 
 
 def test_reversals_calls_loops_and_branches_tie():

@@ -9,7 +9,9 @@ from slim_jax.channels.rules import (  # noqa: F401  pylint: disable=unused-impo
   indexing,
   movement,
   pieces,
+  placement,
   reduction,
   scatter,
+  transforms,
   window,
 )

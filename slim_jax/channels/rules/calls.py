@@ -233,6 +233,18 @@ def _custom_vjp_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
 register([p.custom_vjp_call_p], Rule(_custom_vjp_support, _custom_vjp_reads, _custom_vjp_evaluate))
 
 
+# composite: an operation with a name, by which an export may know it. The thin one is its body.
+
+
+def _composite_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
+  if ctx.is_untouched:
+    return jaxprs.bind(ctx.eqn, *arrays)
+  return _thin(ctx, _body(ctx.eqn), ctx.facts, ctx.reads, ctx.live)(*arrays)
+
+
+register(jaxprs.composite_ps, Rule(_support, _reads, _composite_evaluate))
+
+
 # remat: `jax.checkpoint` with the policy of the call.
 
 

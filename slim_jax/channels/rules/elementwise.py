@@ -174,11 +174,16 @@ register(
     p.igammac_p,
     p.polygamma_p,
     p.zeta_p,
+    p.eq_to_p,
+    p.le_to_p,
+    p.lt_to_p,
+    p.igamma_grad_a_p,
+    p.regularized_incomplete_beta_p,
     *jaxprs.newer('log2_p', 'one_minus_square_p'),
   ],
   elementwise(full_support),
 )
-register([p.mul_p, p.and_p], elementwise(all_nonzero))
+register([p.mul_p, p.and_p, *jaxprs.mulhi_ps], elementwise(all_nonzero))
 register([p.div_p, p.rem_p], elementwise(first_nonzero))
 register(
   [p.shift_left_p, p.shift_right_logical_p, p.shift_right_arithmetic_p], elementwise(shifted)

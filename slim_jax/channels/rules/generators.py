@@ -22,6 +22,7 @@ register(
     p.bitcast_convert_type_p,
     jaxprs.random_wrap_p,
     jaxprs.random_unwrap_p,
+    *jaxprs.random_clone_ps,
   ],
   FULL_WIDTH,
 )

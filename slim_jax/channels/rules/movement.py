@@ -4,7 +4,7 @@ The operand arrives as exactly the elements that the result consists of. Evaluat
 rewrites the parameters that name a shape.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import math
 from typing import Any
 
@@ -136,6 +136,36 @@ def _broadcast_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
 
 
 register([p.broadcast_in_dim_p], Rule(_broadcast_support, _broadcast_reads, _broadcast_evaluate))
+
+
+# tile: every axis is repeated as a whole.
+
+
+def _tiled(axes: Iterable[Axis], reps: Sequence[int]) -> list[Axis]:
+  return [None if a is None else np.tile(a, n) for a, n in zip(axes, reps, strict=True)]
+
+
+def _tile_support(ctx: Context) -> list[Region]:
+  (support,) = ctx.supports
+  return [support.with_axes(_tiled(support.axes, ctx.params['reps']))]
+
+
+def _tile_reads(ctx: Context) -> list[Region]:
+  (live,), shape = ctx.live, ctx.eqn.in_avals[0].shape
+  return [
+    regions.normal(
+      None if axis is None else np.ravel(axis.reshape(reps, size).any(0))
+      for axis, reps, size in zip(live.axes, ctx.params['reps'], shape, strict=True)
+    )
+  ]
+
+
+def _tile_evaluate(ctx: Context, array: Any) -> list[Any]:
+  have = ctx.reads[0].with_axes(_tiled(ctx.reads[0].axes, ctx.params['reps']))
+  return live_parts(ctx, jaxprs.bind(ctx.eqn, array), [have])
+
+
+register(jaxprs.tile_ps, Rule(_tile_support, _tile_reads, _tile_evaluate))
 
 
 # reshape: both shapes fall into groups of axes with equal products; a group of more than one

@@ -1,4 +1,4 @@
-"""Operations that take arrays apart and put them together: concatenate, split, slice, pad."""
+"""Operations that take arrays apart and put them together: concatenate, stack, slice, pad..."""
 
 import functools
 from typing import Any
@@ -8,7 +8,8 @@ import numpy as np
 from slim_jax import jaxprs
 from slim_jax.channels import regions
 from slim_jax.channels.regions import Axis, Region
-from slim_jax.channels.rule import Context, Rule, live_parts, register
+from slim_jax.channels.rule import Context, Rule, live_parts, nonempty, register, restore
+from slim_jax.channels.rules.reduction import drop, insert
 from slim_jax.jaxprs import Equation
 from slim_jax.jaxprs import primitives as p
 
@@ -77,6 +78,45 @@ def _split_evaluate(ctx: Context, array: Any) -> list[Any]:
 
 
 register([jaxprs.split_p], Rule(_split_support, _split_reads, _split_evaluate))
+
+
+# stack: the operands, one for each index of a new axis. unstack: the inverse.
+
+
+def _stack_support(ctx: Context) -> list[Region]:
+  axis = ctx.params['axis']
+  layers = [insert(support, [axis], [None]) for support in ctx.supports]
+  return [_joined(layers, axis, [1] * len(layers))]
+
+
+def _stack_reads(ctx: Context) -> list[Region]:
+  axis = ctx.params['axis']
+  return [drop(layer, [axis]) for layer in _pieces(ctx.live[0], axis, [1] * len(ctx.facts))]
+
+
+def _stack_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
+  return jaxprs.bind(ctx.eqn, *(a for a in arrays if a is not None))
+
+
+def _unstack_support(ctx: Context) -> list[Region]:
+  axis, count = ctx.params['axis'], len(ctx.eqn.out_avals)
+  return [drop(layer, [axis]) for layer in _pieces(ctx.supports[0], axis, [1] * count)]
+
+
+def _unstack_reads(ctx: Context) -> list[Region]:
+  axis = ctx.params['axis']
+  layers = [insert(live, [axis], [None]) for live in ctx.live]
+  return [_joined(layers, axis, [1] * len(layers))]
+
+
+def _unstack_evaluate(ctx: Context, array: Any) -> list[Any]:
+  results = restore(jaxprs.bind(ctx.eqn, array), nonempty(ctx.live))
+  held = drop(ctx.reads[0], [ctx.params['axis']])
+  return live_parts(ctx, results, [held] * len(results))
+
+
+register(jaxprs.stack_ps, Rule(_stack_support, _stack_reads, _stack_evaluate))
+register(jaxprs.unstack_ps, Rule(_unstack_support, _unstack_reads, _unstack_evaluate))
 
 
 # slice: result index j is operand index start + stride * j. The operand arrives as the result.

@@ -67,12 +67,29 @@ register(
 register([p.argmax_p, p.argmin_p], Rule(full_support, _whole_reads, run_thin))
 
 
+# reduce: any monoid, perhaps of several operands; the operands' initial values, scalars, follow.
+
+
+def _monoid_reads(ctx: Context) -> list[Region]:
+  axes = sorted(ctx.params['dimensions'])
+  read = insert(functools.reduce(regions.union, ctx.live), axes, [None] * len(axes))
+  return [read] * len(ctx.live) + [regions.whole(0)] * len(ctx.live)
+
+
+def _monoid_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
+  have = drop(ctx.reads[0], ctx.params['dimensions'])
+  return live_parts(ctx, jaxprs.bind(ctx.eqn, *arrays), [have] * len(ctx.live))
+
+
+register([p.reduce_p], Rule(full_support, _monoid_reads, _monoid_evaluate))
+
+
 # Cumulative sums and sorting: the axis stays, in the order of the operation.
 
 
 def _along(eqn: Equation) -> int:
   """The axis that the operation works along."""
-  for name in ('axis', 'dimension'):
+  for name in ('axis', 'dimension', 'reduction_dimension'):
     if name in eqn.params:
       return eqn.params[name] % len(eqn.in_avals[0].shape)
   return len(eqn.in_avals[0].shape) - 1  # top_k before it had an axis
@@ -101,7 +118,10 @@ register(
   [p.cumsum_p, p.cummax_p, p.cummin_p, p.cumprod_p, p.sort_p],
   Rule(_slicewise_support, _slicewise_reads, _slicewise_evaluate),
 )
-register([p.cumlogsumexp_p, p.top_k_p], Rule(full_support, _slicewise_reads, _slicewise_evaluate))
+register(
+  [p.cumlogsumexp_p, p.top_k_p, p.approx_top_k_p],
+  Rule(full_support, _slicewise_reads, _slicewise_evaluate),
+)
 
 
 # Collectives over named axes (`lax.psum(x, 'batch')`) leave the array's own axes alone. Inside a

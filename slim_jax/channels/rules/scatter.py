@@ -64,7 +64,7 @@ def _evaluate(ctx: Context, *arrays: Any) -> list[Any]:
 
 
 register(
-  [p.scatter_p, p.scatter_add_p, p.scatter_max_p, p.scatter_min_p],
+  [p.scatter_p, p.scatter_add_p, *jaxprs.scatter_sub_ps, p.scatter_max_p, p.scatter_min_p],
   Rule(_written_support, _reads, _evaluate),
 )
 register([p.scatter_mul_p], Rule(_multiplied_support, _reads, _evaluate))
