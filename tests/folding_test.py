@@ -1,4 +1,4 @@
-"""The second law: a channel may go and its bias stay, under the kernel of one carrier."""
+"""The second law: removing a channel and folding its bias into a kernel changes nothing."""
 
 import dataclasses
 

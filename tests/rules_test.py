@@ -880,6 +880,9 @@ TRANSFORM = [
   case('fft of two axes', lambda x: lax.fft(x, 'FFT', (3, 4)), COMPLEX),
   case('fft of real numbers', lambda x: lax.fft(x, 'RFFT', (4,)), T),
   case('fft to real numbers', lambda x: lax.fft(x, 'IRFFT', (6,)), COMPLEX),
+  case(
+    'lu_pivots_to_permutation', lambda x: lax.linalg.lu_pivots_to_permutation(x, 4), at(4, 2, 3, 3)
+  ),
 ] + [
   case(name, f, *operands, grad=grad, single=False, rtol=1e-9)
   for name, f, operands, grad in [
@@ -1530,12 +1533,12 @@ THIN_ARITHMETIC = [
   ids=[str(row[3]) for row in THIN_ARITHMETIC],
 )
 def test_arithmetic_is_thin(f, shapes, supports, primitive, operands):
-  found = equations_of(f, shapes, supports)
-  for eqn in [*found, *(e for q in found for b in jaxprs.bodies(q) for e in b.equations)]:
+  equations = equations_of(f, shapes, supports)
+  for eqn in [*equations, *(e for q in equations for b in jaxprs.bodies(q) for e in b.equations)]:
     if eqn.primitive is primitive:
       assert [a.shape for a in eqn.in_avals if a.shape][: len(operands)] == operands
       return
-  raise AssertionError(f'no {primitive} among {[str(e) for e in found]}')
+  raise AssertionError(f'no {primitive} among {[str(e) for e in equations]}')
 
 
 def test_dead_results_are_not_computed():

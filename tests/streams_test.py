@@ -1,4 +1,4 @@
-"""Which channels travel together, and that thin nets of tied channels need no gathers."""
+"""Which channels are tied, and that thin networks of tied channels need no gathers."""
 
 import jax
 from jax import lax
@@ -23,8 +23,8 @@ def built(name, size=8, **arguments):
 
 
 def labels_of(apply, variables, *args):
-  found = tree.flatten(slim_jax.streams(apply, variables, *args))
-  return {tree.show(path[1:-1]): label for path, label in found.items()}
+  labels = tree.flatten(slim_jax.streams(apply, variables, *args))
+  return {tree.show(path[1:-1]): label for path, label in labels.items()}
 
 
 def test_a_chain_has_no_stream():
@@ -71,14 +71,14 @@ def test_reversals_calls_loops_and_branches_tie():
   n = 5
   variables = {f'BatchNorm_{i}': {'scale': jnp.ones((2, n) if i == 2 else n)} for i in range(6)}
   variables |= {'kernel': jnp.ones((3, n)), 'inner': jnp.ones((n, n))}
-  found = slim_jax.streams(zigzag, variables, jnp.ones((2, 3)))
-  first = found['BatchNorm_0']['scale']
-  assert found['kernel'] is None
+  labels = slim_jax.streams(zigzag, variables, jnp.ones((2, 3)))
+  first = labels['BatchNorm_0']['scale']
+  assert labels['kernel'] is None
   assert len(set(first)) == n
-  assert found['BatchNorm_1']['scale'].tolist() == first[::-1].tolist()
+  assert labels['BatchNorm_1']['scale'].tolist() == first[::-1].tolist()
   for i in (2, 3, 4):
-    assert found[f'BatchNorm_{i}']['scale'].tolist() == first.tolist()
-  assert not set(found['BatchNorm_5']['scale']) & set(first)
+    assert labels[f'BatchNorm_{i}']['scale'].tolist() == first.tolist()
+  assert not set(labels['BatchNorm_5']['scale']) & set(first)
 
 
 def test_a_channel_shuffle_ties_what_it_puts_together():
@@ -88,9 +88,9 @@ def test_a_channel_shuffle_ties_what_it_puts_together():
     return y[:, index] * v['BatchNorm_1']['scale'][None]
 
   v = {f'BatchNorm_{i}': {'scale': jnp.ones(4)} for i in range(2)}
-  found = slim_jax.streams(shuffled, v, jnp.ones((2, 4)))
+  labels = slim_jax.streams(shuffled, v, jnp.ones((2, 4)))
   assert (
-    found['BatchNorm_1']['scale'].tolist() == found['BatchNorm_0']['scale'][[2, 0, 3, 1]].tolist()
+    labels['BatchNorm_1']['scale'].tolist() == labels['BatchNorm_0']['scale'][[2, 0, 3, 1]].tolist()
   )
 
 
