@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 
 from etils import epath
@@ -74,9 +75,14 @@ def test_it_says_what_made_the_run(written):
   text = (written / 'report' / 'index.html').read_text()
   (start,) = map(json.loads, (written / 'starts.jsonl').read_text().splitlines())
   assert start['jax'] == jax.__version__ and start['command'] == shlex.join(sys.orig_argv)
-  for name in ('python', 'jax', 'flax', 'optax', 'device', 'time'):
+  for name in {'python', 'jax', 'flax', 'optax', 'device', 'time', *start} - {'command'}:
     assert f'<dt>{name}</dt><dd>{start[name]}</dd>' in text
   assert 'finetune' in text
+  if (commands.ROOT / '.git').exists():
+    head = subprocess.run(
+      ['git', 'rev-parse', 'HEAD'], cwd=commands.ROOT, capture_output=True, text=True, check=False
+    )
+    assert head.returncode or head.stdout.startswith(start['commit'].removesuffix('-dirty'))
 
 
 def test_full_and_thin_network_are_timed(run):
@@ -250,6 +256,23 @@ def test_text_is_escaped():
   for tag in ('b', 'i', 'u', 's', 'td', 'q', 'dt', 'dd', 'pre', 'h3', 'h1', 'a'):
     assert f'&lt;{tag}&gt;' in text, tag
   assert '<i>' not in text and '&#34;&amp;' in text
+
+
+def test_repeated_commands_are_shown_once():
+  starts = [
+    {'command': 'first', 'time': '1', 'jax': '0.10'},
+    {'command': 'again', 'time': '2', 'jax': '0.10'},
+    {'command': 'again', 'time': '3', 'jax': '0.10'},
+    {'command': 'again', 'time': '4', 'jax': '0.12'},
+  ]
+  assert blocks.of_starts(starts) == [
+    blocks.Code('first'),
+    blocks.Facts([('time', '1'), ('jax', '0.10')]),
+    blocks.Code('again'),
+    blocks.Facts([('time', '2, 3')]),
+    blocks.Code('again'),
+    blocks.Facts([('time', '4'), ('jax', '0.12')]),
+  ]
 
 
 def test_figures_do_not_change_between_calls(run):

@@ -12,6 +12,9 @@ from absl import logging
 from slim_jax.errors import SlimError
 from slim_jax.report.read import Missing
 
+# Fields of a start that differ each time; the others are versions and devices.
+_OF_A_START = ('command', 'time')
+
 
 @dataclasses.dataclass(frozen=True)
 class Paragraph:
@@ -139,15 +142,19 @@ def of_starts(starts: Sequence[dict[str, object]]) -> list[Block]:
   """Returns the commands that produced a result, with the versions and devices of each.
 
   Args:
-    starts: what `versions.of_process` returned for each; what did not change is shown once.
+    starts: what `versions.of_process` returned for each. A command that was repeated is shown
+      once, with all its times; so are versions and devices that did not change.
   """
+  if not starts:
+    return [Paragraph('Command and versions were not recorded.', 'note')]
+  times: dict[tuple[str, tuple], list[str]] = {}
+  for start in starts:
+    rest = tuple((name, str(value)) for name, value in start.items() if name not in _OF_A_START)
+    times.setdefault((str(start.get('command', '')), rest), []).append(str(start.get('time', '')))
   blocks: list[Block] = []
   before = None
-  for start in starts:
-    now = [(name, value) for name, value in start.items() if name not in ('command', 'time')]
-    blocks.append(Code(str(start.get('command', ''))))
-    blocks.append(Facts([('time', start.get('time', '')), *(now if now != before else ())]))
-    before = now
-  if not blocks:
-    blocks.append(Paragraph('Command and versions were not recorded.', 'note'))
+  for (command, rest), of_command in times.items():
+    facts = [('time', ', '.join(dict.fromkeys(of_command))), *(rest if rest != before else ())]
+    blocks += [Code(command), Facts(facts)]
+    before = rest
   return blocks

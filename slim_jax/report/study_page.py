@@ -37,8 +37,9 @@ def sections(path: epath.Path, gallery: Gallery) -> list[Section]:
   points = _points(path)
   parts = {
     'Points': lambda: _table(points),
-    'Error': lambda: _errors(points, gallery),
-    'Scales': lambda: _scales(path, points, gallery),
+    'Error and scales': lambda: blocks.side_by_side(
+      lambda: _errors(points, gallery), lambda: _scales(path, points, gallery)
+    ),
     'How it was made': lambda: _made(path, points),
   }
   return [Section(name, blocks.attempt(make)) for name, make in parts.items()]
@@ -88,7 +89,7 @@ def _table(points: list[dict[str, Any]]) -> list[Block]:
 
 
 def _errors(points: Sequence[Mapping[str, Any]], gallery: Gallery) -> list[Block]:
-  pictures = []
+  pictures: list[Block] = []
   for field in points[0]['values']:
     errors = [
       (
@@ -108,7 +109,7 @@ def _errors(points: Sequence[Mapping[str, Any]], gallery: Gallery) -> list[Block
       )
   if not pictures:
     raise Missing('The error is drawn against numbers that vary; there are none.')
-  return [blocks.Figures(pictures)]
+  return pictures
 
 
 def _are_numbers_that_vary(values: Sequence[Any]) -> bool:
@@ -136,8 +137,7 @@ def _scales(path: epath.Path, points: Sequence[Mapping[str, Any]], gallery: Gall
   if not values:
     raise Missing('No sparse stage is complete.')
   caption = 'Number of channels by scale at the end of the first sparse stage.'
-  picture = gallery.add('scales', caption, lambda: plot.histograms(values, name='|scale|'))
-  return [blocks.Figures([picture])]
+  return [gallery.add('scales', caption, lambda: plot.histograms(values, name='|scale|'))]
 
 
 def _made(path: epath.Path, points: Sequence[Mapping[str, Any]]) -> list[Block]:
