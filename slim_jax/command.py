@@ -1,5 +1,6 @@
 """Flags that the commands share, and errors without a traceback."""
 
+import ast
 from collections.abc import Callable
 import errno
 import logging as std_logging
@@ -8,7 +9,7 @@ import pathlib
 import re
 import signal
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 import jax
@@ -18,8 +19,9 @@ from slim_jax.errors import SlimError
 from slim_jax.runs import schema
 from slim_jax.runtime import interrupt, processes
 
+_ARGV: list[str] = []  # the command line, in which ml_collections looks for overrides
 CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'A config such as configs/digits.py.', lock_config=True
+  'config', None, 'A config such as configs/digits.py.', lock_config=True, sys_argv=_ARGV
 )
 WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Where the run lives: a directory, or gs://BUCKET/PATH.', required=True
@@ -88,6 +90,7 @@ def _fail(message: str) -> NoReturn:
 
 def _parse_flags(args: list[str]) -> list[str]:
   """Parses flags; an error in the config or its fields ends without a traceback."""
+  _ARGV[:] = args = with_whole_model(args)
   try:
     left = app.parse_flags_with_usage(args)
     getattr(CONFIG.value, 'to_dict', None)  # a missing file raises only when it is read
@@ -101,6 +104,39 @@ def _parse_flags(args: list[str]) -> list[str]:
       sys.exit(f'ConfigError: the config has no field {cause.args[0]}'.replace('\n', '. ') + how)
     path = next((arg for arg in args if arg.startswith('--config=')), '--config')
     sys.exit(f'ConfigError: {path} cannot be used: {type(error).__name__}: {error}')
+
+
+def with_whole_model(args: list[str]) -> list[str]:
+  """Joins the flags that replace the model of a config: its name, and then its arguments.
+
+  `--config.model=NAME` drops all arguments that the config file gives to its own model. Each
+  `--config.model.ARGUMENT=VALUE` after it is an argument of the new one, also one that the model
+  of the file does not take; ml_collections alone would refuse it.
+
+  Args:
+    args: a command line.
+
+  Returns:
+    The command line with `--config.model={'name': NAME, ...}` in place of these flags.
+  """
+  model: dict[str, Any] = {}
+  others = []
+  for arg in args:
+    if name := re.fullmatch(r'--?config\.model=(?!\s*\{)(.*)', arg):
+      model = {'name': name[1]}
+    elif model and (argument := re.fullmatch(r'--?config\.model\.(\w+)=(.*)', arg)):
+      model[argument[1]] = _literal(argument[2])
+    else:
+      others.append(arg)
+  return [*others, f'--config.model={model!r}'] if model else args
+
+
+def _literal(text: str) -> Any:
+  """Returns the Python value that a text says, or the text itself."""
+  try:
+    return ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    return text
 
 
 def _how_to_add(args: list[str], error: KeyError) -> str:

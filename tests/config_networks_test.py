@@ -15,13 +15,13 @@ from slim_jax.runs import network, pruning
 from slim_jax.runs.run import config_to_json
 from slim_jax.training import feed, loop, optimiser, steps, train_state
 
-# Arguments that make a model small, by its name.
+# Arguments of a small model, by the name of the model of a config.
 SMALL = {
   'vgg': {'widths': (4, 'M', 4, 4, 6)},
-  'vgg_a': {'widths': (4, 'M', 6), 'dense_widths': (8, 8)},
+  'vgg_a': {'name': 'vgg', 'widths': (4, 'M', 6), 'dense_widths': (8, 8), 'conv_bias': True},
   'preresnet': {'depth': 11, 'width': 4},
   'densenet': {'depth': 7, 'growth': 2, 'stem': 4},
-  'resnet50': {'blocks': (1, 1), 'width': 4},
+  'resnet50': {'name': 'resnet', 'blocks': (1, 1), 'width': 4},
   'mlp': {'widths': (8, 6)},
 }
 

@@ -13,7 +13,7 @@ from ml_collections import config_flags
 import pytest
 
 import slim_jax
-from slim_jax import tree
+from slim_jax import command, models, tree
 from slim_jax.report import architecture
 from slim_jax.runs import checks, default, pipeline, schema
 from slim_jax.runs.run import config_to_json
@@ -247,9 +247,9 @@ def test_overriding_a_field_that_an_older_file_lacks_says_what_to_do(tmp_path):
     'import ml_collections\n'
     f'def get_config(): return ml_collections.ConfigDict({without(digits(), "prune").to_dict()})\n'
   )
-  command = commands.main(tmp_path / 'run', **{'prune.bias': 'keep'})
-  command = [arg.replace('configs/digits.py', str(tmp_path / 'old.py')) for arg in command]
-  output = commands.run(command, code=1)
+  arguments = commands.main(tmp_path / 'run', **{'prune.bias': 'keep'})
+  arguments = [arg.replace('configs/digits.py', str(tmp_path / 'old.py')) for arg in arguments]
+  output = commands.run(arguments, code=1)
   assert '--config.prune.bias can override it once the config file sets it' in output
 
 
@@ -388,6 +388,61 @@ def test_model_takes_only_its_arguments():
   with config.unlocked():
     config.model.depth = 3
   refused(config, "config.model: model 'vgg' takes no argument depth")
+
+
+@pytest.mark.parametrize(
+  'name, arguments, message',
+  [
+    ('vgg11', {'widths': (8, 'M', 8)}, r"'vgg11' has widths=.*\(8, 'M', 8\) contradicts.*'vgg'"),
+    ('preresnet20', {'depth': 164}, "'preresnet20' has depth=20, which depth=164 .*'preresnet'"),
+    ('resnet18', {'bottleneck': True}, "'resnet18' has bottleneck=False.*use model 'resnet'"),
+    ('densenet_bc100', {'compression': 1.0}, "'densenet_bc100' has compression=0.5"),
+  ],
+)
+def test_an_argument_must_not_contradict_the_name_of_the_model(name, arguments, message):
+  config = digits()
+  with config.unlocked():
+    config.model = {'name': name, **arguments}
+  refused(config, f'{message}.*; --config.model={name} drops the arguments')
+
+
+def test_an_argument_may_repeat_what_the_name_of_the_model_says():
+  assert models.create('preresnet20', num_classes=2, depth=20).depth == 20
+  widths = list(models.VGG(num_classes=2).widths)  # as JSON has it
+  assert models.create('vgg19', num_classes=2, widths=widths).widths
+
+
+@pytest.mark.parametrize(
+  'given, model',
+  [
+    (['--config.model=resnet18'], {'name': 'resnet18'}),
+    (
+      ['--config.model=resnet', '--config.model.blocks=(1, 1)', '--config.model.width=8'],
+      {'name': 'resnet', 'blocks': (1, 1), 'width': 8},
+    ),
+    (['--config.model=vgg', '--config.model.widths=(4,)'], {'name': 'vgg', 'widths': (4,)}),
+    (['--config.model=vgg', '--config.model=mlp'], {'name': 'mlp'}),
+    (['--config.model=a.b:C', '--config.model.kind=x y'], {'name': 'a.b:C', 'kind': 'x y'}),
+    (["--config.model={'name': 'mlp'}"], {'name': 'mlp'}),
+    (['--config.model.widths=(4,)'], {'name': 'vgg', 'widths': (4,)}),
+  ],
+)
+@pytest.mark.filterwarnings('ignore:the load_module')  # by ml_collections
+def test_the_model_is_replaced_as_a_whole(given, model):
+  argv = ['test', f'--config={ROOT}/configs/digits.py', '--config.seed=1', *given]
+  argv = command.with_whole_model([*argv, '--config.passes=2'])
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+  values(argv)
+  assert values.config.model.to_dict() == model
+  assert (values.config.seed, values.config.passes) == (1, 2)
+  assert schema.complete(values.config).model.is_locked
+
+
+def test_a_program_takes_another_model(tmp_path):
+  given = ['--config.model=mlp', '--config.model.widths=(12, 8)', '--config.model.depth=3']
+  output = commands.run([*commands.main(tmp_path / 'run'), *given], code=1)
+  assert "config.model: model 'mlp' takes no argument depth; it takes" in output
 
 
 def test_unknown_field_is_refused():

@@ -17,7 +17,7 @@ IMAGE = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
 @pytest.mark.parametrize(
   'name, arguments',
   [
-    ('vgg_a', {'widths': (8, 'M', 16), 'dense_widths': (20,)}),
+    ('vgg', {'widths': (8, 'M', 16), 'dense_widths': (20,), 'conv_bias': True}),
     ('densenet', {'depth': 7, 'growth': 2}),
     ('resnet', {'blocks': (1, 1), 'width': 4}),
     ('mlp', {'widths': (300, 200)}),

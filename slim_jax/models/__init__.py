@@ -85,7 +85,8 @@ def create(name: str, *, num_classes: int, dtype: Any = jnp.float32, **arguments
     A Linen module; call `module.apply(variables, x, train=False)`.
 
   Raises:
-    ValueError: the name is not in `MODELS`.
+    ValueError: the name is not in `MODELS`, or it is a variant, such as 'vgg19', that an argument
+      contradicts.
     TypeError: the model has no such argument.
   """
   if name not in MODELS:
@@ -99,4 +100,20 @@ def create(name: str, *, num_classes: int, dtype: Any = jnp.float32, **arguments
     raise TypeError(
       f'model {name!r} takes no argument {", ".join(unknown)}; it takes {", ".join(accepted)}'
     )
+  _check_fixed(name, arguments)
   return constructor(num_classes=num_classes, dtype=dtype, **arguments)
+
+
+def _check_fixed(name: str, arguments: dict[str, Any]) -> None:
+  """Checks that arguments do not change what the name of a variant says."""
+  constructor = MODELS[name]
+  if not isinstance(constructor, functools.partial):
+    return
+  base = next(other for other, model in MODELS.items() if model is constructor.func)
+  for argument, fixed in constructor.keywords.items():
+    given = arguments.get(argument, fixed)
+    if (tuple(given) if isinstance(given, list) else given) != fixed:
+      raise ValueError(
+        f'model {name!r} has {argument}={fixed!r}, which {argument}={given!r} contradicts; leave '
+        f'the argument out, or use model {base!r}'
+      )

@@ -233,7 +233,8 @@ def _model_problems(section: Config) -> Iterator[str]:
   try:
     models.create(section.name, num_classes=1, **arguments)
   except (TypeError, ValueError) as error:
-    yield f'model: {error}'
+    how = f'; --config.model={section.name} drops the arguments that the config file gives'
+    yield f'model: {error}{how if arguments else ""}'
 
 
 def _is_target(target: str) -> bool:
