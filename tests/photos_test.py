@@ -326,6 +326,27 @@ def test_folder_of_small_images_fits_in_memory(tmp_path):
   np.testing.assert_array_equal(got.image[:, 0, 0, 0] // 2, got.label)
 
 
+@pytest.mark.parametrize('grey, channels', [((), 3), ((0,), 3), ((2,), 3), ((0, 1, 2, 3), 1)])
+def test_the_whole_split_decides_the_channels(tmp_path, grey, channels):
+  for index in range(4):
+    image = np.full((5, 4) if index in grey else (5, 4, 3), index, np.uint8)
+    write(tmp_path / 'ab'[index % 2] / f'{index}.png', encode(image, 'png'))
+  got = data.load(f'folder:{tmp_path}', split='train')
+  assert got.image.shape == (4, 5, 4, channels)
+  assert sorted(got.image[:, 0, 0, 0]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize('names', [('bus', 'train'), ('invalid', 'valid'), ('control', 'test')])
+def test_a_class_may_have_the_name_of_a_split(tmp_path, names):
+  for index, name in enumerate(names):
+    write(tmp_path / name / f'{index}.png', encode(np.zeros((5, 4, 3), np.uint8), 'png'))
+  assert data.load(f'folder:{tmp_path}', split='train').class_names == names
+  (tmp_path / names[0] / '0.png').unlink()
+  (tmp_path / names[0]).rmdir()
+  with pytest.raises(data.DataError, match='no directories of classes'):
+    data.load(f'folder:{tmp_path}', split=names[1])
+
+
 def test_photographs_of_many_sizes_need_an_image_size(tmp_path):
   with pytest.raises(data.DataError, match='not all of one size: .*Give image_size'):
     data.load(make_folder(tmp_path), split='train')

@@ -28,9 +28,8 @@ _LAYOUT = (
 class Folder:
   """The images of a split of a folder, read by index.
 
-  The layout is `SPLIT/CLASS/.../IMAGE` if the folder has any of the directories train, val,
-  valid, validation and test; each of these that holds directories of classes is a split.
-  Otherwise it is `CLASS/.../IMAGE`, and the whole folder is the split 'train', to be used in
+  The layout is `SPLIT/CLASS/.../IMAGE` if any of the directories train, val, valid, validation and
+  test holds directories of classes; each of these that does is a split. Otherwise it is `CLASS/.../IMAGE`, and the whole folder is the split 'train', to be used in
   parts. Classes are numbered in the order of their names. The order of the images depends only on
   their names and is as good as random, so a part such as 'train[90%:]' holds images of every
   class, always the same ones.
@@ -55,9 +54,11 @@ class Folder:
         f"no folder {self.path}; give the directory of the images as '{PREFIX}/PATH'. {_LAYOUT}"
       )
     there = {name: self.path / name for name in _SPLITS if (self.path / name).is_dir()}
-    # An unlabelled test set is often a plain directory of images.
+    # An unlabelled test set is often a plain directory of images. If no split has classes, the
+    # directories are classes themselves, and one of them happens to have the name of a split.
     labelled = {name: path for name, path in there.items() if _directories(path)}
-    self._splits = labelled or there or {'train': self.path}
+    only_splits = set(_directories(self.path)) == there.keys()
+    self._splits = labelled or (there if only_splits else {}) or {'train': self.path}
     self.class_names = self._classes()
     # Names are bytes of one length. A million Python strings would take several times the memory,
     # and every worker process gets a copy.

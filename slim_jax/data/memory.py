@@ -1,5 +1,7 @@
 """Reads a split of small images into memory."""
 
+from collections.abc import Iterator
+import contextlib
 import io
 
 import numpy as np
@@ -39,10 +41,10 @@ def read(records: Records) -> ArrayData:
 
 
 def _read(records: Records) -> tuple[np.ndarray, np.ndarray]:
-  """Returns images and labels; the first image decides size and channels."""
+  """Returns images and labels; all images must have the size of the first."""
   n = len(records)
-  first = _decode(records[0], records.channels)
-  channels = first.shape[-1]
+  channels = records.channels or _channels(records)
+  first = _decode(records[0], channels)
   image, label = _allocate((n, *first.shape), records), np.empty(n, np.int32)
   starts = range(0, n, _READ)
   for start in progress.each(starts, f'reading {records.title}', total=len(starts)):
@@ -60,6 +62,22 @@ def _read(records: Records) -> tuple[np.ndarray, np.ndarray]:
   return image, label
 
 
+def _channels(records: Records) -> int:
+  """Returns the number of channels of a split that does not fix it.
+
+  A split of grey images has 1, a split of images with alpha 4, and any other split 3.
+  """
+  modes = set()
+  for start in range(0, len(records), _READ):
+    for record in records.read(list(range(start, min(start + _READ, len(records))))):
+      with _opened(record) as picture:
+        modes.add(picture.mode)
+  for channels, mode in _MODES.items():
+    if modes == {mode}:
+      return channels
+  return 3
+
+
 def _allocate(shape: tuple[int, ...], records: Records) -> np.ndarray:
   try:
     return np.empty(shape, np.uint8)
@@ -70,20 +88,24 @@ def _allocate(shape: tuple[int, ...], records: Records) -> np.ndarray:
     ) from error
 
 
-def _decode(record: Record, channels: int | None) -> np.ndarray:
-  """Returns uint8 [height, width, channels]; channels as in the file if None."""
+def _decode(record: Record, channels: int) -> np.ndarray:
+  """Returns uint8 [height, width, channels]."""
+  mode = _MODES[channels]
+  with _opened(record) as picture:
+    pixels = np.asarray(picture if picture.mode == mode else picture.convert(mode))
+  return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+@contextlib.contextmanager
+def _opened(record: Record) -> Iterator[PIL.Image.Image]:
+  """Opens an image; raises DataError if it cannot be opened, or decoded within the block."""
   try:
     with PIL.Image.open(io.BytesIO(record.image)) as picture:
-      if channels:
-        mode = _MODES[channels]
-      else:
-        mode = picture.mode if picture.mode in _MODES.values() else 'RGB'
-      pixels = np.asarray(picture if picture.mode == mode else picture.convert(mode))
+      yield picture
   except (OSError, SyntaxError, ValueError) as error:
     raise DataError(
       f'{record.where} is not an image that can be decoded ({error}); prepare the data set again'
     ) from error
-  return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def _size(image: np.ndarray) -> str:
