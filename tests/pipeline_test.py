@@ -226,13 +226,16 @@ def test_run_continues_after_any_stage(config, finished, tmp_path, monkeypatch):
 
 
 def test_what_is_not_used_yet_may_change(config, finished, tmp_path):
-  """A fraction that cuts the network through can be mended without training again."""
+  """Another fraction can be tried without training again, also after a kill while pruning."""
   workdir, records = finished
   config = changed(config, passes=1)
   files.write_json(tmp_path / 'config.json', config_to_json(config))
   for stage in ('0-baseline', '1-sparse'):
     shutil.copytree(workdir / 'checkpoints' / stage, tmp_path / 'checkpoints' / stage)
   (tmp_path / 'stages.json').write_text(json.dumps(records[:2]))
+  # Killed between the checkpoint of the pruned network and its record.
+  shutil.copytree(workdir / 'checkpoints' / '1-pruned', tmp_path / 'checkpoints' / '1-pruned')
+  shutil.copy(workdir / 'plan-1.npz', tmp_path)
   bad = changed(config, **{'prune.fraction': 0.99, 'prune.min_channels': 0})
   with pytest.raises(errors.ConfigError, match='config.prune: the network is disconnected'):
     pipeline.run(bad, tmp_path)

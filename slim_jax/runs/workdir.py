@@ -208,6 +208,15 @@ class Workdir:
     plan.save(content)
     files.write(self._plan_path(stage.number), content.getvalue())
 
+  def discard(self, stage: Stage) -> None:
+    """Deletes what an interrupted stage without training has left: its checkpoint and its plan."""
+    if processes.is_first():
+      if self.checkpoints(stage).exists():
+        self.checkpoints(stage).rmtree()
+      if stage.name == 'pruned':
+        self._plan_path(stage.number).unlink(missing_ok=True)
+    processes.wait('discard')
+
   def metrics_writer(self, stage: Stage, *, step: int) -> Callable[..., None]:
     """Returns a function that appends its keyword arguments as a line of metrics.
 
