@@ -2,12 +2,12 @@
 
 import ast
 from collections.abc import Callable
+import contextlib
 import errno
 import logging as std_logging
 import os
 import pathlib
 import re
-import signal
 import sys
 from typing import Any, NoReturn
 
@@ -61,17 +61,18 @@ def run(main: Callable[[], None], *, needs_config: bool = True) -> None:
       if not processes.is_first():  # its messages would repeat those of the first
         logging.set_verbosity(logging.WARNING)
       main()
+    except interrupt.Preempted as error:
+      with contextlib.suppress(OSError):  # the terminal may be closed
+        print(error, file=sys.stderr, flush=True)
+      sys.exit(error.exit_code)
     except SlimError as error:
       _fail(f'{type(error).__name__}: {error}')
     except OSError as error:
       if error.errno not in _OF_THE_MACHINE:
         raise
       _fail(f'{error}. Complete stages stay: when the cause is fixed, the same command continues')
-    except interrupt.Preempted as error:
-      # Not 0, which would tell a cluster that there is nothing left to do.
-      print(error, file=sys.stderr)
-      sys.exit(128 + signal.SIGTERM)
 
+  interrupt.end_at_signals()
   app.run(checked, flags_parser=_parse_flags)
 
 

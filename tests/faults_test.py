@@ -246,7 +246,7 @@ def test_divergence_says_which_checkpoint_stays(tiny, complete, tmp_path):
     checkpoint.save(manager, 2, arrays, seconds=0.0)
   with pytest.raises(
     loop.DivergedError,
-    match=f'finetuned, pass 1: the loss is not finite .*; the checkpoint of step 2 stays in {directory}',
+    match=f'finetuned, pass 1: at step .*, the loss is not finite.*; the checkpoint of step 2 stays in {directory}',
   ):
     pipeline.run(tiny, run)
 

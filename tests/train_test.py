@@ -94,7 +94,7 @@ class AskedAt:
     return self.left == 0
 
 
-def fit(toy, directory, config, *, epochs=3, asked_at=0, only=None):
+def fit(toy, directory, config, *, epochs=3, asked_at=0, only=None, schedule=None):
   """Trains from the newest checkpoint and saves after every epoch.
 
   Args:
@@ -104,12 +104,13 @@ def fit(toy, directory, config, *, epochs=3, asked_at=0, only=None):
     epochs: how many the stage has.
     asked_at: which question whether to stop is answered with yes.
     only: how many epochs are taken from the loop; None for all.
+    schedule: learning rate by step; None for that of the config.
 
   Returns:
     The state after the last epoch, and the epochs without their states.
   """
   train_data = make_data()
-  schedule = optimiser.make_schedule(
+  schedule = schedule or optimiser.make_schedule(
     config.train, epochs=epochs, steps_per_epoch=feed.steps_per_epoch(train_data, config)
   )
   task = loop.Task('toy', epochs, schedule, jax.random.key(1))
@@ -373,9 +374,18 @@ def test_divergence_is_one_clear_error(tmp_path):
   config = make_config()
   config.train.learning_rate = 1e30
   with pytest.raises(
-    loop.DivergedError, match=r'toy: the loss is not finite at step \d.* rate is 1e\+.*Try'
+    loop.DivergedError, match=r'toy: at step \d, .* rate is 1e\+\d+, the loss is not finite. Try'
   ):
     fit(Toy(), tmp_path, config)
+
+
+def test_divergence_in_the_last_step_is_noticed(tmp_path):
+  """The loss is that before the update: only the parameters tell of the last step."""
+  config = make_config()
+  rates = lambda step: jnp.where(step == 2, jnp.inf, 0.1)  # an epoch has 3 steps
+  with pytest.raises(loop.DivergedError, match='toy: at step 3, .*, a parameter is not finite'):
+    fit(Toy(), tmp_path, config, epochs=1, schedule=rates)
+  assert not list(tmp_path.iterdir())
 
 
 def test_recalibrated_statistics_are_means_over_batches():

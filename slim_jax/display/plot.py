@@ -61,9 +61,8 @@ def shares(points: Sequence[tuple[int, Mapping[str, float]]]) -> figure.Figure:
   """
   picture = figure.Figure(figsize=(5.2, 3.6), layout='constrained')
   axes = picture.subplots()
-  for threshold in reversed(
-    points[-1][1] if points else {}
-  ):  # the order of the curves from the top
+  thresholds = list(points[-1][1]) if points else []
+  for threshold in reversed(thresholds):  # the order of the curves from the top
     axes.plot(
       [epoch for epoch, _ in points],
       [100 * below[threshold] for _, below in points],

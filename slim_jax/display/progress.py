@@ -62,7 +62,8 @@ class Display:
       rows.remove_task(task)
       if not rows.tasks:
         self._rows = None
-        self._open.close()
+        with contextlib.suppress(OSError):  # the terminal may be closed
+          self._open.close()
 
   def _is_live(self) -> bool:
     # Rich also calls a log a terminal that FORCE_COLOR is set for.

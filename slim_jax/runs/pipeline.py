@@ -44,7 +44,7 @@ from slim_jax.runs.workdir import Workdir
 from slim_jax.runtime import files, processes, versions
 from slim_jax.runtime.config import Config
 from slim_jax.sparsity import observe
-from slim_jax.training import checkpoint, evaluation, optimiser, recalibration
+from slim_jax.training import checkpoint, evaluation, loop, optimiser, recalibration
 from slim_jax.training.train_state import TrainState, variables_of
 
 PyTree = Any
@@ -75,7 +75,7 @@ def run(
     WorkdirError: the directory holds a run with another config. Fields of `stages.HARMLESS` may
       differ, and fields that no stage has used yet.
     DivergedError: the loss is not finite.
-    Preempted: SIGTERM arrived while a stage trained.
+    Preempted: a signal arrived while a stage trained; a checkpoint has been saved.
     CheckpointError: checkpoints are damaged, or belong to another run.
   """
   config = schema.complete(config)
@@ -172,6 +172,7 @@ def _run_stage(run: Run, stage: Stage, evaluators: dict[int, Evaluate]) -> dict[
     _draw_shares(run, stage)
     facts['small_scales'] = float(np.mean(observe.scales(state.params) < observe.SMALL))
   result = evaluate(variables_of(state), run.test_data)
+  loop.check_finite(result.loss, f'{stage}: the test loss')
   logging.info('%s: accuracy %.2f%%, loss %.4f', stage, 100 * result.accuracy, result.loss)
   return _record(run, stage, net, state, result, seconds) | facts
 

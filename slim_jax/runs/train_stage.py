@@ -1,4 +1,4 @@
-"""Trains one stage of a run: epochs, metrics, checkpoints, and stopping on SIGTERM."""
+"""Trains one stage of a run: epochs, metrics, checkpoints, and stopping at a signal."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -41,8 +41,8 @@ def train(
     The trained state, and the seconds spent on the stage.
 
   Raises:
-    DivergedError: the loss is NaN or infinite.
-    Preempted: SIGTERM arrived; a checkpoint has been saved.
+    DivergedError: a loss, a parameter or a statistic is NaN or infinite.
+    Preempted: a signal arrived; a checkpoint has been saved.
     CheckpointError: a checkpoint cannot be read or written.
   """
   restored = checkpoint.restore(manager, state)
@@ -81,12 +81,15 @@ def train(
           totals=epoch.totals,
         )
       if stop:
-        checkpoint.wait(manager)
-        raise interrupt.Preempted(
-          f'{stage}: stopped at step {epoch.step}, as SIGTERM asks, and saved; '
-          'the same command continues'
-        )
-  checkpoint.wait(manager)
+        break
+    checkpoint.wait(manager)
+    # A signal may have come while the last checkpoint was written.
+    if number := watch.noted or watch.asked():
+      raise interrupt.Preempted(
+        f'{stage}: stopped at step {int(state.step)}, as {number.name} asks, and saved; '
+        'the same command continues',
+        number,
+      )
   return state, time.monotonic() - began
 
 
@@ -118,13 +121,17 @@ def _scores(
   validated: bool,
 ) -> dict[str, Any]:
   """Evaluates the network after an epoch, as often as the config asks; describes its scales."""
-  result = _describe(stage, epoch.state.params) if stage.name == 'sparse' else {}
-  variables = variables_of(epoch.state)
+  scores = _describe(stage, epoch.state.params) if stage.name == 'sparse' else {}
+  splits = {}
   if _is_due(epoch, run.config.eval_every_epochs):
-    result['test_accuracy'], result['test_loss'] = evaluate(variables, run.test_data)
+    splits['test'] = run.test_data
   if validated and is_chosen(run, stage):
-    result['valid_accuracy'], result['valid_loss'] = evaluate(variables, run.valid_data)
-  return result
+    splits['valid'] = run.valid_data
+  for name, split_data in splits.items():
+    result = evaluate(variables_of(epoch.state), split_data)
+    loop.check_finite(result.loss, f'{stage}: the {name} loss after epoch {epoch.number}')
+    scores |= {f'{name}_accuracy': result.accuracy, f'{name}_loss': result.loss}
+  return scores
 
 
 def _metrics(epoch: loop.Epoch, scores: dict[str, Any]) -> dict[str, Any]:

@@ -1,63 +1,142 @@
-"""SIGTERM, with which clusters announce that they take a machine back."""
+"""Signals that ask a run to stop: from a cluster, from Ctrl-C, from a terminal that closes.
+
+Training notes a signal and saves a checkpoint first (`Watch`). At any other time there is nothing to
+save, because files are written whole, and the process ends at once (`end_at_signals`).
+"""
 
 from collections.abc import Iterator
 import contextlib
 import itertools
+import os
 import signal
+import socket
 import threading
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+
+from slim_jax.errors import SlimError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+_SHOW_CURSOR = '\r\x1b[?25h'
 
 # Numbers of the questions that all processes ask together.
 _QUESTIONS = itertools.count()
 
 
-class Preempted(Exception):
-  """The run was asked to stop, and what it had done is saved; the message says how far it came."""
+class Preempted(SlimError):
+  """The run was asked to stop, and its state is saved; the message says how far it came.
+
+  Attributes:
+    exit_code: for the process. It is not 0, which would tell a cluster that nothing is left to do.
+  """
+
+  def __init__(self, message: str, number: signal.Signals):
+    super().__init__(message)
+    self.exit_code = 128 + number
 
 
 class Watch:
-  """Whether SIGTERM has come."""
+  """Notes a signal, so that a run can save its state before it ends.
+
+  Attributes:
+    noted: the signal; None if none has come.
+  """
 
   def __init__(self):
-    self._asked = False
-    self._watching = False
+    self.noted: signal.Signals | None = None
+    self._before: dict[signal.Signals, Any] = {}
 
-  def asked(self) -> bool:
-    """Whether it has; every process of a run must ask as often, and all hear the same."""
-    if jax.process_count() > 1:
-      # Of JAX, which has taken the signal over; it says so once, when all have come as far.
-      self._asked |= multihost_utils.reached_preemption_sync_point(next(_QUESTIONS))
-    return self._asked
+  def asked(self) -> signal.Signals | None:
+    """Returns the signal that has come, if any.
 
-  def begin(self) -> None:
-    """From now on SIGTERM is noted; until now it ends the process, as there is nothing to save.
-
-    Python calls handlers between two of its own operations: a compilation would have to end first.
-    Threads other than the main one cannot watch.
+    Every process of a run must ask equally often; all get the same answer.
     """
     if jax.process_count() > 1:
+      # JAX handles SIGTERM in this case. It says so once, when all processes have asked as often.
+      if multihost_utils.reached_preemption_sync_point(next(_QUESTIONS)):
+        self.noted = signal.SIGTERM
+    return self.noted
+
+  def begin(self) -> None:
+    """Starts to note signals, of one process in its main thread; before, there is nothing to save.
+
+    Signals that are ignored, as after nohup, stay ignored.
+    """
+    if self._before or jax.process_count() > 1:
       return
-    if not self._watching and threading.current_thread() is threading.main_thread():
-      self._watching = True
-      self._before = signal.signal(signal.SIGTERM, self._note)
+    if threading.current_thread() is threading.main_thread():
+      self._before = _handle_all(self._note)
 
   def end(self) -> None:
-    """SIGTERM does what it did before."""
-    if self._watching:
-      self._watching = False
-      signal.signal(signal.SIGTERM, self._before)
+    """Restores what signals did before."""
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+    self._before = {}
 
-  def _note(self, *_) -> None:
-    self._asked = True
+  def _note(self, number: int, _) -> None:
+    if number == signal.SIGINT and self.noted == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.noted = self.noted or signal.Signals(number)
 
 
 @contextlib.contextmanager
 def watch() -> Iterator[Watch]:
-  """A watch that ends with the block."""
+  """Yields a watch that ends with the block."""
   result = Watch()
   try:
     yield result
   finally:
     result.end()
+
+
+def end_at_signals() -> None:
+  """Makes every signal end the process, except one that a `Watch` notes; call it once.
+
+  The second Ctrl-C always ends it. A thread does this, since Python calls handlers only between its
+  own operations and a compilation would have to end first. A process with the number 1, as in a
+  container, would ignore signals without a handler.
+  """
+  reader, writer = socket.socketpair()
+  writer.setblocking(False)
+  signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+  _handle_all(_leave_to_thread)
+  threading.Thread(target=_end_at, args=(reader,), daemon=True).start()
+
+
+def _handle_all(handler) -> dict[signal.Signals, Any]:
+  """Sets the handler of all signals that are not ignored; returns the handlers before."""
+  before = {number: signal.getsignal(number) for number in SIGNALS}
+  # None is a handler that is not Python's.
+  before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+  for number in before:
+    signal.signal(number, handler)
+  return before
+
+
+def _leave_to_thread(*_) -> None:
+  """Does nothing: Python writes the number of a signal with a handler to the thread."""
+
+
+def _end_at(reader: socket.socket) -> None:
+  """Reads the numbers of signals as they come."""
+  interrupts = 0
+  while numbers := reader.recv(64):
+    for number in numbers:
+      if number not in SIGNALS:
+        continue
+      interrupts += number == signal.SIGINT
+      if interrupts < 2 and jax.distributed.is_initialized():
+        os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the other processes
+      elif interrupts > 1 or signal.getsignal(number) is _leave_to_thread:
+        _end(signal.Signals(number))
+
+
+def _end(number: signal.Signals) -> None:
+  """Ends the process at once."""
+  message = f'stopped by {number.name}; complete stages and checkpoints are kept\n'
+  with contextlib.suppress(OSError):  # the terminal may be closed
+    os.write(2, ((_SHOW_CURSOR if os.isatty(2) else '') + message).encode())
+  os._exit(128 + number)

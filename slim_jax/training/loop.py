@@ -30,7 +30,7 @@ Totals = dict[str, jax.Array]
 
 
 class DivergedError(SlimError, RuntimeError):
-  """The loss is no longer finite; the message says where and what to try."""
+  """A loss or a parameter is no longer finite; the message says where and what to try."""
 
 
 class Task(NamedTuple):
@@ -103,7 +103,7 @@ def fit(
     Every epoch. An incomplete one is the last: the run was asked to stop.
 
   Raises:
-    DivergedError: the loss is NaN or infinite.
+    DivergedError: the loss, a parameter or a statistic is NaN or infinite.
   """
   epoch_steps = feed.steps_per_epoch(train_data, config)
   end = task.epochs * epoch_steps
@@ -129,8 +129,10 @@ def fit(
         watch.begin()
         if step % config.log_every_steps < count or step == last:
           shown.update(step, **_means(sums, step, task))
-        asked = step < last and watch.asked()
+        asked = step < last and bool(watch.asked())
       means = _means(sums, step, task)
+      # The loss is that before the update of the last step.
+      check_finite((state.params, state.batch_stats), _where('a parameter', step, task))
       elapsed = time.monotonic() - began
       yield Epoch(
         number=first // epoch_steps + 1,
@@ -215,6 +217,19 @@ def make_step(
   return run
 
 
+def check_finite(values: PyTree, what: str) -> None:
+  """Raises DivergedError, with `what` is not finite, unless all values are finite."""
+  if not all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(values))):
+    raise DivergedError(
+      f'{what} is not finite. Try a smaller learning_rate, or warmup_epochs for this stage'
+    )
+
+
+def _where(what: str, step: int, task: Task) -> str:
+  """Says where something is: in which stage, and at which step and learning rate."""
+  return f'{task.name}: at step {step}, where the learning rate is {_rate(task, step):g}, {what}'
+
+
 def _totals(begun: Mapping[str, float] | None = None) -> Totals:
   """Returns the sums that an epoch starts with: zeros, or those it was interrupted with."""
   return {
@@ -234,10 +249,5 @@ def _means(totals: Totals, step: int, task: Task) -> dict[str, float]:
   One bad step spoils the sum for the rest of the epoch, so no step escapes.
   """
   sums = jax.device_get(totals)
-  if not np.isfinite(sums['loss']):
-    raise DivergedError(
-      f'{task.name}: the loss is not finite at step {step}, where the learning rate is '
-      f'{_rate(task, step):g}. Try a smaller learning_rate, or warmup_epochs for '
-      'this stage'
-    )
+  check_finite(sums['loss'], _where('the loss', step, task))
   return {name: float(sums[name] / sums['steps']) for name in ('loss', 'accuracy')}
