@@ -1,6 +1,9 @@
 """Eight CPU devices, no silent rank promotion, and `slow` tests only on request."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Tests compile much and run little: unoptimised code halves their time.
 os.environ['XLA_FLAGS'] = (
@@ -9,10 +12,17 @@ os.environ['XLA_FLAGS'] = (
   + ' --xla_backend_optimization_level=0'
 )
 
+# A program that is compiled again is loaded instead: after `forget` below, and in the processes that
+# tests start. Entries are not written atomically, so each worker of pytest-xdist has its own.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='slim_jax_tests_')
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.05'
+os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
+
 from helpers import commands, configs
 import jax
 import pytest
 
+atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -34,7 +44,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True, scope='module')
 def forget():
-  """What one file has compiled is of no use to the next, and all together takes gigabytes."""
+  """Frees what a file has compiled: all files together would take gigabytes."""
   yield
   jax.clear_caches()
 
@@ -49,13 +59,17 @@ def x64():
 
 @pytest.fixture(scope='session')
 def digits_dir(tmp_path_factory):
-  """Where the digits are prepared."""
-  return str(tmp_path_factory.mktemp('tfds'))
+  """The directory in which the digits are prepared, once per worker."""
+  from slim_jax import data  # takes seconds
+
+  directory = str(tmp_path_factory.mktemp('tfds'))
+  data.load('digits', data_dir=directory, split='train')
+  return directory
 
 
 @pytest.fixture(scope='session')
 def two_passes(digits_dir, tmp_path_factory):
-  """Config, directory and records of a complete run of two passes; copy it to change it."""
+  """Config, directory and records of a complete run of two passes. Change a copy only."""
   from slim_jax.runs import pipeline  # takes seconds
 
   config = configs.load('digits', **commands.TINY, data_dir=digits_dir)

@@ -31,12 +31,12 @@ WITHOUT_JAX = "sys.modules['jax'] = sys.modules['flax'] = None\n"
   ],
   ids=['vgg', 'preresnet', 'densenet'],
 )
-def run(request, tmp_path_factory):
+def run(request, digits_dir, tmp_path_factory):
   config = configs.load('digits')
   config.update_from_flattened_dict(
     {
       **commands.TINY,
-      'data_dir': str(tmp_path_factory.mktemp('tfds')),
+      'data_dir': digits_dir,
       'baseline_epochs': 0,
       'train.epochs': 1,
       'finetune.epochs': 1,

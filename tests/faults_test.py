@@ -14,22 +14,13 @@ import jax
 import numpy as np
 import pytest
 
-from slim_jax import data
 from slim_jax.runs import pipeline, workdir
 from slim_jax.training import checkpoint, loop
 
 
-@pytest.fixture(scope='module')
-def data_dir(tmp_path_factory):
-  """Where the digits are prepared."""
-  directory = str(tmp_path_factory.mktemp('tfds'))
-  data.load('digits', data_dir=directory, split='train')
-  return directory
-
-
-def test_killed_run_ends_bit_identical(tmp_path, data_dir):
+def test_killed_run_ends_bit_identical(tmp_path, digits_dir):
   """SIGKILL in the middle of fine-tuning."""
-  fields = {**commands.LONG, 'data_dir': data_dir}
+  fields = {**commands.LONG, 'data_dir': digits_dir}
   whole = commands.start(commands.main(tmp_path / 'whole', **fields))
   killed = commands.start(commands.main(tmp_path / 'killed', **fields))
   saved = tmp_path / 'killed' / 'checkpoints' / '1-finetuned'
@@ -60,11 +51,11 @@ def test_killed_run_ends_bit_identical(tmp_path, data_dir):
   assert [json.loads(line)['epoch'] for line in lines] == [1, *range(1, 41)]
 
 
-def test_terminated_run_saves_at_once_and_ends_bit_identical(tmp_path, data_dir):
+def test_terminated_run_saves_at_once_and_ends_bit_identical(tmp_path, digits_dir):
   """SIGTERM in the middle of an epoch, where no checkpoint is due."""
   fields = {
     **commands.LONG,
-    'data_dir': data_dir,
+    'data_dir': digits_dir,
     'finetune.epochs': 15,
     'batch_size': 2,
     'checkpoint_every_epochs': 15,
@@ -135,9 +126,9 @@ def test_config_that_is_none_ends_with_a_line(tmp_path, text, message):
 
 
 @pytest.fixture(scope='module')
-def tiny(data_dir):
+def tiny(digits_dir):
   config = configs.load('digits')
-  config.update_from_flattened_dict({**commands.LONG, 'finetune.epochs': 1, 'data_dir': data_dir})
+  config.update_from_flattened_dict({**commands.LONG, 'finetune.epochs': 1, 'data_dir': digits_dir})
   return config
 
 
@@ -257,7 +248,7 @@ def test_workdir_that_cannot_be_is_refused(tiny, tmp_path):
     pipeline.run(tiny, tmp_path / 'file')
 
 
-def test_full_disk_ends_with_a_line_and_what_is_complete_stays(data_dir, tmp_path):
+def test_full_disk_ends_with_a_line_and_what_is_complete_stays(digits_dir, tmp_path):
   """On a file system of its own, which takes rights that not every machine gives."""
   mount = [
     'unshare',
@@ -272,7 +263,7 @@ def test_full_disk_ends_with_a_line_and_what_is_complete_stays(data_dir, tmp_pat
     subprocess.run([*mount, 'true'], check=True, capture_output=True)
   except (OSError, subprocess.CalledProcessError) as error:
     pytest.skip(f'no file system can be mounted: {error}')
-  fields = {**commands.LONG, 'data_dir': data_dir, 'train.epochs': 40, 'keep_checkpoints': 100}
+  fields = {**commands.LONG, 'data_dir': digits_dir, 'train.epochs': 40, 'keep_checkpoints': 100}
   output = commands.run([*mount, *commands.main(tmp_path / 'run', **fields)], code=1)
   message = re.search(
     r'CheckpointError: cannot write a checkpoint to .*1-sparse: No space left on '
@@ -285,9 +276,9 @@ def test_full_disk_ends_with_a_line_and_what_is_complete_stays(data_dir, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_hundred_kills_at_random_moments_lose_nothing(data_dir, tmp_path):
+def test_a_hundred_kills_at_random_moments_lose_nothing(digits_dir, tmp_path):
   """Over the whole pipeline, with a second pass: bit for bit the run that was never killed."""
-  fields = {**commands.TINY, 'data_dir': data_dir, 'model.name': 'mlp', 'model.widths': (12, 8)}
+  fields = {**commands.TINY, 'data_dir': digits_dir, 'model.name': 'mlp', 'model.widths': (12, 8)}
   commands.run(commands.main(tmp_path / 'whole', **fields))
   random, kills, runs = np.random.default_rng(0), 0, 0
   while kills < 100:

@@ -16,8 +16,8 @@ PLAIN = {'valid_split': '', 'scratch.e': False, 'scratch.b': False, 'baseline_ep
 
 
 @pytest.fixture(scope='module')
-def sparse(tmp_path_factory):
-  config = configs.with_options(data_dir=str(tmp_path_factory.mktemp('tfds')), **PLAIN)
+def sparse(digits_dir, tmp_path_factory):
+  config = configs.with_options(data_dir=digits_dir, **PLAIN)
   workdir = tmp_path_factory.mktemp('run')
   pipeline.run(config, workdir, last=stages.named(config, 'sparse'))
   return config, workdir

@@ -37,13 +37,13 @@ np.savez('logits.npz', seven=logits, one=one, **session.get_modelmeta().custom_m
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
+def run(digits_dir, tmp_path_factory):
   """A thin pre-activation ResNet, which picks channels from streams."""
   config = configs.load('digits')
   config.update_from_flattened_dict(
     {
       **commands.TINY,
-      'data_dir': str(tmp_path_factory.mktemp('tfds')),
+      'data_dir': digits_dir,
       'baseline_epochs': 0,
       'train.epochs': 1,
       'finetune.epochs': 0,

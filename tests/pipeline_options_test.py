@@ -22,8 +22,8 @@ def evaluated():
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory, evaluated):
-  config = configs.with_options(data_dir=str(tmp_path_factory.mktemp('tfds')))
+def finished(digits_dir, tmp_path_factory, evaluated):
+  config = configs.with_options(data_dir=digits_dir)
   workdir = tmp_path_factory.mktemp('run')
   eval_step = steps.eval_step
 

@@ -166,12 +166,12 @@ def test_what_cannot_be_read_is_told(tmp_path):
 
 
 @pytest.fixture(scope='module')
-def config(tmp_path_factory):
+def config(digits_dir):
   config = configs.load('digits')
   config.update_from_flattened_dict(
     {
       **TINY,
-      'data_dir': str(tmp_path_factory.mktemp('tfds')),
+      'data_dir': digits_dir,
       'passes': 1,
       'train.epochs': 1,
       'finetune.epochs': 0,

@@ -31,8 +31,8 @@ def download(store, directory):
   return directory
 
 
-def test_killed_run_in_a_bucket_ends_as_one_on_a_disk(store, data_dir, tmp_path):
-  fields = {**commands.LONG, 'data_dir': data_dir, 'finetune.epochs': 8}
+def test_killed_run_in_a_bucket_ends_as_one_on_a_disk(store, digits_dir, tmp_path):
+  fields = {**commands.LONG, 'data_dir': digits_dir, 'finetune.epochs': 8}
   disk = commands.start(commands.main(tmp_path / 'disk', **fields))
   bucket = start(store, commands.main('gs://bucket/run', **fields))
   while not any('1-finetuned/8/commit_success' in name for _, name in list(store.objects)):
@@ -68,8 +68,8 @@ def test_killed_run_in_a_bucket_ends_as_one_on_a_disk(store, data_dir, tmp_path)
   assert 'This run is complete already: gs://bucket/run' in output
 
 
-def test_a_study_in_a_bucket_shares_its_stages(store, data_dir):
-  fields = {**commands.LONG, 'data_dir': data_dir, 'finetune.epochs': 0}
+def test_a_study_in_a_bucket_shares_its_stages(store, digits_dir):
+  fields = {**commands.LONG, 'data_dir': digits_dir, 'finetune.epochs': 0}
   command = commands.main('gs://bucket/study', report=True, **fields)
   command[2] = 'slim_jax.sweep'
   commands.finish(start(store, [*command, '--sweep=prune.fraction=0.2,0.4']))

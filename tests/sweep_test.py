@@ -16,9 +16,9 @@ from slim_jax.training import loop
 
 
 @pytest.fixture(scope='module')
-def config(tmp_path_factory):
+def config(digits_dir):
   return configs.with_options(
-    data_dir=str(tmp_path_factory.mktemp('tfds')),
+    data_dir=digits_dir,
     valid_split='',
     baseline_epochs=1,
     **{'scratch.e': False, 'scratch.b': False, 'prune.min_channels': 0, 'finetune.epochs': 1},
