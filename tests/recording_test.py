@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import resource
 import struct
 
 from helpers import curves
@@ -110,6 +111,21 @@ def test_what_the_disk_does_not_take_is_said_once(workdir, caplog, monkeypatch):
   record(workdir, [1, 2, 3])
   assert [line['epoch'] for line in workdir.metrics(SPARSE)] == [1, 2, 3]
   assert caplog.text.count('are no longer recorded: [Errno 28] No space left') == 1
+
+
+def test_a_full_disk_raises_and_does_not_block(workdir):
+  """SummaryWriter would wait for ever for a thread that has ended."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  line = {f'curve/{number}': 0.5 for number in range(100)}
+  with pytest.raises(OSError, match='too large'), events.replace(workdir.events(SPARSE)) as board:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+      for step in range(100):
+        board.metrics({**line, 'step': step})
+        board.flush()
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert curves.read(workdir.events(SPARSE))[0]['curve/0'][0] == (0, 0.5)
 
 
 def test_events_of_a_bucket_are_copied_there(tmp_path, monkeypatch):
