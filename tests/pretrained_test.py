@@ -155,7 +155,9 @@ def test_what_cannot_be_read_is_told(tmp_path):
     pretrained.read(str(tmp_path / 'empty'))
   path = write_orbax(tmp_path, variables)
   (path / '_METADATA').write_bytes((path / '_METADATA').read_bytes()[:50])
-  with pytest.raises(checkpoint.CheckpointError, match='checkpoint cannot be read: what says'):
+  with pytest.raises(
+    checkpoint.CheckpointError, match='checkpoint cannot be read: its list of arrays'
+  ):
     pretrained.read(str(path))
   with ocp.StandardCheckpointer() as writer:
     writer.save(tmp_path / 'state', {'weights': jnp.ones(2), 'step': jnp.int32(3)})
@@ -269,7 +271,7 @@ def test_weights_that_do_not_fit_leave_nothing_behind(config, run, tmp_path):
 def test_a_pruned_run_is_no_start(run):
   workdir, _ = run
   with pytest.raises(
-    errors.ConfigError, match='pruned already; give a stage of it: .*/0-baseline or .*/1-sparse'
+    errors.ConfigError, match='pruned already; give one of its stages: .*/0-baseline or .*/1-sparse'
   ):
     pretrained.read(str(workdir))
 
