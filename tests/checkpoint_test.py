@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out, and damage is noticed and named."""
+"""Checkpoints restore what was saved; damage is noticed and named."""
 
 import pathlib
 
@@ -35,7 +35,7 @@ def restore(directory, like=None):
 
 
 def files(directory):
-  """Files of a checkpoint that hold something of it."""
+  """Returns the files of the items of a checkpoint."""
   return [path for path in sorted(pathlib.Path(directory).glob('*/**/*')) if path.is_file()]
 
 
@@ -62,7 +62,7 @@ def test_keeps_the_newest(tmp_path):
 
 
 def test_sizes_of_zero(tmp_path):
-  """A layer that has lost all channels is kept like any other."""
+  """A layer without channels is saved like any other."""
   with checkpoint.open_manager(tmp_path, keep=1) as manager:
     checkpoint.save(manager, 1, make_state(channels=0), seconds=0.0)
   state, *_ = restore(tmp_path, make_state(channels=0))
@@ -120,7 +120,7 @@ def test_error_when_none_can_be_read(tmp_path):
 
 
 def test_damage_without_a_list_of_checksums(tmp_path):
-  """What a foreign copy of a checkpoint may lack."""
+  """A copy of a checkpoint may lack the checksums."""
   save(tmp_path, 1, 2)
   (tmp_path / '2' / checkpoint.CHECKSUMS).unlink()
   assert checkpoint.read(tmp_path)['step'] == 2

@@ -1,4 +1,4 @@
-"""What becomes of a run that is killed, stopped or damaged, and of what it is told wrongly."""
+"""Runs that are killed, stopped, damaged or started with wrong flags."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def test_killed_run_ends_bit_identical(tmp_path, digits_dir):
 
 
 def test_terminated_run_saves_at_once_and_ends_bit_identical(tmp_path, digits_dir):
-  """SIGTERM in the middle of an epoch, where no checkpoint is due."""
+  """SIGTERM in the middle of an epoch, when no checkpoint is due."""
   fields = {
     **commands.LONG,
     'data_dir': digits_dir,
@@ -84,7 +84,7 @@ def test_terminated_run_saves_at_once_and_ends_bit_identical(tmp_path, digits_di
       for name in ('whole', 'ended')
     )
   )
-  # The line of the epoch in between, too, is that of all its steps.
+  # The interrupted epoch also has the metrics of all its steps.
   a, b = (
     map(json.loads, (tmp_path / name / 'metrics.jsonl').read_text().splitlines())
     for name in ('whole', 'ended')
@@ -141,7 +141,7 @@ def complete(tiny, tmp_path_factory):
 
 
 def only_first_stages(run, count):
-  """Forgets that later stages are complete, and so much of what they have left."""
+  """Deletes the records and checkpoints of all stages but the first `count`."""
   path = run / 'stages.json'
   records = json.loads(path.read_text())
   for record in records[count:]:
@@ -249,7 +249,7 @@ def test_workdir_that_cannot_be_is_refused(tiny, tmp_path):
 
 
 def test_full_disk_ends_with_a_line_and_what_is_complete_stays(digits_dir, tmp_path):
-  """On a file system of its own, which takes rights that not every machine gives."""
+  """On a file system of its own; not every machine permits to mount one."""
   mount = [
     'unshare',
     '--mount',
@@ -277,7 +277,7 @@ def test_full_disk_ends_with_a_line_and_what_is_complete_stays(digits_dir, tmp_p
 
 @pytest.mark.slow
 def test_a_hundred_kills_at_random_moments_lose_nothing(digits_dir, tmp_path):
-  """Over the whole pipeline, with a second pass: bit for bit the run that was never killed."""
+  """Over the whole pipeline with two passes, the result is bit for bit that of no kills."""
   fields = {**commands.TINY, 'data_dir': digits_dir, 'model.name': 'mlp', 'model.widths': (12, 8)}
   commands.run(commands.main(tmp_path / 'whole', **fields))
   random, kills, runs = np.random.default_rng(0), 0, 0

@@ -1,4 +1,4 @@
-"""The launch scripts: clean shell, and what they tell clusters, which are stubs here."""
+"""The launch scripts: shellcheck, and the commands that they pass to clusters, which are stubs."""
 
 import json
 import os
@@ -35,7 +35,7 @@ with open(os.environ['CALLS'], 'a') as file:
 
 
 class Machine:
-  """A PATH on which some commands are stubs, and a VENV whose Python is one."""
+  """A PATH with stubs of some commands, and a VENV whose Python is a stub."""
 
   def __init__(self, directory):
     self.bin, self.calls_path = directory / 'bin', directory / 'calls'
@@ -43,16 +43,16 @@ class Machine:
     self.venv = commands.make_venv(directory / 'venv')
 
   def stub(self, name, body=''):
-    """A command that notes how it is called, and then does `body`, in Python."""
+    """Adds a command that records how it is called, and then runs `body`, in Python."""
     self._write(self.bin / name, STUB + body)
 
   def stub_python(self, body=''):
-    """Likewise the Python of the environment, but for what it is given as text."""
+    """Does the same for the Python of the environment, except for `python -c`."""
     real = "if sys.argv[1] == '-c': os.execv(sys.executable, sys.argv)\nwith open"
     self._write(self.venv / 'bin' / 'python', STUB.replace('with open', real) + body)
 
   def run(self, *command, code=0, cwd=commands.ROOT, **environ):
-    """Runs a script; returns what the stubs were called with."""
+    """Runs a script; returns the calls of the stubs."""
     environ = {
       **os.environ,
       'PATH': f'{self.bin}:{os.environ["PATH"]}',
@@ -201,7 +201,7 @@ def test_slurm_job_is_one_srun_and_queues_again_when_stopped(machine, code, requ
 
 
 def test_slurm_options_stand_in_the_script():
-  """As sbatch reads them: before the first command."""
+  """sbatch reads the options before the first command."""
   head = (LAUNCH / 'slurm.sh').read_text().partition('set -euo')[0]
   options = dict(re.findall(r'^#SBATCH --([\w-]+)=?(\S*)$', head, re.M))
   assert options['signal'] == 'TERM@120' and 'requeue' in options

@@ -1,4 +1,4 @@
-"""Several processes that train together, on this machine: as one, and when one of them fails."""
+"""Several processes on this machine that train together; and what happens when one fails."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def venv(tmp_path_factory):
 
 
 def together(venv, count, *flags, xla=TWO_DEVICES):
-  """A run of several processes."""
+  """Starts a run of several processes."""
   return commands.start(
     ['bash', 'launch/processes.sh', str(count), *flags], VENV=str(venv), XLA_FLAGS=xla
   )
@@ -69,7 +69,7 @@ def test_two_processes_of_two_devices_are_as_one_device(venv, tmp_path):
 
 
 def test_terminated_processes_save_the_same_step_and_continue(venv, tmp_path):
-  """SIGTERM; it goes on as one process with other devices."""
+  """After SIGTERM the run continues as one process with other devices."""
   fields = {
     **commands.LONG,
     'data_dir': str(tmp_path / 'tfds'),
@@ -98,7 +98,7 @@ def test_terminated_processes_save_the_same_step_and_continue(venv, tmp_path):
 
 
 def test_one_that_fails_ends_all(venv, tmp_path):
-  """The second has another config, which cannot work."""
+  """The second process has an invalid config."""
   python = venv / 'bin' / 'python'
   other = tmp_path / 'venv' / 'bin' / 'python'
   commands.make_venv(tmp_path / 'venv')

@@ -1,4 +1,4 @@
-"""Runs in an object store, which is a fake on this machine."""
+"""Runs in an object store, a fake one on this machine."""
 
 import json
 import signal
