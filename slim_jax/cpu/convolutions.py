@@ -1,27 +1,28 @@
-"""Convolutions as XLA compiles them well on a CPU.
+"""Convolutions in a form that XLA compiles well on a CPU.
 
 A convolution is a sum over the taps t of its kernel,
 
     y[n, p, o] = sum_t sum_c x[n, stride p + dilation t - padding, c] k[t, c, o]
 
-For the CPU, XLA has fast code for many convolutions, but not for these:
+XLA has fast code for many convolutions on a CPU, but not for these:
 
-  depthwise     become dense, with a kernel that is mostly zeros: 10 to 200 times the time, and
-                memory quadratic in the channels. Here: one product of elements a tap.
-  tiny inputs   a kernel larger than its input (the last stage of VGG-19 on CIFAR: 3x3 on 2x2)
-                runs some 60 times slower than others, and where the input is hardly larger much
-                of what is computed is padding. Here: one product of matrices a tap.
-  odd widths    channels or outputs that are no multiple of 4, as pruning leaves them, take up to
-                twice the time of the next multiple. Here: zeros up to it.
-  pointwise     a kernel of one tap is a product of matrices, and twice as fast as one.
-  few outputs   of many channels, as in a DenseNet: bound by gathering patches. Here: one product
-                of matrices whose columns are taps and outputs, then the sum of the shifted taps,
-                some images at a time, so that the matrices stay in the cache.
+  depthwise     XLA makes them dense, with a kernel of mostly zeros: 10 to 200 times the time, and
+                memory quadratic in the channels. Here: one elementwise product per tap.
+  tiny inputs   If the kernel is larger than the input (the last stage of VGG-19 on CIFAR has 3x3 on
+                2x2), XLA takes about 60 times as long as usual. If the input is hardly larger, most
+                products are with padding. Here: one matrix product per tap.
+  odd widths    If the number of channels or outputs is no multiple of 4, as pruning leaves them, XLA
+                takes up to twice the time of the next multiple. Here: zeros up to the multiple.
+  pointwise     A kernel of one tap is a matrix product, which is twice as fast.
+  few outputs   With few outputs of many channels, as in a DenseNet, gathering patches takes most of
+                the time. Here: one matrix product whose columns are taps and outputs, then the sum
+                of the shifted taps, for a few images at a time, which fit the cache.
 """
 
 from collections.abc import Callable, Sequence
 import functools
 import itertools
+import operator
 from typing import Any
 
 import jax
@@ -32,14 +33,14 @@ from slim_jax import jaxprs
 from slim_jax.cpu import parts
 from slim_jax.jaxprs import Equation
 
-# So many channels for each output make few outputs.
+# Outputs are few if there are at least this many channels per output.
 _FEW = 8
-# Share of the products that are not with padding from which on a convolution is one.
+# A convolution is mostly padding if a smaller share of its products reads the input itself.
 _INSIDE = 0.75
 
 
 def is_mostly_padding(eqn: Equation) -> bool:
-  """Whether so much of a convolution is padding that it pays to leave that out."""
+  """Returns whether so many products are with padding that leaving them out pays."""
   share = 1.0
   for width, size, results, *rest in _axes(eqn):
     reads = sum(results - sum(missed) for _, _, missed in _inside(width, size, results, *rest))
@@ -50,7 +51,7 @@ def is_mostly_padding(eqn: Equation) -> bool:
 
 
 def _axes(eqn: Equation) -> list[tuple[Any, ...]]:
-  """Along each spatial axis the arguments of `_inside`."""
+  """Returns the arguments of `_inside` for each spatial axis."""
   (x, kernel), (y,), params = eqn.in_avals, eqn.out_avals, eqn.params
   lhs, rhs, out = params['dimension_numbers']
   return [
@@ -67,18 +68,19 @@ def _axes(eqn: Equation) -> list[tuple[Any, ...]]:
   ]
 
 
-def channels_last(way: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-  """`way(eqn, x, kernel, spatial, dtype)` for any layout.
+def channels_last(channels_last_f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """Returns `f(eqn, x, kernel)` for any layout, given a function for channels last.
 
-  It gets x [batch, spatial..., channels], kernel [spatial..., channels, outputs], the spatial
-  shape of its result and the dtype of sums: of half precision they are held in single, as a
-  convolution holds them.
+  Args:
+    channels_last_f: called with the equation, x [batch, spatial..., channels], the kernel
+      [spatial..., channels, outputs], the spatial shape of the result and the dtype of sums. Sums
+      of half precision are in single precision, as in a convolution.
   """
 
-  @functools.wraps(way)
+  @functools.wraps(channels_last_f)
   def compute(eqn: Equation, x: jax.Array, kernel: jax.Array) -> jax.Array:
     dims, out = eqn.params['dimension_numbers'], eqn.out_avals[0]
-    y = way(
+    y = channels_last_f(
       eqn,
       x.transpose(last(dims.lhs_spec)),
       kernel.transpose(kernel_last(dims.rhs_spec)),
@@ -91,17 +93,17 @@ def channels_last(way: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def last(spec: Sequence[int]) -> tuple[int, ...]:
-  """Axes (batch, feature, spatial...) in the order batch, spatial..., feature."""
+  """Returns axes (batch, feature, spatial...) in the order batch, spatial..., feature."""
   return spec[0], *spec[2:], spec[1]
 
 
 def kernel_last(spec: Sequence[int]) -> tuple[int, ...]:
-  """Axes (output, input, spatial...) in the order spatial..., input, output."""
+  """Returns axes (output, input, spatial...) in the order spatial..., input, output."""
   return *spec[2:], spec[1], spec[0]
 
 
 def inverse(order: Sequence[int]) -> list[int]:
-  """The permutation that undoes another."""
+  """Returns the inverse permutation."""
   return [order.index(i) for i in range(len(order))]
 
 
@@ -109,26 +111,26 @@ def inverse(order: Sequence[int]) -> list[int]:
 def depthwise(
   eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...], dtype: Any
 ) -> jax.Array:
-  """Channels do not mix. The input is padded once: its gradient is then one sum, too."""
+  """Convolves each channel by itself. The input is padded once, so its gradient is one sum too."""
   multiplier = kernel.shape[-1] // eqn.params['feature_group_count']
   x = jnp.repeat(padded(x, eqn.params['padding']), multiplier, axis=-1).astype(dtype)
-  total = None
-  for tap in itertools.product(*map(range, kernel.shape[:-2])):
+
+  def of_tap(tap: tuple[int, ...]) -> jax.Array:
     part = x[read(eqn, tap, spatial)]
-    product = part * lax.broadcast(kernel[tap][0].astype(dtype), part.shape[:-1])
-    total = product if total is None else total + product
-  return total
+    return part * lax.broadcast(kernel[tap][0].astype(dtype), part.shape[:-1])
+
+  taps = itertools.product(*map(range, kernel.shape[:-2]))
+  return functools.reduce(operator.add, map(of_tap, taps))
 
 
 @channels_last
 def products(
   eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...], dtype: Any
 ) -> jax.Array:
-  """Products with padding are left out: of tiny inputs they would be half of them."""
-  along = [_inside(*each) for each in _axes(eqn)]
-  total = None
-  for taps in itertools.product(*along):
-    tap, reads, pads = zip(*taps)
+  """Convolves by one matrix product per tap, without the products with padding."""
+
+  def of_tap(axes: Sequence[tuple[int, slice, tuple[int, int]]]) -> jax.Array:
+    tap, reads, pads = zip(*axes)
     part = x[(slice(None), *reads)]
     product = lax.dot_general(
       part.reshape(-1, part.shape[-1]),
@@ -140,45 +142,47 @@ def products(
     product = product.reshape(*part.shape[:-1], -1)
     if any(map(any, pads)):
       product = jnp.pad(product, ((0, 0), *pads, (0, 0)))
-    total = product if total is None else total + product
-  if total is None:  # all results read nothing but padding
+    return product
+
+  taps = list(itertools.product(*(_inside(*axis) for axis in _axes(eqn))))
+  if not taps:  # all results read nothing but padding
     return jnp.zeros((x.shape[0], *spatial, kernel.shape[-1]), dtype)
-  return total
+  return functools.reduce(operator.add, map(of_tap, taps))
 
 
 def _inside(
   width: int, size: int, results: int, padding: tuple[int, int], stride: int, dilation: int
 ) -> list[tuple[int, slice, tuple[int, int]]]:
-  """Along an axis: each tap, what of the input it reads, and how many results it misses."""
-  found = []
+  """Returns each tap along an axis, what it reads of the input, and how many results it misses."""
+  taps = []
   for tap in range(width):
-    at = tap * dilation - padding[0]  # what the first result reads
+    at = tap * dilation - padding[0]  # the index that the first result reads
     first, last = max(0, -(at // stride)), min(results, (size - 1 - at) // stride + 1)
     if first < last:
       reads = slice(at + first * stride, at + (last - 1) * stride + 1, stride)
-      found.append((tap, reads, (first, results - last)))
-  return found
+      taps.append((tap, reads, (first, results - last)))
+  return taps
 
 
 def widths(eqn: Equation) -> tuple[int, int]:
-  """Outputs and channels of its kernel."""
+  """Returns the numbers of outputs and channels of a convolution's kernel."""
   outputs, channels, *_ = eqn.params['dimension_numbers'].rhs_spec
   return eqn.in_avals[1].shape[outputs], eqn.in_avals[1].shape[channels]
 
 
 def _missing(eqn: Equation) -> tuple[int, int]:
-  """How many more channels and outputs make widths that vectors divide well."""
+  """Returns how many channels and outputs to add so that vectors divide the widths well."""
   outputs, channels = widths(eqn)
   return -channels % 4 if channels > 4 else 0, -outputs % 8 if outputs % 4 else 0
 
 
 def is_odd(eqn: Equation) -> bool:
-  """Whether its widths are such as vectors do not divide well."""
+  """Returns whether vectors do not divide the widths well."""
   return any(_missing(eqn))
 
 
 def aligned(eqn: Equation, x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """The convolution with channels and outputs of zeros beside its own."""
+  """Convolves with added channels and outputs of zeros."""
   dims, (channels, outputs) = eqn.params['dimension_numbers'], _missing(eqn)
   x = _longer(x, {dims.lhs_spec[1]: channels})
   kernel = _longer(kernel, {dims.rhs_spec[1]: channels, dims.rhs_spec[0]: outputs})
@@ -187,14 +191,14 @@ def aligned(eqn: Equation, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _longer(x: jax.Array, more: dict[int, int]) -> jax.Array:
-  """Zeros at the end of axes: how many, by axis."""
+  """Appends zeros to axes; `more` has their numbers by axis."""
   if not any(more.values()):
     return x
   return lax.pad(x, jnp.zeros([], x.dtype), [(0, more.get(i, 0), 0) for i in range(x.ndim)])
 
 
 def has_few_outputs(eqn: Equation) -> bool:
-  """Of many channels."""
+  """Returns whether there are few outputs for the number of channels."""
   outputs, channels = widths(eqn)
   return _FEW * outputs <= channels
 
@@ -203,7 +207,7 @@ def has_few_outputs(eqn: Equation) -> bool:
 def few_outputs(
   eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...], dtype: Any
 ) -> jax.Array:
-  """Products first, which read each element once, then the sum of the shifted taps."""
+  """Convolves by one matrix product, which reads each element once, and a sum of shifted taps."""
   *window, channels, outputs = kernel.shape
   columns = jnp.moveaxis(kernel, -2, 0).reshape(channels, -1)
   taps = list(itertools.product(*map(range, window)))
@@ -217,23 +221,24 @@ def few_outputs(
       preferred_element_type=dtype,
     )
     products = padded(products.reshape(*x.shape[:-1], -1), eqn.params['padding'])
-    return sum(
+    shifted = (
       products[(*read(eqn, tap, spatial), slice(n * outputs, (n + 1) * outputs))]
       for n, tap in enumerate(taps)
     )
+    return functools.reduce(operator.add, shifted)
 
   return parts.joined(part, x, (x.shape[0], *spatial, outputs), dtype)
 
 
 def padded(x: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
-  """x [batch, spatial..., channels] with zeros around it; less than nothing cuts it."""
+  """Pads x [batch, spatial..., channels] with zeros; negative pads cut it."""
   return lax.pad(
     x, jnp.zeros([], x.dtype), [(0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)]
   )
 
 
 def read(eqn: Equation, tap: Sequence[int], spatial: Sequence[int]) -> tuple[slice, ...]:
-  """What a tap reads of the padded input."""
+  """Returns the slices of the padded input that a tap reads."""
   return (
     slice(None),
     *(

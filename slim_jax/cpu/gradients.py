@@ -1,11 +1,12 @@
-"""The gradient of a kernel as XLA compiles it well on a CPU.
+"""Gradients of kernels in a form that XLA compiles well on a CPU.
 
-To XLA it is a convolution with a window as large as the image. Of few outputs over large images it
-is here, tap by tap,
+XLA computes the gradient of a kernel as a convolution with a window as large as the image. For few
+outputs and large images the gradient of each tap t is here
 
     dk[t] = sum_np x[n, p + t] y'[n, p]
 
-a product of matrices whose columns are the taps of the slopes, some images at a time.
+where y' is the gradient of the result. All taps together are one matrix product, with a column per
+tap and output, computed for a few images at a time.
 """
 
 from collections.abc import Sequence
@@ -21,12 +22,12 @@ import jax.numpy as jnp
 from slim_jax.cpu import convolutions, parts
 from slim_jax.jaxprs import Equation
 
-# Results for an image from which on the gradient of a kernel is taken tap by tap.
+# Images with at least this many results per output count as large.
 _LARGE = 256
 
 
 def is_by_columns(eqn: Equation) -> bool:
-  """Whether the gradient of the kernel of a convolution is taken by products of matrices."""
+  """Returns whether a matrix product computes the gradient of a convolution's kernel."""
   dims = eqn.params['dimension_numbers']
   outputs, channels = convolutions.widths(eqn)
   is_large = math.prod(eqn.out_avals[0].shape[i] for i in dims.out_spec[2:]) >= _LARGE
@@ -39,7 +40,7 @@ def is_by_columns(eqn: Equation) -> bool:
 
 
 def with_gradient(eqn: Equation, x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """The convolution itself, with another way to the gradient of its kernel."""
+  """Returns a convolution whose kernel's gradient is a matrix product."""
   plain = functools.partial(convolutions.aligned, eqn)
   few = convolutions.has_few_outputs(eqn)
   convolve = functools.partial(convolutions.few_outputs, eqn) if few else plain
@@ -49,8 +50,8 @@ def with_gradient(eqn: Equation, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
   def back(operands: Any, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = operands
-    _, pull = jax.vjp(lambda x: plain(x, kernel), x)
-    return *pull(slope), _kernel_gradient(eqn, x, slope)
+    _, transpose = jax.vjp(lambda x: plain(x, kernel), x)
+    return *transpose(slope), _kernel_gradient(eqn, x, slope)
 
   fast = jax.custom_vjp(convolve)
   fast.defvjp(forward, back)
@@ -58,7 +59,7 @@ def with_gradient(eqn: Equation, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _kernel_gradient(eqn: Equation, x: jax.Array, slope: jax.Array) -> jax.Array:
-  """sum_np x[n, stride p + t] slope[n, p] for each tap t, in the layout of the kernel."""
+  """Returns sum_np x[n, p + t] slope[n, p] for each tap t, in the layout of the kernel."""
   dims, aval = eqn.params['dimension_numbers'], eqn.in_avals[1]
   order = convolutions.kernel_last(dims.rhs_spec)
   *window, channels, outputs = (aval.shape[i] for i in order)
@@ -74,9 +75,9 @@ def _kernel_gradient(eqn: Equation, x: jax.Array, slope: jax.Array) -> jax.Array
   def part(x: jax.Array, slope: jax.Array) -> jax.Array:
     padded = convolutions.padded(slope, pads)
     columns = jnp.concatenate([padded[read] for read in reads], -1)
-    flat = [a.reshape(-1, a.shape[-1]) for a in (x, columns)]
     return lax.dot_general(
-      *flat,
+      x.reshape(-1, x.shape[-1]),
+      columns.reshape(-1, columns.shape[-1]),
       (((0,), (0,)), ((), ())),
       precision=eqn.params['precision'],
       preferred_element_type=dtype,
@@ -90,7 +91,7 @@ def _kernel_gradient(eqn: Equation, x: jax.Array, slope: jax.Array) -> jax.Array
 def _pads_back(
   eqn: Equation, slope: jax.Array, window: Sequence[int], size: Sequence[int]
 ) -> list[tuple[int, int]]:
-  """Pads the slope of results so that tap t of input q reads index q - t + width - 1 (stride 1)."""
+  """Returns pads of the results' gradient with which tap t of input q reads q - t + width - 1."""
   return [
     (n - 1 - low, length + low - results)
     for n, (low, _), length, results in zip(

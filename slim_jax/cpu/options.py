@@ -1,35 +1,36 @@
-"""What XLA is told when it compiles for a CPU.
+"""Options for XLA when it compiles for a CPU.
 
-There XLA may hand convolutions, products and sums to a library. Unless told, it hands on most of
-them, and loses by it: a convolution of that library takes twice the time at odd widths, as pruning
-leaves them, and several that follow each other become one program that hardly gains from a second
-core. What gains are sums over large arrays, such as training takes for the statistics of BatchNorm.
+On CPUs XLA may pass convolutions, matrix products and sums to a library. By default it passes most
+of them, which makes networks slower: the library's convolutions take twice the time at odd widths,
+which pruning leaves, and it merges consecutive ones into one program that hardly uses a second
+core. Only sums over large arrays gain, such as those for the statistics of BatchNorm in training.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 import os
 from typing import Any
 
 import jax
+from jax import stages
 
 _LIBRARY = 'xla_cpu_experimental_ynn_fusion_type'
 
 
 def is_default() -> bool:
-  """Whether what is jitted runs on a CPU unless told otherwise."""
+  """Returns whether jitted functions run on a CPU by default."""
   return jax.default_backend() == 'cpu'
 
 
 def cpu_options(*, training: bool = False) -> dict[str, str]:
-  """Options for XLA with which convolutional networks run faster on a CPU.
+  """Returns options for XLA with which convolutional networks run faster on a CPU.
 
   Args:
-    training: whether they are for a step of training, not for inference.
+    training: whether the options are for a training step, not for inference.
 
   Returns:
-    For `compiler_options` of `jax.jit`, or of `compile` of what is lowered. Empty where JAX's
-    default backend is no CPU, where XLA does not know the option, and where XLA_FLAGS sets it.
+    `compiler_options` for `jax.jit`, or for `compile` of a lowered function. Empty if JAX's default
+    backend is not the CPU, if this XLA does not know the option, or if XLA_FLAGS sets it.
 
   Example:
     >>> import jax, slim_jax
@@ -45,7 +46,7 @@ def cpu_options(*, training: bool = False) -> dict[str, str]:
 
 @functools.cache
 def _known(options: tuple[tuple[str, str], ...]) -> bool:
-  """Whether XLA takes these options: in the environment, one it does not know ends the program."""
+  """Returns whether this XLA takes options. (An unknown one in XLA_FLAGS would end the program.)"""
   try:
     jax.jit(lambda: 0).lower().compile(compiler_options=dict(options))
   except jax.errors.JaxRuntimeError:
@@ -53,12 +54,13 @@ def _known(options: tuple[tuple[str, str], ...]) -> bool:
   return True
 
 
-def with_options(f: Callable[..., Any], options: dict[str, str]) -> Callable[..., Any]:
-  """What `jax.jit` or `jax.pmap` made, compiled with options, once for each kind of arguments.
+def with_options(f: stages.Wrapped, options: Mapping[str, str]) -> Callable[..., Any]:
+  """Returns a jitted or pmapped function that compiles with options, once per kind of arguments.
 
   Args:
-    f: has `lower`. What `pmap` made must not span several processes: what it has lowered does not.
-    options: of `cpu_options`.
+    f: the result of `jax.jit` or `jax.pmap`. A pmapped function must not span several processes,
+      which lowered functions do not support.
+    options: those of `cpu_options`.
   """
   compiled: dict[Any, Any] = {}
 
@@ -66,7 +68,7 @@ def with_options(f: Callable[..., Any], options: dict[str, str]) -> Callable[...
     leaves, tree = jax.tree.flatten(args)
     kind = tree, tuple(map(jax.typeof, leaves))
     if kind not in compiled:
-      compiled[kind] = f.lower(*args).compile(compiler_options=options)
+      compiled[kind] = f.lower(*args).compile(compiler_options=dict(options))
     return compiled[kind](*args)
 
   return run

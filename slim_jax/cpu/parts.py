@@ -1,4 +1,4 @@
-"""A batch some images at a time, so that what is made of them stays in the cache."""
+"""Computes a batch in parts of a few images, so that intermediate arrays stay in the cache."""
 
 from collections.abc import Callable
 import functools
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 PyTree = Any
 
-# Pixels at a time: rows of the matrices that are multiplied.
+# Pixels per part: rows of the matrices that are multiplied.
 _ROWS = 1024
 
 
@@ -24,14 +24,14 @@ def joined(
   *,
   cores: int = 1,
 ) -> jax.Array:
-  """`f(x)`, of this shape.
+  """Returns `f(x)`, computed part by part.
 
   Args:
-    f: maps images, [some of the batch, ...], to as many results.
+    f: maps some images [n, spatial..., channels] to results [n, ...].
     x: [batch, spatial..., channels].
-    shape: of all results.
-    dtype: of all results.
-    cores: how many share one part.
+    shape: of `f(x)`.
+    dtype: of `f(x)`.
+    cores: number of cores that share one part.
   """
   count, size = number(x.shape, cores)
 
@@ -43,9 +43,16 @@ def joined(
 
 
 def summed(f: Callable[..., PyTree], zeros: PyTree, *batches: jax.Array, cores: int = 1) -> PyTree:
-  """`f(*batches)`, a sum over images, like `zeros`; batches are [batch, spatial..., channels].
+  """Returns `f(*batches)`, a sum over images, computed part by part.
 
-  The loop reads the arrays as they are: cut up or padded before it, XLA would make them twice.
+  The loop slices the arrays itself. If they were split or padded before the loop, XLA would copy
+  them.
+
+  Args:
+    f: maps parts [n, spatial..., channels] of the batches to a tree of sums.
+    zeros: tree of zeros like the result.
+    *batches: [batch, spatial..., channels].
+    cores: number of cores that share one part.
   """
   count, size = number(batches[0].shape, cores)
 
@@ -58,7 +65,7 @@ def summed(f: Callable[..., PyTree], zeros: PyTree, *batches: jax.Array, cores: 
 
 
 def number(shape: tuple[int, ...], cores: int = 1) -> tuple[int, int]:
-  """How many parts of how many images, of a shape [batch, spatial..., channels]."""
+  """Returns the number of parts and of images per part, for [batch, spatial..., channels]."""
   most = max(1, math.prod(shape[:-1]) // (cores * _ROWS))
   count = max(d for d in range(1, min(shape[0], most) + 1) if shape[0] % d == 0)
   return count, shape[0] // count
@@ -66,5 +73,5 @@ def number(shape: tuple[int, ...], cores: int = 1) -> tuple[int, int]:
 
 @functools.cache
 def all_cores() -> int:
-  """Those that XLA's threads may use."""
+  """Returns the number of cores that XLA's threads may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

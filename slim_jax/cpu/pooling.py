@@ -1,11 +1,14 @@
-"""Sums and maxima over windows as XLA compiles them well on a CPU.
+"""Sums and maxima over windows in a form that XLA compiles well on a CPU.
 
-sums        over windows side by side, as in average pooling: sums of slices.
-maxima      for their gradients, XLA finds the place of each maximum by a reduction of five
-            arrays, and scatters: 20 times the time. Here: which tap it is, in a byte.
+sums        over adjacent windows, as in average pooling, become sums of slices.
+maxima      For their gradients XLA locates each maximum by a reduction of five arrays, and scatters,
+            which takes 20 times as long. Here a byte per window holds the tap of the maximum.
 """
 
+from collections.abc import Sequence
+import functools
 import itertools
+import operator
 
 import jax
 from jax import lax
@@ -17,7 +20,7 @@ from slim_jax.jaxprs import Equation
 
 
 def is_tiled(eqn: Equation) -> bool:
-  """Whether windows lie side by side, no element in two of them, and none is padded."""
+  """Returns whether windows are adjacent, without overlap or padding."""
   (x,), params = eqn.in_avals, eqn.params
   window = params['window_dimensions']
   return (
@@ -31,25 +34,25 @@ def is_tiled(eqn: Equation) -> bool:
 
 
 def sums(eqn: Equation, x: jax.Array) -> jax.Array:
-  """The sum of strided slices, one for each place in a window."""
+  """Returns sums over windows, as the sum of one strided slice per tap."""
   window, out = eqn.params['window_dimensions'], eqn.out_avals[0].shape
-  return with_gradient_of(
-    eqn,
-    lambda x: sum(
-      x[
-        tuple(
-          slice(at, at + n * (count - 1) + 1, n) if n > 1 else slice(None)
-          for at, n, count in zip(tap, window, out)
-        )
-      ]
-      for tap in itertools.product(*map(range, window))
-    ),
-    x,
-  )
+
+  def of_tap(x: jax.Array, tap: Sequence[int]) -> jax.Array:
+    slices = (
+      slice(at, at + n * (count - 1) + 1, n) if n > 1 else slice(None)
+      for at, n, count in zip(tap, window, out)
+    )
+    return x[tuple(slices)]
+
+  def summed(x: jax.Array) -> jax.Array:
+    taps = itertools.product(*map(range, window))
+    return functools.reduce(operator.add, (of_tap(x, tap) for tap in taps))
+
+  return with_gradient_of(eqn, summed, x)
 
 
 def is_plain(eqn: Equation) -> bool:
-  """Whether it takes maxima over windows of an array of floats."""
+  """Returns whether maxima are over plain windows of an array of floats."""
   (x,), params = eqn.in_avals, eqn.params
   return (
     all(step == 1 for name in ('base_dilation', 'window_dilation') for step in params[name])
@@ -60,7 +63,7 @@ def is_plain(eqn: Equation) -> bool:
 
 
 def maxima(eqn: Equation, x: jax.Array) -> jax.Array:
-  """The maxima as they were; a slope goes back to the first element that is one."""
+  """Returns maxima over windows; the gradient goes to the first element that is the maximum."""
   params, shape = eqn.params, eqn.out_avals[0].shape
   low = jnp.array(-jnp.inf, x.dtype)
   taps = list(itertools.product(*map(range, params['window_dimensions'])))
@@ -84,17 +87,15 @@ def maxima(eqn: Equation, x: jax.Array) -> jax.Array:
 
   def back(first: jax.Array, slope: jax.Array) -> tuple[jax.Array]:
     zero = jnp.zeros([], slope.dtype)
-    total = sum(
-      lax.pad(
-        jnp.where(first == n, slope, 0),
-        zero,
-        [
-          (at, size - stop, step - 1)
-          for at, size, stop, step in zip(tap, sizes, end, params['window_strides'])
-        ],
-      )
-      for n, (tap, end) in enumerate(zip(taps, ends))
-    )
+
+    def of_tap(n: int) -> jax.Array:
+      pads = [
+        (at, size - stop, step - 1)
+        for at, size, stop, step in zip(taps[n], sizes, ends[n], params['window_strides'])
+      ]
+      return lax.pad(jnp.where(first == n, slope, 0), zero, pads)
+
+    total = functools.reduce(operator.add, map(of_tap, range(len(taps))))
     return (lax.pad(total, zero, [(-before, -after, 0) for before, after in params['padding']]),)
 
   fast = jax.custom_vjp(plain)

@@ -1,4 +1,4 @@
-"""`for_cpu`: a function whose slow operations are others that XLA compiles well on a CPU."""
+"""`for_cpu`: replaces operations of a function that XLA compiles poorly on a CPU."""
 
 from collections.abc import Callable
 import functools
@@ -9,29 +9,29 @@ import jax
 import jax.numpy as jnp
 
 from slim_jax import jaxprs
-from slim_jax.cpu import convolutions, gradients, pooling, selection, winograd
+from slim_jax.cpu import convolutions, gathers, gradients, pooling, winograd
 from slim_jax.cpu.options import is_default
 from slim_jax.jaxprs import Equation, primitives
 
 PyTree = Any
 
-# More taps than this would make more operations than they save.
+# With more taps than this, the additional operations outweigh the gain.
 _MOST_TAPS = 128
 
 
 def for_cpu(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
-  """The same function, of operations that XLA compiles well on a CPU.
+  """Returns the same function with operations that XLA compiles well on a CPU.
 
-  Depthwise and pointwise convolutions, those that are mostly padding, 3x3 of many channels, those
-  with few outputs of many channels and the gradients of their kernels, sums over windows side by
-  side, the gradients of maxima over windows and selections of channels are computed by other
-  operations: the same numbers, up to the order of the sums, those of 3x3 convolutions up to a few
-  roundings (with `jax.default_matmul_precision('highest')` they stay as they are). Where JAX's
-  default backend is another, and where there are none of these, nothing changes. Inside `scan`, `while`, `cond`, `jax.checkpoint` and custom derivatives
-  they stay as they are.
+  These are replaced: depthwise and pointwise convolutions, convolutions of mostly padding, 3x3
+  convolutions of many channels, convolutions with few outputs of many channels and the gradients of
+  their kernels, sums over adjacent windows, gradients of maxima over windows, and selections of
+  channels. The results are the same up to the order of sums; those of 3x3 convolutions are up to a
+  few roundings less accurate, and with `jax.default_matmul_precision('highest')` these are not
+  replaced. Nothing changes if JAX's default backend is not the CPU, or inside `scan`, `while`,
+  `cond`, `jax.checkpoint` and custom derivatives.
 
-  Apply it last, to what is compiled: `count` and `plan` read convolutions better as they were.
-  Derivatives are taken in reverse (`grad`, `vjp`), not forward (`jvp`).
+  Apply it last, to the function that is compiled: `count` and `plan` read the original convolutions
+  better. Derivatives are taken in reverse mode (`grad`, `vjp`), not in forward mode (`jvp`).
 
   Args:
     f: a function of pytrees of arrays.
@@ -46,8 +46,7 @@ def for_cpu(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
     (1, 10)
 
   Returns:
-    A function like it: wrap it in `jit`, `grad`, `vmap`, `pmap`. Outside `jit` every call traces
-    `f` anew.
+    A function to wrap in `jit`, `grad`, `vmap` or `pmap`. Outside `jit`, every call traces `f`.
   """
 
   @functools.wraps(f)
@@ -55,23 +54,24 @@ def for_cpu(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
     if not is_default():
       return f(*args, **kwargs)
     program, results = jaxprs.trace(f, *args, **kwargs)
-    if not any(map(_way, program.equations)):
+    if not any(map(_faster, program.equations)):
       return f(*args, **kwargs)
-    found = jaxprs.run(program, jax.tree.leaves((args, kwargs)), _run)
-    return jax.tree.unflatten(jax.tree.structure(results), found)
+    leaves = jaxprs.run(program, jax.tree.leaves((args, kwargs)), _run)
+    return jax.tree.unflatten(jax.tree.structure(results), leaves)
 
   return fast
 
 
 def _run(eqn: Equation, *arrays: Any) -> list[Any]:
-  way = _way(eqn)
-  return [way(eqn, *arrays)] if way else jaxprs.bind(eqn, *arrays)
+  """Evaluates an equation, by a faster function if there is one."""
+  faster = _faster(eqn)
+  return [faster(eqn, *arrays)] if faster else jaxprs.bind(eqn, *arrays)
 
 
-def _way(eqn: Equation) -> Callable[..., jax.Array] | None:
-  """A faster way to compute the equation on a CPU, `(eqn, *operands)` -> y, if there is one."""
-  find = _WAYS.get(eqn.primitive)
-  return find(eqn) if find else None
+def _faster(eqn: Equation) -> Callable[..., jax.Array] | None:
+  """Returns a function `(eqn, *operands)` -> y that is faster on a CPU, if there is one."""
+  choose = _CHOICES.get(eqn.primitive)
+  return choose(eqn) if choose else None
 
 
 def _of_convolution(eqn: Equation) -> Callable[..., jax.Array] | None:
@@ -108,10 +108,11 @@ def _of_maxima(eqn: Equation) -> Callable[..., jax.Array] | None:
 
 
 def _of_gather(eqn: Equation) -> Callable[..., jax.Array] | None:
-  return selection.selection if selection.is_of_channels(eqn) else None
+  return gathers.select_channels if gathers.is_of_channels(eqn) else None
 
 
-_WAYS = {
+# By primitive, the function that chooses how to compute an equation.
+_CHOICES = {
   primitives.conv_general_dilated_p: _of_convolution,
   primitives.reduce_window_sum_p: _of_sums,
   primitives.reduce_window_max_p: _of_maxima,

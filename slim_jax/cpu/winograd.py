@@ -1,19 +1,18 @@
-"""Convolutions with windows of 3x3 by fewer multiplications, on a CPU.
+"""3x3 convolutions with fewer multiplications, for a CPU.
 
-Four results of a 3x3 convolution, side by side in a square, read a tile of 4x4 elements. Winograd's
-F(2x2, 3x3) has 16 products for them instead of 36:
+A square of 2x2 results of a 3x3 convolution reads a tile of 4x4 elements. Winograd's F(2x2, 3x3)
+computes it with 16 products instead of 36:
 
-    y = A^T [(G k G^T) * (B^T x B)] A        sums over channels are taken inside the brackets
+    y = A^T [(G k G^T) * (B^T x B)] A        with sums over channels inside the brackets
 
-Each of the 16 is a product of matrices, [tiles, channels] with [channels, outputs], some images at a
-time so that what stands between them stays in the cache. What is saved outweighs the sums around it
-where there are many channels, and many tiles for each transformed kernel. The gradient of the
-operand is a convolution of this kind, too; that of the kernel is what linear algebra makes of the
-formula, read backward.
+Each of the 16 is a matrix product, [tiles, channels] with [channels, outputs], for a few images at a
+time, so that intermediate arrays stay in the cache. The gain exceeds the cost of the additions if
+there are many channels, and many tiles per transformed kernel. The gradient of the operand is a
+convolution of the same kind. The gradient of the kernel is the transpose of the formula.
 
-The numbers are those of a convolution up to rounding, which is a few times that of its sums: terms
-are added to a sum and taken out of it again. Where somebody asks for the highest precision, and in
-half precision, convolutions stay as they are.
+The results have a few times the rounding error of a plain convolution, since terms are added to
+sums and subtracted again. With precision 'highest' and in half precision convolutions are not
+replaced.
 
 References:
   Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
@@ -30,52 +29,52 @@ import jax.numpy as jnp
 from slim_jax.cpu import convolutions, parts
 from slim_jax.jaxprs import Equation
 
-# Channels and outputs from which on it is faster.
+# It is faster from this number of channels and outputs.
 _CHANNELS = 128
-# Tiles from which on, for the transformation of the kernel.
+# It is faster from this number of tiles, which pay for transforming the kernel.
 _TILES = 256
 
-# Along an axis of the tile.
-_Arrays = Sequence[jax.Array]
+# The arrays along one axis of a tile.
+_Arrays = Sequence[jax.Array] | jax.Array
 
 
 def _of_operand(x: _Arrays) -> list[jax.Array]:
-  """B^T x."""
+  """Returns B^T x."""
   return [x[0] - x[2], x[1] + x[2], x[2] - x[1], x[1] - x[3]]
 
 
 def _of_kernel(k: _Arrays) -> list[jax.Array]:
-  """G k."""
+  """Returns G k."""
   ends, middle = (k[0] + k[2]) / 2, k[1] / 2
   return [k[0], ends + middle, ends - middle, k[2]]
 
 
 def _of_products(m: _Arrays) -> list[jax.Array]:
-  """A^T m."""
+  """Returns A^T m."""
   return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
 
 
 def _of_slopes(y: _Arrays) -> list[jax.Array]:
-  """A y: slopes of products from those of results."""
+  """Returns A y: gradients of the products from those of the results."""
   return [y[0], y[0] + y[1], y[0] - y[1], -y[1]]
 
 
 def _back_to_kernel(u: _Arrays) -> list[jax.Array]:
-  """G^T u: slopes of the kernel from those of the transformed kernel."""
+  """Returns G^T u: gradients of the kernel from those of the transformed kernel."""
   both = (u[1] + u[2]) / 2
   return [u[0] + both, (u[1] - u[2]) / 2, both + u[3]]
 
 
 def _along_both(
-  step: Callable[[_Arrays], list[jax.Array]], square: Sequence[_Arrays]
+  step: Callable[[_Arrays], list[jax.Array]], square: Sequence[_Arrays] | jax.Array
 ) -> list[list[jax.Array]]:
-  """A transformation of the columns of a square of arrays, and of the rows of that."""
+  """Transforms the columns of a square of arrays, then the rows of the result."""
   columns = [step(column) for column in zip(*square)]
   return [step(row) for row in zip(*columns)]
 
 
 def is_faster(eqn: Equation) -> bool:
-  """Whether a dense convolution has a 3x3 window, many channels, and many tiles."""
+  """Returns whether a dense convolution has a 3x3 window, many channels, and many tiles."""
   (x, kernel), (y,), params = eqn.in_avals, eqn.out_avals, eqn.params
   dims = params['dimension_numbers']
   sides = [
@@ -98,7 +97,7 @@ def is_faster(eqn: Equation) -> bool:
 def convolution(
   eqn: Equation, x: jax.Array, kernel: jax.Array, spatial: tuple[int, ...], dtype: Any
 ) -> jax.Array:
-  """The convolution, and its gradients in the same way."""
+  """Convolves, and computes the gradients in the same way."""
   del spatial, dtype
   pads = eqn.params['padding']
   back_pads = [(2 - low, 2 - high) for low, high in pads]
@@ -121,9 +120,10 @@ def convolution(
 def _convolve(
   x: jax.Array, kernel: jax.Array, pads: Sequence[tuple[int, int]], *, transposed: bool = False
 ) -> jax.Array:
-  """x [n, height, width, c] and kernel [3, 3, c, o], or [3, 3, o, c] if transposed -> [n, ..., o].
+  """Convolves x [n, height, width, c] with a kernel [3, 3, c, o], or [3, 3, o, c] if transposed.
 
-  The kernel is transposed when it has been transformed: XLA would transform it element by element.
+  The kernel is transposed after it is transformed; otherwise XLA would transform it element by
+  element.
   """
   kernels = _along_both(_of_kernel, kernel)
   if transposed:
@@ -144,7 +144,7 @@ def _convolve(
 
 
 def _kernel_gradient(x: jax.Array, slope: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
-  """x [n, height, width, c] and slope [n, ..., o] -> [3, 3, c, o]."""
+  """Returns the kernel's gradient [3, 3, c, o] from x [n, height, width, c] and slope [n, ..., o]."""
 
   def part(x: jax.Array, slope: jax.Array) -> list[list[jax.Array]]:
     slopes = _along_both(_of_slopes, [[slope[:, i::2, j::2] for j in (0, 1)] for i in (0, 1)])
@@ -158,7 +158,7 @@ def _kernel_gradient(x: jax.Array, slope: jax.Array, pads: Sequence[tuple[int, i
 
 
 def _tiles(x: jax.Array, pads: Sequence[tuple[int, int]]) -> list[list[jax.Array]]:
-  """B^T x B of each tile, [n, rows of tiles, tiles in a row, channels] for each of 4x4 elements."""
+  """Returns B^T x B of all tiles: for each of 4x4 elements, [n, rows, columns, channels] of tiles."""
   x = convolutions.padded(x, pads)
   height, width = (side - 2 for side in x.shape[1:-1])
   return _along_both(
@@ -168,5 +168,5 @@ def _tiles(x: jax.Array, pads: Sequence[tuple[int, int]]) -> list[list[jax.Array
 
 
 def _flat(x: jax.Array) -> jax.Array:
-  """[..., channels] as a matrix."""
+  """Reshapes [..., channels] to a matrix."""
   return x.reshape(-1, x.shape[-1])

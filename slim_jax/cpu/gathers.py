@@ -1,8 +1,8 @@
-"""Channels selected as XLA does it well on a CPU.
+"""Selections of channels in a form that XLA compiles well on a CPU.
 
-Element by element, because XLA would transpose the array to make of channels rows, and what is
-around it, too; their slopes are put back by a product with a matrix of ones and zeros, where there
-are few.
+The gather is element by element, because for a gather of channels XLA would transpose the array,
+and the operations around it. The gradients of few channels are put back by a product with a one-hot
+matrix.
 """
 
 import math
@@ -14,14 +14,14 @@ import jax.numpy as jnp
 from slim_jax.cpu.linear import with_gradient_of
 from slim_jax.jaxprs import Equation
 
-# So many selected channels are put back by a product of matrices.
+# The gradients of up to this many selected channels are put back by a matrix product.
 _SMALL = 128
-# Of a gather: those whose result follows from the indices alone.
+# Modes of a gather in which only the indices determine the result.
 _FAST_MODES = lax.GatherScatterMode.PROMISE_IN_BOUNDS, lax.GatherScatterMode.FILL_OR_DROP
 
 
 def is_of_channels(eqn: Equation) -> bool:
-  """Whether a gather selects indices of the last of three or more axes."""
+  """Returns whether a gather selects indices of the last of three or more axes."""
   (x, index), params = eqn.in_avals, eqn.params
   *spatial, last = range(len(x.shape))
   numbers = params['dimension_numbers']
@@ -39,8 +39,8 @@ def is_of_channels(eqn: Equation) -> bool:
   )
 
 
-def selection(eqn: Equation, x: jax.Array, index: jax.Array) -> jax.Array:
-  """Channels `index` [count, 1]; those that are not there read as the fill value."""
+def select_channels(eqn: Equation, x: jax.Array, index: jax.Array) -> jax.Array:
+  """Returns channels `index` [count, 1]; those out of range have the fill value."""
   fill, channels, count = eqn.params['fill_value'], x.shape[-1], index.shape[0]
 
   def select(x: jax.Array, index: jax.Array) -> jax.Array:
@@ -52,8 +52,8 @@ def selection(eqn: Equation, x: jax.Array, index: jax.Array) -> jax.Array:
     return y.reshape(*x.shape[:-1], count)
 
   def back(slope: jax.Array, index: jax.Array) -> jax.Array:
-    is_there = (index >= 0) & (index < channels)
-    slope = jnp.where(is_there.T.reshape((1,) * (slope.ndim - 1) + (-1,)), slope, 0)
+    in_range = (index >= 0) & (index < channels)
+    slope = jnp.where(in_range.T.reshape((1,) * (slope.ndim - 1) + (-1,)), slope, 0)
     one_hot = (index == jnp.arange(channels, dtype=index.dtype)[None]).astype(slope.dtype)
     rows = jnp.dot(slope.reshape(-1, count), one_hot, precision='highest')
     return rows.reshape(*slope.shape[:-1], channels)
