@@ -71,8 +71,8 @@ def test_nnx():
       self.block = nnx.List([nnx.BatchNorm(4, rngs=rngs)])
 
   _, state = nnx.split(Net(nnx.Rngs(0)))
-  found = list(scales(state))
-  assert [path.removesuffix('/value') for path in found] == ['block/0/scale', 'norm1/scale']
+  paths = list(scales(state))
+  assert [path.removesuffix('/value') for path in paths] == ['block/0/scale', 'norm1/scale']
   assert len(statistics(state)) == 4
 
 

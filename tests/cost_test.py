@@ -1,3 +1,5 @@
+"""Counts of known networks, of single operations and of control flow."""
+
 import flax.linen as nn
 import jax
 from jax import lax
@@ -31,7 +33,7 @@ SLIMMED = (22, 62, 'M', 83, 119, 'M', 193, 168, 85, 40, 'M', 32, 32, 32, 32, 'M'
 
 
 def test_slimmed_vgg19():
-  """The paper's slimmed VGG-19: built at these widths, and cut to them from the full one."""
+  """The paper's slimmed VGG-19, built with these widths and pruned to them."""
   narrow = models.create('vgg', num_classes=10, widths=SLIMMED)
   variables, apply = shapes_and_apply(narrow, IMAGE)
   built = slim_jax.count(apply, variables, IMAGE)
@@ -121,7 +123,7 @@ def test_activation_bytes():
 
 
 def test_value_bytes():
-  """What every operation makes, calls and loops as what they hold."""
+  """Calls and loops count as the operations inside them."""
   w, x = jnp.ones((3, 3)), jnp.ones((2, 3))
   assert slim_jax.count(lambda w, x: jnp.sin(x @ w) + x, w, x).value_bytes == 3 * 24
   assert slim_jax.count(lambda w, x: jax.jit(jnp.sin)(x @ w), w, x).value_bytes == 2 * 24

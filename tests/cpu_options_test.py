@@ -1,4 +1,4 @@
-"""Options of XLA on a CPU: known or not, once for each kind of arguments, same results."""
+"""Compiler options on a CPU: known or not, compiled once per kind of arguments, same results."""
 
 from helpers import zoo
 import jax

@@ -1,4 +1,4 @@
-"""What is computed by other operations on a CPU: the same numbers, whatever the window."""
+"""Operations that `for_cpu` replaces give the same numbers and gradients, for any window."""
 
 import functools
 
@@ -25,7 +25,7 @@ WINDOWS = {
   'cropped': ((5, 5), (3, 7), (1, 1), ((-1, 1), (3, 3)), (1, 1)),
   'pointwise': ((5, 4), (1, 1), (2, 1), ((0, 0), (0, 0)), (1, 1)),
 }
-# Those of which only the gradient of the kernel is another, if any.
+# Windows for which at most the gradient of the kernel is computed in another way.
 LARGE = {
   'same': ((16, 17), (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)),
   'strided': ((33, 32), (4, 3), (2, 1), ((2, 1), (0, 0)), (1, 1)),
@@ -64,7 +64,7 @@ def primitives_of(f, *args):
 
 
 def assert_alike(f, fast, *args, slope=None, tolerance=1e-12):
-  """Both compute the same, and have the same gradients, up to rounding."""
+  """Checks that two functions have the same results and gradients up to rounding."""
   want, back = jax.vjp(f, *args)
   got, fast_back = jax.vjp(fast, *args)
   assert got.dtype == want.dtype
@@ -104,7 +104,7 @@ def test_gradients_of_kernels_over_large_images(name, outputs, layout, x64):
 
 @pytest.fixture
 def few_tiles(monkeypatch):
-  """Winograd's way for small convolutions, too, in parts of two images of 36 tiles or fewer."""
+  """Small convolutions use Winograd's algorithm too, in parts of two images of up to 36 tiles."""
   monkeypatch.setattr(winograd, '_CHANNELS', 8)
   monkeypatch.setattr(winograd, '_TILES', 18)
   monkeypatch.setattr(parts, '_ROWS', 288)

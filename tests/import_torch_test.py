@@ -14,13 +14,13 @@ networks = pytest.mark.parametrize('name', torch_networks.NETWORKS)
 
 
 def module_with(variables, mean):
-  """The path of our BatchNorm that holds such running means, found without any name."""
-  (found,) = (
+  """Returns the path of our BatchNorm that has these running means, whatever its name."""
+  (module,) = (
     path[1:-1]
     for path, leaf in tree.flatten(variables).items()
     if path[-1] == 'mean' and leaf.shape == mean.shape and np.all(leaf == mean)
   )
-  return found
+  return module
 
 
 def images(dtype=jnp.float32):

@@ -1,4 +1,4 @@
-"""New weights: right shapes and deviations, full and thin, the same for the same key."""
+"""New variables have the right shapes and deviations, full and thin, and depend on the key only."""
 
 from flax import linen as nn
 from helpers.trees import same
@@ -25,11 +25,11 @@ IMAGE = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
 )
 def test_weights_are_those_of_init_but_for_the_numbers(name, arguments):
   module = models.create(name, num_classes=10, **arguments)
-  found = initialise.variables(module, IMAGE, key=jax.random.key(0))
+  new = initialise.variables(module, IMAGE, key=jax.random.key(0))
   want = module.init(jax.random.key(0), jnp.zeros(IMAGE.shape), train=False)
-  assert jax.tree.structure(found) == jax.tree.structure(want)
+  assert jax.tree.structure(new) == jax.tree.structure(want)
   for path, leaf in tree.flatten(want).items():
-    other = tree.flatten(found)[path]
+    other = tree.flatten(new)[path]
     assert other.shape == leaf.shape and other.dtype == leaf.dtype, path
     if np.ptp(leaf) == 0:
       np.testing.assert_array_equal(other, leaf)
@@ -48,7 +48,7 @@ def test_key_decides():
 
 
 def test_thin_weights_have_the_deviation_of_the_thin_shape():
-  """He, fan-out: fewer output channels, larger weights; the last layer has its own."""
+  """He initialisation by fan-out: fewer outputs have larger weights. The last layer differs."""
   module = models.create('vgg', num_classes=10, widths=(16, 64))
   full = initialise.variables(module, IMAGE, key=jax.random.key(0))
   dead = tree.map_with_path(
@@ -66,7 +66,7 @@ def test_thin_weights_have_the_deviation_of_the_thin_shape():
 
 def test_layer_without_channels_and_parameter_without_initialiser():
   class Net(nn.Module):
-    """A gate that is nobody's attribute."""
+    """Has a parameter that no layer initialises."""
 
     @nn.compact
     def __call__(self, x, *, train):

@@ -1,4 +1,4 @@
-"""Tests of slim_jax.models."""
+"""Models have the sizes, initial values and errors that their docstrings state."""
 
 import jax
 import jax.numpy as jnp
@@ -60,8 +60,8 @@ def test_vgg_parameters(name, num_classes, arguments, expected):
   assert _params(model, (1, 32, 32, 3)) == expected
 
 
-# As the paper and its code have them, by arithmetic from the shapes of the layers. Those
-# of DenseNet-BC and of the ResNets are those of other implementations.
+# Parameters of the networks of the paper and its code, computed from the shapes of the layers.
+# DenseNet-BC and the ResNets are compared with other implementations.
 @pytest.mark.parametrize(
   'name, classes, arguments, size, params, macs',
   [
@@ -117,7 +117,7 @@ def test_scales_on_the_stream_of_preresnet164():
 
 @pytest.mark.parametrize('depth', [20, 56, 110])
 def test_depth_is_the_number_of_layers(depth):
-  """Without the projections, which do not count."""
+  """The depth does not count projections."""
   shapes = _shapes(models.create('preresnet', num_classes=10, depth=depth), (1, 8, 8, 3))
   kernels = [path for path in tree.flatten(shapes['params']) if path[-1] == 'kernel']
   assert len([path for path in kernels if 'projection' not in path]) == depth
@@ -165,7 +165,7 @@ def test_convolutions_are_he_normal_fan_out_without_bias():
   kernel = np.asarray(params['Conv_1']['kernel'])
   std = np.sqrt(2 / (9 * 256))
   np.testing.assert_allclose(kernel.std(), std, rtol=0.02)
-  assert np.abs(kernel).max() > 3 * std  # A truncated normal stops short of it.
+  assert np.abs(kernel).max() > 3 * std  # a truncated normal would not reach it
 
 
 @small
@@ -197,7 +197,7 @@ def test_train_uses_and_updates_batch_statistics(name, arguments, shape):
   assert not np.allclose(trained, still)
   for path, leaf in tree.flatten(state).items():
     assert not np.allclose(leaf, tree.flatten(variables)[path]), path
-    if path[-1] == 'var':  # momentum 0.9: it moves a tenth of the way from 1.
+    if path[-1] == 'var':  # momentum 0.9: a tenth of the way from 1
       assert np.all(np.asarray(leaf) >= 0.9), path
 
 

@@ -1,4 +1,4 @@
-"""The pull is how far SGD moves a scale that the task leaves alone."""
+"""The pull is how far SGD moves a scale that gets no gradient from the task."""
 
 import jax
 import jax.numpy as jnp
@@ -42,13 +42,13 @@ def test_pull_is_what_sgd_does(momentum, nesterov):
 
 
 def test_pull_of_the_paper():
-  """160 epochs of 781 steps, 6.6 at 1e-4; the start from rest is nothing in so many."""
+  """160 epochs of 781 steps pull 6.6 at 1e-4; the momentum's start from zero is negligible."""
   section = SECTION.copy_and_resolve_references()
   section.warmup_epochs = 0.0
   rates = pull.by_step(optimiser.make_schedule(section, epochs=160, steps_per_epoch=781), 160 * 781)
-  found = pull.l1_pull(rates, strength=1e-4, momentum=0.9, nesterov=True)
-  assert found == pytest.approx(1e-4 / (1 - 0.9) * rates.sum(), rel=1e-3)
-  assert found == pytest.approx(6.6, abs=0.1)
+  distance = pull.l1_pull(rates, strength=1e-4, momentum=0.9, nesterov=True)
+  assert distance == pytest.approx(1e-4 / (1 - 0.9) * rates.sum(), rel=1e-3)
+  assert distance == pytest.approx(6.6, abs=0.1)
 
 
 def test_warning_names_pull_start_and_strength():

@@ -1,3 +1,5 @@
+"""Scores follow their formulas, with kernels found from the jaxpr."""
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,16 +24,16 @@ class Net(nn.Module):
 
 
 def randomised(module, x=X):
-  """(apply, variables): every parameter random."""
+  """Returns (apply, variables) with random parameters."""
   shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, train=False))
   rng = np.random.default_rng(0)
   variables = jax.tree.map(lambda s: rng.uniform(0.5, 1.5, s.shape).astype(s.dtype), shapes)
   return lambda v, x: module.apply(v, x, train=False), variables
 
 
-def at_scales(variables, found):
-  """{module: score}; nothing stands elsewhere."""
-  paths = tree.flatten(found)
+def at_scales(variables, score):
+  """Returns {module: score}, and checks that there are scores at the scales only."""
+  paths = tree.flatten(score)
   are_scales = tree.flatten(slim_jax.batch_norm_scales(variables))
   assert set(paths) == {path for path, is_scale in are_scales.items() if is_scale}
   return {'/'.join(path[1:-1]): score for path, score in paths.items()}
@@ -40,8 +42,8 @@ def at_scales(variables, found):
 def test_scale_magnitude():
   _, variables = randomised(Net())
   variables['params']['BatchNorm_0']['scale'] = jnp.array([-3.0, 1.0, 0.0, 2.0])
-  found = at_scales(variables, scores.scale_magnitude(variables))
-  assert found['BatchNorm_0'].tolist() == [3, 1, 0, 2]
+  by_module = at_scales(variables, scores.scale_magnitude(variables))
+  assert by_module['BatchNorm_0'].tolist() == [3, 1, 0, 2]
 
 
 def test_random():
@@ -64,9 +66,9 @@ def test_taylor_is_the_first_order_of_what_removal_does_to_the_loss(bias, x64):
   def loss(variables):
     return jnp.square(apply(variables, x)).sum()
 
-  found = at_scales(variables, scores.taylor(variables, jax.grad(loss)(variables), bias=bias))
+  by_module = at_scales(variables, scores.taylor(variables, jax.grad(loss)(variables), bias=bias))
   small = 1e-6
-  for name, score in found.items():
+  for name, score in by_module.items():
     for channel in range(len(score)):
 
       def nudged(leaf, part):
@@ -97,17 +99,17 @@ def test_taylor_takes_a_part_and_names_what_is_missing():
 @pytest.mark.parametrize('order', [1, 2, 3.5])
 def test_kernel_norm_of_a_chain(order):
   apply, variables = randomised(Net())
-  found = at_scales(variables, scores.kernel_norm(apply, variables, X, ord=order))
+  by_module = at_scales(variables, scores.kernel_norm(apply, variables, X, ord=order))
   for i in range(2):
     kernel = np.asarray(variables['params'][f'Conv_{i}']['kernel'], np.float64)
     want = np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), ord=order, axis=0)
-    np.testing.assert_allclose(found[f'BatchNorm_{i}'], want)
+    np.testing.assert_allclose(by_module[f'BatchNorm_{i}'], want)
 
 
 def test_kernel_norm_of_a_stream_sums_over_what_writes_to_it():
   x = jnp.ones((1, 32, 32, 3))
   apply, variables = randomised(models.create('preresnet20', num_classes=10), x)
-  found = at_scales(variables, scores.kernel_norm(apply, variables, x))
+  by_module = at_scales(variables, scores.kernel_norm(apply, variables, x))
   params = variables['params']
 
   def written(block, name):
@@ -117,14 +119,16 @@ def test_kernel_norm_of_a_stream_sums_over_what_writes_to_it():
   want = sum(
     written(block, name) for block, name in [(2, 'projection'), (2, 'Conv_2'), (3, 'Conv_2')]
   )
-  np.testing.assert_allclose(found['Bottleneck_3/BatchNorm_0'], want)
+  np.testing.assert_allclose(by_module['Bottleneck_3/BatchNorm_0'], want)
   np.testing.assert_allclose(
-    found['Bottleneck_0/BatchNorm_0'], np.abs(params['Conv_0']['kernel']).sum((0, 1, 2)), rtol=1e-6
+    by_module['Bottleneck_0/BatchNorm_0'],
+    np.abs(params['Conv_0']['kernel']).sum((0, 1, 2)),
+    rtol=1e-6,
   )
 
 
 def test_kernel_norm_wherever_a_library_keeps_its_channels():
-  """Kernels [out, in, ...], and scales that came through a reshape."""
+  """Kernels [out, in, ...], and scales that are read through a reshape."""
   rng = np.random.default_rng(0)
 
   def normal(*shape):
@@ -148,9 +152,9 @@ def test_kernel_norm_wherever_a_library_keeps_its_channels():
     )
     return x * variables['BatchNorm_0']['scale']
 
-  found = scores.kernel_norm(f, variables, X)
+  score = scores.kernel_norm(f, variables, X)
   want = np.abs(variables['weight']).sum(1) + np.abs(variables['depthwise']).sum((0, 1, 2))
-  np.testing.assert_allclose(found['BatchNorm_0']['scale'], want, rtol=1e-6)
+  np.testing.assert_allclose(score['BatchNorm_0']['scale'], want, rtol=1e-6)
 
 
 def test_kernel_norm_without_a_kernel():
@@ -175,4 +179,4 @@ def test_the_example_of_the_docstring():
   space = {'slim_jax': slim_jax, 'jax': jax, 'variables': variables}
   exec(code, space)  # pylint: disable=exec-used
   count = sum(int(mark.sum()) for mark in jax.tree.leaves(space['dead']))
-  assert count == 6  # of 10: all up to the one in the middle
+  assert count == 6  # of 10: the five smallest and the threshold

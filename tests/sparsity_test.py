@@ -1,3 +1,5 @@
+"""Each penalty changes the scales as its formula says, and nothing else."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +45,7 @@ def test_is_the_gradient_of_the_penalty():
 
 
 def test_pull_on_an_idle_scale():
-  """lambda / (1 - momentum) * sum(lr), the figure by which short runs are planned."""
+  """The pull is lambda / (1 - momentum) * sum(lr)."""
   lr, strength, steps = 0.01, 0.05, 400
   tx = optax.chain(slim_jax.add_l1(strength), optax.sgd(lr, momentum=0.9))
   params = {'bn': {'scale': jnp.array([100.0]), 'bias': jnp.zeros(1)}}
@@ -89,7 +91,7 @@ def test_keeps_the_dtype_of_updates():
   assert updates['BatchNorm_0']['scale'].dtype == jnp.bfloat16
 
 
-# What holds for every term, each of which changes every scale that is not 0 here.
+# Laws of every penalty. With these arguments each changes every scale that is not 0.
 TERMS = {
   'add_l1': lambda **options: slim_jax.add_l1(0.1, **options),
   'soft_threshold': lambda **options: slim_jax.soft_threshold(0.1, 0.5, **options),
@@ -151,7 +153,7 @@ def test_errors_of_arguments(make, message):
 
 @every_term
 def test_state_is_sliced_by_a_plan(name):
-  """The count goes on, momentum is cut with the parameters, and the thin step is the full one's."""
+  """After pruning the count continues, momentum is sliced, and the thin step equals the full one."""
 
   def apply(variables, x):
     norm = variables['bn']
@@ -181,13 +183,13 @@ def test_state_is_sliced_by_a_plan(name):
   assert int(thin_state[0].count) == 1
   thin_updates, _ = tx.update(plan.slice(grads), thin_state, plan.slice(params))
   updates, _ = tx.update(grads, state, params)
-  if name != 'add_polarization':  # whose mean is that of the scales that are left
+  if name != 'add_polarization':  # its mean depends on which scales are left
     jax.tree.map(np.testing.assert_array_equal, thin_updates, plan.slice(updates))
 
 
 @pytest.mark.parametrize('name', ['add_l1', 'soft_threshold', 'add_polarization'])
 def test_strengths_by_optax_inject_hyperparams(name):
-  """Numbers that arrive traced are no error, and are those that count."""
+  """Traced numbers are accepted and used."""
   arguments = {
     'add_l1': {},
     'soft_threshold': {'learning_rate': 0.5},
@@ -225,7 +227,7 @@ WEIGHTS = [
     'BatchNorm_0': {'scale': np.array([2.0, 2.0, 2.0]), 'bias': None},
     'BatchNorm_1': 1,
     'Dense_0': 7.0,
-  },  # the last is no scale
+  },  # the bias is no scale
 ]
 
 
@@ -257,7 +259,7 @@ def bn(scale):
 
 
 def descend(tx, params, gradient, steps):
-  """Scales after `steps` steps from `params`, where `gradient` is that of the task."""
+  """Returns the scales after `steps` steps from `params` with the `gradient` of a task."""
 
   @jax.jit
   def step(params, state):
@@ -272,7 +274,7 @@ def descend(tx, params, gradient, steps):
 
 
 def test_soft_threshold_is_the_proximal_step(x64):
-  """It solves min_z (z - (s + u))^2 / 2 + lr * lambda * |z|: by trying every z of a fine grid."""
+  """It solves min_z (z - (s + u))^2 / 2 + lr * lambda * |z|, compared on a fine grid of z."""
   rng = np.random.default_rng(0)
   scale, update = rng.normal(size=50), 0.3 * rng.normal(size=50)
   tx = slim_jax.soft_threshold(0.4, 0.5)
@@ -286,7 +288,7 @@ def test_soft_threshold_is_the_proximal_step(x64):
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_soft_threshold_gives_exact_zeros(dtype):
-  """Whatever the dtype of the updates, also while momentum pushes; and they stay zero."""
+  """Scales reach zero exactly and stay there, for any dtype of updates and with momentum."""
   params = bn(jax.random.normal(jax.random.key(0), (1000,)))
   updates = jax.tree.map(lambda a: (0.3 * jnp.sin(7 * a)).astype(dtype), params)
   tx = slim_jax.soft_threshold(1.0, 0.5)
@@ -296,7 +298,7 @@ def test_soft_threshold_gives_exact_zeros(dtype):
   assert np.abs(moved).min(where=moved != 0, initial=1) > 0
 
   tx = optax.chain(optax.sgd(0.1, momentum=0.9), slim_jax.soft_threshold(1.0, 0.1))
-  small, large = 0.05, 0.2  # against lambda * (1 - momentum) = 0.1
+  small, large = 0.05, 0.2  # below and above lambda * (1 - momentum) = 0.1
   left = descend(
     tx,
     bn(jnp.array([0.5, -0.5, 0.0, 0.0])),
@@ -307,7 +309,7 @@ def test_soft_threshold_gives_exact_zeros(dtype):
 
 
 def test_soft_threshold_solves_the_lasso(x64):
-  """min (s - b)^2 / 2 + lambda |s|; momentum makes the task, not the pull, stronger."""
+  """The minimum of (s - b)^2 / 2 + lambda |s|; momentum amplifies the task, not the penalty."""
   target = np.array([2.0, -1.0, 0.3, -0.2, 0.05])
   for momentum in (0.0, 0.9):
     strength = 0.25 / (1 - momentum)
@@ -330,7 +332,7 @@ def test_soft_threshold_reads_both_schedules_at_its_step(x64):
 
 
 def test_pull_of_the_proximal_step_and_of_the_subgradient(x64):
-  """lambda * sum(lr) against lambda / (1 - momentum) * sum(lr), as the docstring translates."""
+  """lambda * sum(lr) and lambda / (1 - momentum) * sum(lr), as in the docstring."""
   lr, steps, momentum = optax.cosine_decay_schedule(0.1, 500), 500, 0.9
   rates = np.array([float(lr(t)) for t in range(steps)])
 
@@ -346,7 +348,7 @@ def test_pull_of_the_proximal_step_and_of_the_subgradient(x64):
 
 
 def polarization(params, t, weights=(1.0, 1.0)):
-  """The penalty of eq. (2) by the letter, over all scales of the network."""
+  """The penalty of eq. (2), over all scales of the network."""
   scales = [params['BatchNorm_0']['scale'], params['BatchNorm_1']['scale']]
   mean = jnp.mean(jnp.concatenate(scales))
   return sum(w * jnp.sum(t * jnp.abs(s) - jnp.abs(s - mean)) for s, w in zip(scales, weights))
@@ -372,7 +374,7 @@ def test_polarization_is_the_gradient_of_the_penalty(t, weights, x64):
 
 
 def test_polarization_at_kinks():
-  """At the start all scales are 0.5, however the mean is rounded: the L1 part alone pulls."""
+  """If all scales are 0.5, only the L1 part has a gradient, however the mean is rounded."""
   params = {f'BatchNorm_{i}': {'scale': jnp.full(n, 0.5)} for i, n in enumerate((7, 300))}
   tx = slim_jax.add_polarization(1.0, 1.5)
   updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
@@ -384,7 +386,7 @@ def test_polarization_at_kinks():
 
 
 def test_polarization_takes_its_mean_in_float32():
-  """In bfloat16 the mean would be 0.25, and 4,096 scales neither above nor below it."""
+  """In bfloat16 the mean would be 0.25, equal to 4,096 of the scales."""
   params = {
     'BatchNorm_0': {
       'scale': jnp.concatenate([jnp.full(4096, 0.25), jnp.full(4, 0.22)]).astype(jnp.bfloat16)
@@ -410,7 +412,7 @@ def test_polarization_with_its_constraint_parts_the_scales(t, zeros):
 
 
 def test_least_polarization_by_trying_all():
-  """The share 1/2 + t/4 of zeros that the docstring promises."""
+  """The share of zeros is 1/2 + t/4, as in the docstring."""
   for t in (-1.0, 0.0, 1.0):
     scales = [(np.arange(40) >= k).astype(np.float32) for k in range(41)]
     values = [

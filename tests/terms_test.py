@@ -1,4 +1,4 @@
-"""Each sparsity term that a config can name pulls as far as it is said to."""
+"""Each sparsity term of the configs moves scales as far as `term_pull` says."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def make_config(**changes):
 
 
 def moved(config, highest):
-  """How far the scales go that the task leaves alone: two small ones and two large."""
+  """Returns how far two small scales move without a gradient of the task, and all parameters."""
   schedule = optimiser.make_schedule(config.train, epochs=8, steps_per_epoch=25)
   tx = optimiser.make_sparse_tx(config, schedule, LENGTH, highest)
   start = {'BatchNorm_0': {'scale': jnp.array([0.3, 0.4, 0.9, 0.9])}}
@@ -62,8 +62,8 @@ def test_pull_is_how_far_the_optimiser_moves_the_scales(name, nesterov, warmup):
   )
   schedule = optimiser.make_schedule(config.train, epochs=8, steps_per_epoch=25)
   want = optimiser.stage_pull(config, schedule, LENGTH, 1e-3)
-  found, _ = moved(config, 1e-3)
-  np.testing.assert_allclose(found, want, rtol=1e-3)
+  distance, _ = moved(config, 1e-3)
+  np.testing.assert_allclose(distance, want, rtol=1e-3)
   with config.unlocked():
     config.train.pull = 0.25
   strength = optimiser.stage_strength(config, schedule, LENGTH)
@@ -86,13 +86,15 @@ def test_no_strength_leaves_the_scales_and_has_the_same_state(name):
 def test_proximal_scales_are_exactly_zero_and_polarized_ones_bounded():
   _, end = moved(make_config(**{'train.term': 'proximal'}), 1.0)
   assert np.all(end['BatchNorm_0']['scale'] == 0)
-  # With t = 0 the penalty is least with half of the scales at 0.
+  # With t = 0 the minimum of the penalty has half of the scales at 0.
   _, end = moved(make_config(**{'train.term': 'polarization', 'train.polarization_t': 0.0}), 0.05)
   np.testing.assert_array_equal(end['BatchNorm_0']['scale'], [0, 0, 1, 1])
 
 
 def test_shares_are_said():
   params = {'BatchNorm_0': {'scale': jnp.array([0.0, 0.005, 0.5, 0.7])}}
-  found = observe.shares(params)
-  assert found == {'scales_below': {'0.0001': 0.25, '0.001': 0.25, '0.01': 0.5, '0.1': 0.5}}
-  assert observe.say(found) == ('scales below 0.0001: 25.0%, 0.001: 25.0%, 0.01: 50.0%, 0.1: 50.0%')
+  shares = observe.shares(params)
+  assert shares == {'scales_below': {'0.0001': 0.25, '0.001': 0.25, '0.01': 0.5, '0.1': 0.5}}
+  assert observe.say(shares) == (
+    'scales below 0.0001: 25.0%, 0.001: 25.0%, 0.01: 50.0%, 0.1: 50.0%'
+  )

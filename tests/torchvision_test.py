@@ -54,7 +54,7 @@ def relu(x):
 
 
 def resnet(arrays, x):
-  """conv1 ... fc: as many stages, blocks and convolutions as there are names for."""
+  """conv1 ... fc; the names determine the numbers of stages, blocks and convolutions."""
   x = relu(norm(arrays, 'bn1', conv(arrays, 'conv1', x, 2)))
   x = max_pool(x, 3, 2, 1)
   blocks = sorted(
@@ -77,7 +77,7 @@ def resnet(arrays, x):
 
 
 def vgg(arrays, x):
-  """features.N: a convolution and a BatchNorm have arrays, ReLUs and max-pools have none."""
+  """features.N; convolutions and BatchNorms have arrays, ReLUs and max-pools do not."""
   position, last = 0, max(int(name.split('.')[1]) for name in arrays if name.startswith('features'))
   while position < last or position == last + 2:
     if f'features.{position}.weight' in arrays:
@@ -153,8 +153,8 @@ def weights(shapes, seed=0):
   return arrays
 
 
-# Images that are no square, of odd height where the network takes it, so that neither padding nor
-# the order of what is flattened can be another one.
+# Images are not square, and have odd heights where the network allows it, so that another padding or
+# another order of flattened values would show.
 WIDTHS = (4, 'M', 6, 5, 'M')
 NETWORKS = {
   'resnet': (
@@ -221,7 +221,7 @@ def test_outputs_are_those_of_pytorch(name):
   ],
 )
 def test_names_are_those_of_torchvision(model, shapes):
-  """Zeros without memory in every shape: all names are used, none is missing."""
+  """All names are used and none is missing; the arrays are zeros that take no memory."""
   arrays = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
   variables = jax.eval_shape(
     lambda: from_torch.from_state_dict(models.create(model, num_classes=1000), arrays)
@@ -261,7 +261,7 @@ def test_images_of_another_size_are_told():
 
 
 def test_every_path_has_its_own_array():
-  """No array is used twice: each leaf is told from its random values."""
+  """Each array is used once: random values identify it."""
   _, shapes, model, image = NETWORKS['bottleneck']
   variables = from_torch.from_state_dict(model, weights(shapes), image=image)
   values = [np.sort(np.ravel(leaf)).tobytes() for leaf in tree.flatten(variables).values()]
