@@ -1,5 +1,6 @@
 """The benchmarks run, without PyTorch, at their smallest; and their tables say what was found."""
 
+import importlib
 import json
 import pathlib
 import sys
@@ -44,6 +45,13 @@ def test_help(benchmark, monkeypatch, capsys):
     run(benchmark, '--help', monkeypatch=monkeypatch)
   assert error.value.code == 0
   assert f'python tests/benchmarks/{benchmark.__name__}.py' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['budget', 'growth', 'input', 'widths'])
+def test_help_of_those_without_a_peer(name, monkeypatch, capsys):
+  with pytest.raises(SystemExit) as error:
+    run(importlib.import_module(name), '--help', monkeypatch=monkeypatch)
+  assert error.value.code == 0 and 'usage: benchmark' in capsys.readouterr().out
 
 
 def test_planning_alone(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 python tests/benchmarks/growth.py
 """
 
+import argparse
 import time
 
 import jax
@@ -21,6 +22,9 @@ def seconds(f, *args, **kwargs):
 
 
 def main():
+  argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  ).parse_args()
   x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
   print(
     '| layers | equations | trace s | plan s (with tracing) | slice s | thin trace s '

@@ -8,6 +8,7 @@ that is needed saves; the second the whole stream; the third the colours, which 
 in the compiled step.
 """
 
+import argparse
 import functools
 import io
 import pathlib
@@ -107,6 +108,9 @@ def coloring():
 
 
 def main():
+  argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  ).parse_args()
   decoding()
   with tempfile.TemporaryDirectory() as root:
     streaming(pathlib.Path(root))
