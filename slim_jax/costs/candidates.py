@@ -43,13 +43,7 @@ def trace(f: Callable[..., Any], variables: Any, *args: Any) -> TracedCall:
 
 def planned(call: TracedCall, dead: Any, **options: Any) -> Plan:
   """Returns `slim_jax.plan` of the call without these dead channels."""
-  return planning.plan(
-    call.traced,  # pyright: ignore[reportArgumentType]  a trace in place of the function
-    call.variables,
-    *call.args,
-    dead=dead,
-    **options,
-  )
+  return planning.plan(call.traced, call.variables, *call.args, dead=dead, **options)
 
 
 def counted(call: TracedCall, plan: Plan | None) -> counting.Cost:
