@@ -26,7 +26,9 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Where the run lives: a directory, or gs://BUCKET/PATH.', required=True
 )
-REPORT = flags.DEFINE_bool('report', True, 'Whether to end with the page WORKDIR/report.')
+REPORT = flags.DEFINE_bool(
+  'report', True, 'Whether to write the page WORKDIR/report after every stage and at the end.'
+)
 _MULTIHOST = flags.DEFINE_bool(
   'multihost',
   False,

@@ -7,7 +7,10 @@ Trains with sparsity, removes channels, fine-tunes and evaluates, as the config 
 command continues a run that was stopped, and says so if the run is complete.
 """
 
+import functools
+
 from absl import flags
+import jax
 
 from slim_jax import command
 from slim_jax.display import tables
@@ -25,13 +28,17 @@ _UNTIL = flags.DEFINE_enum(
 
 def main() -> None:
   """Runs the method and shows its results."""
-  config = schema.complete(command.CONFIG.value)
+  config, workdir = schema.complete(command.CONFIG.value), command.WORKDIR.value
   last = stages.named(config, _UNTIL.value) if _UNTIL.value else None
-  records = pipeline.run(config, command.WORKDIR.value, last=last)
+  after_stage = None
+  # Several processes read checkpoints together; one that failed to would hold up the others' run.
+  if command.REPORT.value and jax.process_count() == 1:
+    after_stage = functools.partial(page.at_end, workdir)
+  records = pipeline.run(config, workdir, last=last, after_stage=after_stage)
   if processes.is_first():
     tables.show(records)
   if command.REPORT.value:
-    page.at_end(command.WORKDIR.value, timed=last is None)
+    page.at_end(workdir, timed=last is None)
 
 
 if __name__ == '__main__':

@@ -8,14 +8,14 @@ import subprocess
 import sys
 
 from etils import epath
-from helpers import commands, pages
+from helpers import commands, configs, pages
 import jax
 import pytest
 
 import slim_jax
 from slim_jax.display import plot, tables
 from slim_jax.report import architecture, blocks, measure, page
-from slim_jax.runs import stages, workdir
+from slim_jax.runs import pipeline, stages, workdir
 
 FIGURES = ['curves', 'heat-1', 'heat-2', 'scales', 'shares-1', 'shares-2', 'widths']
 
@@ -224,12 +224,26 @@ def test_layers_can_be_chosen_and_are_in_order(run):
   ]
 
 
+def test_the_page_is_written_after_every_stage(digits_dir, tmp_path):
+  config = configs.load('digits')
+  config.update_from_flattened_dict({**commands.TINY, 'data_dir': digits_dir, 'passes': 1})
+  shown = []
+
+  def after_stage():
+    page.at_end(tmp_path)
+    shown.append([row[0] for row in pages.check(tmp_path).rows['stages'][1:]])
+
+  pipeline.run(config, tmp_path, after_stage=after_stage)
+  names = ['baseline', 'sparse, pass 1', 'pruned, pass 1']
+  assert shown == [names[:1], names[:2], names]
+
+
 def test_an_end_without_a_page_is_no_failure(run, tmp_path, caplog):
   page.at_end(tmp_path)
   assert 'holds neither a run nor a study' in caplog.text
   (run / 'report').write_text('where the folder would be')
   page.at_end(run)
-  assert 'Everything else is complete' in caplog.text
+  assert 'Results are complete' in caplog.text
 
 
 def test_a_mistake_in_one_part_is_shown_in_it(caplog):

@@ -3,7 +3,8 @@
   python -m slim_jax.report --workdir=DIR [--layer=PATTERN] [--nomeasure]
 
 Works on a run in progress, and on a directory from which files are missing: their sections say
-so. `slim_jax.main`, `slim_jax.look` and `slim_jax.sweep` write the page when they end.
+so. `slim_jax.main` writes the page after every stage (several processes: at the end),
+`slim_jax.look` and `slim_jax.sweep` at the end.
 """
 
 from absl import flags, logging

@@ -3,7 +3,7 @@
 Plain data. `templates/page.html.j2` has the markup of each `kind` and escapes all text.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import ClassVar, Literal, TypeAlias
 
@@ -138,7 +138,7 @@ def side_by_side(*parts: Callable[[], list[Block]]) -> list[Block]:
   return [Figures(figures), *others] if figures else others
 
 
-def of_starts(starts: Sequence[dict[str, object]]) -> list[Block]:
+def of_starts(starts: Sequence[Mapping[str, object]]) -> list[Block]:
   """Returns the commands that produced a result, with the versions and devices of each.
 
   Args:

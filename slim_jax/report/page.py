@@ -64,23 +64,21 @@ def write(workdir: files.PathLike, *, timed: bool = False, layers: str = '') -> 
 
 
 def at_end(workdir: files.PathLike, *, timed: bool = False) -> None:
-  """Writes the page of what is complete; logs why if that fails, and raises nothing.
+  """Writes the page of the stages that are complete; logs why if that fails, and raises nothing.
 
   Args:
     workdir: directory of a run, or of a study.
     timed: whether to measure the networks of a run that were not measured before.
   """
   path = files.path_of(workdir)
+  advice = f'Results are complete; python -m slim_jax.report --workdir={path} writes it again'
   try:
     timed = timed and not (path / 'report' / 'latency.json').exists()
     logging.info('report: %s', write(path, timed=timed))
   except (SlimError, OSError) as error:
-    logging.warning(
-      'no report: %s. Everything else is complete. Write the report with: python -m '
-      'slim_jax.report --workdir=%s',
-      error,
-      path,
-    )
+    logging.warning('no report: %s. %s', error, advice)
+  except Exception:  # pylint: disable=broad-except  (a page must not end a run)
+    logging.exception('no report. %s', advice)
 
 
 def render(title: str, sections: Sequence[blocks.Section], *, foot: str) -> str:

@@ -52,7 +52,11 @@ Evaluate = Callable[..., evaluation.Result]
 
 
 def run(
-  config: Config, workdir: files.PathLike, *, last: Stage | None = None
+  config: Config,
+  workdir: files.PathLike,
+  *,
+  last: Stage | None = None,
+  after_stage: Callable[[], None] | None = None,
 ) -> list[dict[str, Any]]:
   """Runs the stages of a config that are not complete yet.
 
@@ -60,6 +64,8 @@ def run(
     config: see `default` for every field; missing fields get their defaults.
     workdir: directory of the run; made if it does not exist.
     last: the stage to stop after; None for all stages.
+    after_stage: called when a stage is complete and another one follows, in every process; it must
+      not raise.
 
   Returns:
     A record of each stage, in order: pass, stage, accuracy (0 to 1), loss (nats), params, macs (of
@@ -82,10 +88,12 @@ def run(
   checks.check_config(config)
   here = Workdir(files.path_of(workdir))
   with here.locked():
-    return _run(config, here, last)
+    return _run(config, here, last, after_stage)
 
 
-def _run(config: Config, workdir: Workdir, last: Stage | None) -> list[dict[str, Any]]:
+def _run(
+  config: Config, workdir: Workdir, last: Stage | None, after_stage: Callable[[], None] | None
+) -> list[dict[str, Any]]:
   records = workdir.records()
   complete = [Stage.of(record) for record in records]
   workdir.check_unchanged(
@@ -108,6 +116,8 @@ def _run(config: Config, workdir: Workdir, last: Stage | None) -> list[dict[str,
       workdir.write_records(records)
       recording.write_csv(workdir)
       recording.write_table(workdir, records)
+      if after_stage and stage != todo[-1]:
+        after_stage()
   else:
     logging.info('This run is complete already: %s', workdir.path)
   summary.write(workdir.path / 'summary.json', config_to_json(config), records)
