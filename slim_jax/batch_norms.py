@@ -10,6 +10,7 @@ import dataclasses
 import re
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from slim_jax import tree
@@ -77,13 +78,14 @@ def chosen(variables: Any, mask: Any = None) -> list[Path]:
 
   Args:
     variables: the tree of variables.
-    mask: a tree of bools, a prefix of it, or a function that returns one; default `scales`.
+    mask: a tree of bools, a prefix of it, or a function that returns one; default `scales`. A
+      module that is a pytree is a tree, also if it can be called.
 
   Raises:
     ValueError: the mask selects nothing, or does not fit.
   """
   mask = scales if mask is None else mask
-  marks = tree.spread(mask(variables) if callable(mask) else mask, variables, name='scales')
+  marks = tree.spread(mask(variables) if _is_function(mask) else mask, variables, name='scales')
   paths = [path for path, (mark, _) in zip(tree.flatten(variables), marks, strict=True) if mark]
   if not paths:
     raise ValueError(
@@ -93,6 +95,13 @@ def chosen(variables: Any, mask: Any = None) -> list[Path]:
       + '. If the model has scales under other names, pass scales=.'
     )
   return paths
+
+
+def _is_function(mask: Any) -> bool:
+  """Returns whether a mask is a function. Equinox modules can be called, but are trees."""
+  if not callable(mask):
+    return False
+  return isinstance(mask, jax.tree_util.Partial) or jax.tree_util.all_leaves([mask])
 
 
 def zeroed(variables: Any, dead: Any, bias: str = 'zero') -> dict[Path, np.ndarray]:

@@ -157,6 +157,24 @@ def test_equinox():
   assert sorted(shapes) == [(), (4,), (4,)]
 
 
+def test_a_tree_that_can_be_called_is_a_tree():
+  """Equinox modules have `__call__`, so a module of bools is both."""
+  eqx = pytest.importorskip('equinox')
+  params, _ = eqx.partition(eqx.nn.MLP(8, 3, 16, 1, key=jax.random.key(0)), eqx.is_inexact_array)
+  chosen = tree.map_with_path(lambda path, _: path[-2:] == ('0', 'bias'), params)
+  assert callable(chosen)
+  at_bias = lambda params: chosen
+  for mask in (chosen, at_bias, jax.tree_util.Partial(at_bias)):
+    assert batch_norms.chosen(params, mask) == [('layers', '0', 'bias')]
+    dead = slim_jax.select_global(params, fraction=0.5, scales=mask)
+    assert dead.layers[0].bias.sum() == 9 and dead.layers[1].bias is None
+    tx = slim_jax.add_l1(0.5, mask)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    assert (updates.layers[0].bias == 0.5 * jnp.sign(params.layers[0].bias)).all()
+    assert not updates.layers[0].weight.any() and not updates.layers[1].bias.any()
+
+
 def test_keras():
   keras = pytest.importorskip('keras')
   model = keras.Sequential(
