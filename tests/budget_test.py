@@ -111,6 +111,19 @@ def test_tied_channels():
       assert gone.setdefault(number, goes) == goes
 
 
+def test_equal_scores():
+  """A network that is not trained: all scales are 1, and every layer gives its share."""
+  apply, variables, image = network(NETWORKS['vgg'])
+  is_scale = slim_jax.batch_norm_scales(variables)
+  variables = jax.tree.map(lambda s, leaf: jnp.ones(leaf.shape) if s else leaf, is_scale, variables)
+  met = budget.search(apply, variables, image, target='macs:0.5')
+  assert 0.4 < met.reached <= 0.5
+  shares = [mark.mean() for mark in jax.tree.leaves(met.dead)]
+  assert max(shares) - min(shares) <= 1 / 8  # one channel
+  with pytest.raises(slim_jax.BudgetError, match='cuts the network through'):
+    slim_jax.select_budget(apply, variables, image, target='macs:0.5', strict=True)
+
+
 def test_scores():
   """Scores that fall with the channel's number: the last channels are removed first."""
   apply, variables, image = network(NETWORKS['vgg'])

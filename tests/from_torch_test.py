@@ -59,7 +59,7 @@ def test_the_channels_kept_are_those_of_the_rule(name, fraction):
   network, model = torch_networks.NETWORKS[name]
   arrays = torch_networks.random_weights(network)
   variables = from_torch.from_state_dict(model, arrays)
-  dead = slim_jax.select_global(variables, fraction=fraction)['params']
+  dead = slim_jax.select_global(variables, fraction=fraction, strict=True)['params']
   kept = torch_networks.masks(arrays, fraction)
   assert len(kept) == len(jax.tree.leaves(dead))
   for norm, keeps in kept.items():
@@ -72,7 +72,7 @@ def test_the_thin_network_is_the_masked_one_of_pytorch(name):
   network, model = torch_networks.NETWORKS[name]
   arrays = torch_networks.random_weights(network)
   variables, x = from_torch.from_state_dict(model, arrays), images()
-  dead = slim_jax.select_global(variables, fraction=0.4)
+  dead = slim_jax.select_global(variables, fraction=0.4, strict=True)
   plan = slim_jax.plan(
     lambda variables, x: model.apply(variables, x, train=False), variables, x, dead=dead
   )

@@ -44,7 +44,7 @@ def params():
 @pytest.fixture(scope='module')
 def plan(params):
   """As many channels go on both sides of the square kernel, but other ones."""
-  dead = slim_jax.select_global(params, fraction=0.1, min_channels=1)
+  dead = slim_jax.select_global(params, fraction=0.1, min_channels=1, strict=True)
   return slim_jax.plan(net, params, jnp.ones((2, 5)), dead=dead)
 
 

@@ -163,6 +163,23 @@ def test_tied_channels_go_together_in_every_pass(tied):
   assert np.all(np.diff([(16, 32), *widths], axis=0) < 0), widths
 
 
+@pytest.mark.parametrize('strict, removed', [(True, 9), (False, 4)])
+def test_equal_scales(strict, removed):
+  """By default all are removed whose scale equals the threshold, as in the paper."""
+  config = configs.with_options(**{'prune.fraction': 0.3, 'prune.strict': strict})
+  assert configs.load('cifar10_vgg19').prune.strict
+  image = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
+  net = network.create(config, 10)
+  scales = {'BatchNorm_0': np.zeros(6), 'BatchNorm_1': np.array([1, 0, 0, 2, 0, 3])}
+  variables = tree.map_with_path(
+    lambda path, x: scales[path[-2]] if path[-1] == 'scale' else x, net.shapes(image)
+  )
+  with config.unlocked():
+    config.prune.min_channels = 0
+  dead = pruning.select_dead(net, variables, image, config.prune)
+  assert sum(mark.sum() for mark in jax.tree.leaves(dead)) == removed
+
+
 def test_biases_stay_in_every_pass(finished, tmp_path):
   config, _, _ = finished
   config = configs.with_options(

@@ -40,7 +40,7 @@ def test_the_papers_rule(seed, fraction):
   ranked = np.sort(np.concatenate(scales))
   threshold = ranked[int(len(ranked) * fraction)]
   want = [(~(s > threshold)).tolist() for s in scales]
-  assert dead(slim_jax.select_global(v, fraction=fraction)) == want
+  assert dead(slim_jax.select_global(v, fraction=fraction, strict=True)) == want
 
 
 def test_tree_has_none_elsewhere():
@@ -129,6 +129,73 @@ def test_scales_that_are_not_finite():
 def test_the_keywords_are_the_fields_of_the_options():
   fields = {field.name: field.type for field in dataclasses.fields(options.SelectionOptions)}
   assert options.SelectionKeywords.__annotations__ == fields
+
+
+# Scores that are equal.
+
+
+@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('fraction', [0.01, 0.3, 0.5, 0.7, 0.99])
+def test_as_many_are_removed_as_if_no_scores_were_equal(seed, fraction):
+  equal = random_variables(seed)
+  distinct = variables(*np.split(np.random.default_rng(seed).permutation(49) - 24.25, [7, 37]))
+  for choices in ({}, dict(min_channels=2), dict(per_layer=True)):
+    got = slim_jax.select_global(distinct, fraction=fraction, **choices)
+    strict = slim_jax.select_global(distinct, fraction=fraction, strict=True, **choices)
+    assert dead(got) == dead(strict)
+  got = dead(slim_jax.select_global(equal, fraction=fraction))
+  assert sum(map(sum, got)) == int(49 * fraction) + 1
+  by_layer = dead(slim_jax.select_global(equal, fraction=fraction, per_layer=True))
+  assert [sum(d) for d in by_layer] == [int(n * fraction) + 1 for n in (7, 30, 12)]
+  strict = dead(slim_jax.select_global(equal, fraction=fraction, strict=True))
+  scales = [np.abs(np.asarray(norm['scale'])) for norm in equal['params'].values()]
+  largest = max(scale[mark].max() for scale, mark in zip(scales, map(np.array, got)) if mark.any())
+  for scale, some, every in zip(scales, got, strict):
+    assert (np.array(every) == (scale <= largest)).all()
+    assert not np.any(np.array(some) & (scale > largest))
+    assert np.all(np.array(some) | (scale >= largest))
+
+
+def test_of_equal_scores_the_first_in_every_layer_go():
+  v = variables(np.ones(4), [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], np.ones(2))
+
+  def widths(fraction, **choices):
+    got = dead(slim_jax.select_global(v, fraction=fraction, **choices))
+    assert all(mark == sorted(mark, reverse=True) for mark in got)
+    return [sum(mark) for mark in got]
+
+  # Places: 0 (three of them), 1/8, 1/4 twice, 3/8, 1/2 three times, ...
+  assert [widths(n / 14 + 1e-6) for n in range(9)] == [
+    [0, 1, 0],
+    [1, 1, 0],
+    [1, 1, 1],
+    [1, 2, 1],
+    [2, 2, 1],
+    [2, 3, 1],
+    [2, 4, 1],
+    [3, 4, 1],
+    [3, 5, 1],
+  ]
+  assert widths(0.5, strict=True) == [4, 8, 2]
+  assert widths(0, strict=True) == [0, 0, 0]
+  assert widths(0.4, per_layer=True) == [2, 4, 1]
+  assert widths(0.5, keep='*BatchNorm_1*') == [3, 0, 1]
+  assert widths(0.6, multiple_of=2) == [2, 4, 0]
+
+
+def test_equal_scores_of_tied_channels():
+  """They are numbered as they appear in the network, whatever their labels are."""
+  v = variables([1.0, 1.0, 1.0], [1.0, 1.0, 1.0])
+  labels = tied([9, 8, 7], [3, 8, 9])
+  assert [
+    dead(slim_jax.select_global(v, fraction=n / 6 + 1e-6, tied=labels, tied_by='mean'))
+    for n in (0, 2, 3, 5)
+  ] == [
+    [[True, False, False], [False, False, True]],  # both of label 9
+    [[True, False, False], [True, False, True]],
+    [[True, True, False], [True, True, True]],
+    [[True, True, True], [True, True, True]],
+  ]
 
 
 # Tied channels, stacked layers.

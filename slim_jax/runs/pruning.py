@@ -72,6 +72,7 @@ def select_dead(
   """
   options: dict[str, Any] = dict(
     per_layer=prune.per_layer,
+    strict=prune.strict,
     min_channels=prune.min_channels,
     max_fraction=prune.max_fraction,
     keep=prune.keep,

@@ -62,7 +62,8 @@ def select_budget(
       plan = slim_jax.plan(apply, variables, x, dead=dead)
 
   The channels are those of `select_global` for the smallest fraction that meets the target: never
-  above it, and as close below it as single channels (tied ones, multiples) allow.
+  above it, and as close below it as single channels (tied ones, multiples) allow. With
+  `strict=True` channels with equal scores are removed together, too.
 
   Args:
     f: `f(variables, *args)`, the function that is planned. It is traced once.
@@ -76,7 +77,7 @@ def select_budget(
       'latency:0.6': seconds, the median of repeated runs of the jitted thin function on these
         arguments, on the default device. Every step compiles a network, so there are at most 8, and
         the nearest network is taken. Measured times vary, so another call may choose differently.
-    **options: `min_channels`, `max_fraction`, `keep`, `multiple_of`, `per_layer`, `tied`,
+    **options: `min_channels`, `max_fraction`, `keep`, `multiple_of`, `per_layer`, `strict`, `tied`,
       `tied_by`, `scores` and `scales`: see `slim_jax.selection.options.SelectionOptions`.
 
   Returns:

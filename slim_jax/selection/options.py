@@ -13,6 +13,7 @@ class SelectionKeywords(TypedDict, total=False):
   keep: str | Iterable[str]
   multiple_of: int
   per_layer: bool
+  strict: bool
   tied: Any
   tied_by: Literal['sum', 'mean', 'max']
   scores: Any
@@ -38,6 +39,13 @@ class SelectionOptions:
     multiple_of: widths are rounded up to a multiple of this (or to all channels that the layer
       has). Those taken back have the largest scores. A layer that loses every channel stays empty.
     per_layer: whether the cutoff is applied to each layer separately instead of to all at once.
+    strict: whether channels stay only if their score is strictly greater than the largest that is
+      removed, as in the paper: all that equal it are removed, which can be many more than were
+      asked for, such as all scales that are exactly 0. By default as many are removed as if no
+      scores were equal. Of equal ones, those that come first in their layers are removed, by index
+      / channels; of those in the same place, the ones of earlier layers, in tree order. Tied
+      channels have the place of the first of them. Distinct scores give the same selection either
+      way, and so does a threshold.
     tied: tree of int [channels] at each scale leaf, as `streams` returns: channels with the same
       label are removed or kept together. Each is ranked as often as it has scales.
     tied_by: score of tied channels: the 'sum', 'mean' or 'max' of their scores. A sum over many
@@ -57,6 +65,7 @@ class SelectionOptions:
   keep: str | Iterable[str] = ()
   multiple_of: int = 1
   per_layer: bool = False
+  strict: bool = False
   tied: Any = None
   tied_by: Literal['sum', 'mean', 'max'] = 'sum'
   scores: Any = None

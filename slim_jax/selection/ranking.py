@@ -17,12 +17,19 @@ class Ranking(NamedTuple):
     stacks: by the path of a scale, the number of layers stacked in it.
     score: score of each decision, float64 [decisions].
     size: number of scales that each decision is about, int [decisions].
+    place: where the first channel of each decision is in its layer: index / channels, float64
+      [decisions]. Decisions are numbered by layers and channels.
   """
 
   labels: dict[Path, np.ndarray]
   stacks: dict[Path, int]
   score: np.ndarray
   size: np.ndarray
+  place: np.ndarray
+
+  def order(self, numbers: np.ndarray) -> np.ndarray:
+    """Returns decisions in the order in which they are removed; ascending numbers are expected."""
+    return numbers[np.lexsort((self.place[numbers], self.score[numbers]))]
 
 
 def rank(variables: Any, options: SelectionOptions) -> Ranking:
@@ -43,7 +50,7 @@ def rank(variables: Any, options: SelectionOptions) -> Ranking:
     scores = _given(chosen, options.scores)
   labels = _labels(scores, options.tied)
   stacks = {path: score.shape[1] for path, score in scores.items()}
-  return Ranking(labels, stacks, *_gathered(scores, labels, options.tied_by))
+  return Ranking(labels, stacks, *_gathered(scores, labels, options.tied_by), _places(labels))
 
 
 def _by_channel(array: Any, leaf: Any) -> np.ndarray:
@@ -89,8 +96,10 @@ def _labels(scores: dict[Path, np.ndarray], tied: Any) -> dict[Path, np.ndarray]
     shape = np.shape(given[path]) if path in given else 'nothing'
     if shape != (len(score),):
       raise ValueError(f'tied must have int[{len(score)}] at {tree.show(path)}, it has {shape}')
-  _, dense = np.unique(np.concatenate([given[path] for path in scores]), return_inverse=True)
-  return dict(zip(scores, np.split(dense, ends[:-1])))
+  together = np.concatenate([given[path] for path in scores])
+  _, first, dense = np.unique(together, return_index=True, return_inverse=True)
+  by_appearance = np.argsort(np.argsort(first))
+  return dict(zip(scores, np.split(by_appearance[dense], ends[:-1])))
 
 
 def _gathered(
@@ -106,3 +115,11 @@ def _gathered(
     np.add.at(size, label, scores[path].shape[1])
     np.add.at(members, label, 1)
   return (score / members if tied_by == 'mean' else score), size
+
+
+def _places(labels: dict[Path, np.ndarray]) -> np.ndarray:
+  """Returns where the first channel of each decision is in its layer, as a share of the layer."""
+  channels = np.concatenate(list(labels.values()))
+  places = np.concatenate([np.arange(len(label)) / len(label) for label in labels.values()])
+  _, first = np.unique(channels, return_index=True)
+  return places[first]

@@ -1,7 +1,7 @@
-"""Selection by a cutoff: channels are ranked, and those whose scores are at most a cutoff removed.
+"""Selection by a cutoff: channels are ranked, and those with the smallest scores removed.
 
-ranking       the decisions about channels, and their scores
-cutoff        a function from the ranked scores to a threshold: what is strictly above it stays
+ranking       the decisions about channels, their scores and their order
+cutoff        a function from the ranked scores to the number of decisions that are removed
 constraints   take decisions back where a layer would lose too much
 """
 
@@ -15,7 +15,9 @@ from slim_jax.selection import constraints
 from slim_jax.selection.options import SelectionKeywords, SelectionOptions
 from slim_jax.selection.ranking import rank
 
-Cutoff = Callable[[np.ndarray], float]
+# From the scores of decisions, ascending, and the number of scales that each is about, to the number
+# of decisions that are removed.
+Cutoff = Callable[[np.ndarray, np.ndarray], int]
 
 _NEGLIGIBLE = 1e-6  # of the largest score: about float32's precision
 
@@ -30,8 +32,11 @@ def select_global(
   """Marks the channels with the smallest scales, as in the paper.
 
   All |scale| of the network are sorted together. A channel stays if its |scale| is strictly
-  greater than `sorted[int(n * fraction)]`; `fraction=0` removes nothing. A channel of stacked
-  layers, scales [layers, channels], is removed if it is small in all of them.
+  greater than `sorted[int(n * fraction)]`, so `int(n * fraction) + 1` are removed; `fraction=0`
+  removes nothing. Of the channels whose |scale| equals that threshold, as many are removed as this
+  number takes, or all with `strict=True`, which is the paper's rule to the letter. They are many
+  only where scales are exactly equal: not yet trained, clipped, or zero after proximal steps. A
+  channel of stacked layers, scales [layers, channels], is removed if it is small in all of them.
 
   Args:
     variables: tree with the scales (concrete arrays).
@@ -39,7 +44,7 @@ def select_global(
     threshold: largest score that is removed: a number, or 'gap' for the lower end of the widest gap
       between neighbours among the sorted logarithms of the scores, where scores below 1e-6 of the
       largest count as that. If all are equal there is no gap, and nothing is removed.
-    **options: `min_channels`, `max_fraction`, `keep`, `multiple_of`, `per_layer`, `tied`,
+    **options: `min_channels`, `max_fraction`, `keep`, `multiple_of`, `per_layer`, `strict`, `tied`,
       `tied_by`, `scores` and `scales`: see `slim_jax.selection.options.SelectionOptions`.
 
   Returns:
@@ -70,14 +75,15 @@ def select_global(
 
 
 def by_fraction(fraction: float) -> Cutoff:
-  """Returns the paper's cutoff, `sorted[int(n * fraction)]`; for 0, one that removes nothing."""
+  """Returns the paper's cutoff, at `sorted[int(n * fraction)]`; for 0, one that removes nothing."""
   if not 0 <= fraction < 1:
     raise ValueError(f'fraction must be in [0, 1), got {fraction}')
 
-  def cutoff(ranked: np.ndarray) -> float:
-    if fraction == 0 or not ranked.size:
-      return -np.inf
-    return np.sort(ranked)[int(ranked.size * fraction)]
+  def cutoff(score: np.ndarray, size: np.ndarray) -> int:
+    if fraction == 0 or not score.size:
+      return 0
+    ends = np.cumsum(size)
+    return int(np.searchsorted(ends, int(ends[-1] * fraction), side='right')) + 1
 
   return cutoff
 
@@ -85,10 +91,15 @@ def by_fraction(fraction: float) -> Cutoff:
 def by_threshold(threshold: float | str) -> Cutoff:
   """Returns the cutoff at a number, or at the widest 'gap'."""
   if threshold == 'gap':
-    return _gap
+    return lambda score, size: _up_to(_gap(score), score)
   if isinstance(threshold, str) or not np.isfinite(threshold):
     raise ValueError(f"threshold must be a finite number or 'gap', got {threshold!r}")
-  return lambda ranked: threshold
+  return lambda score, size: _up_to(float(threshold), score)
+
+
+def _up_to(threshold: float, score: np.ndarray) -> int:
+  """Returns how many of ascending scores are at most a threshold."""
+  return int(np.searchsorted(score, threshold, side='right'))
 
 
 def _gap(ranked: np.ndarray) -> float:
@@ -105,8 +116,8 @@ def selector(variables: Any, **options: Unpack[SelectionKeywords]) -> Callable[[
 
   Returns:
     A function of a cutoff that returns what `select_global` returns. A cutoff comes from
-    `by_fraction` or `by_threshold`, or is any function from the scores that are ranked together,
-    float [n], to a threshold.
+    `by_fraction` or `by_threshold`, or is any function from the decisions that are ranked together,
+    their scores, ascending float [n], and sizes, int [n], to the number that is removed.
   """
   settings = SelectionOptions(**options)
   ranking = rank(variables, settings)
@@ -116,14 +127,24 @@ def selector(variables: Any, **options: Unpack[SelectionKeywords]) -> Callable[[
   for path in limits.keep:
     free[labels[path]] = False
 
+  def smallest(cutoff: Cutoff, size: np.ndarray) -> np.ndarray:
+    """Returns which decisions a cutoff removes of those with a size, bool [decisions]."""
+    order = ranking.order(np.flatnonzero(size))
+    count = cutoff(score[order], size[order])
+    if settings.strict and count:
+      count = _up_to(float(score[order[count - 1]]), score[order])
+    removed = np.zeros(len(score), bool)
+    removed[order[:count]] = True
+    return removed
+
   def select(cutoff: Cutoff) -> Any:
     if settings.per_layer:
       dead = free.copy()
       for path, label in labels.items():
-        ranked = np.repeat(score[label[free[label]]], ranking.stacks[path])
-        dead[label] &= ~(score[label] > cutoff(ranked))
+        size = np.bincount(label, minlength=len(score)) * ranking.stacks[path]
+        dead[label] &= smallest(cutoff, size * free)[label]
     else:
-      dead = free & ~(score > cutoff(np.repeat(score[free], ranking.size[free])))
+      dead = smallest(cutoff, ranking.size * free)
     dead = constraints.take_back(limits, labels, score, dead)
     return tree.like(variables, {path: dead[label] for path, label in labels.items()})
 
