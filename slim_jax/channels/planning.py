@@ -1,6 +1,7 @@
 """`plan`: from dead channels to the live indices of every variable."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ def plan(
   dead: Any,
   outs: Any = None,
   bias: str = 'zero',
+  also: Sequence[tuple[Callable[..., Any], tuple[Any, ...], Any]] = (),
   rules: Mapping[Any, Rule] = RULES,
 ) -> Plan:
   """Finds which indices of the variables stay live when dead channels are removed.
@@ -46,6 +48,10 @@ def plan(
       removing a channel whose scale is zero changes nothing:
       `thin(f, plan)(plan.slice(v), x) == f(mask(v, dead, bias='keep'), x)` for the variables given
       here. Biases that no kernel can take over stay.
+    also: further functions of the same variables whose results must not change, each as
+      `(g, args, outs)` for `g(variables, *args)`: what any of the functions needs stays. Give the
+      training function here if it reads what inference does not, such as noise before a layer or a
+      norm of weights.
     rules: the table of rules by primitive (see `rule`); extend it for primitives of your own.
 
   Returns:
@@ -73,23 +79,44 @@ def plan(
   """
   zero = batch_norms.zeroed(variables, dead, bias)
   traced = f if isinstance(f, Traced) else Traced(f, variables, *args, rules=rules)
-  network = _network(traced, variables, outs)
-  after = _after(network, _zeroed_supports(network, zero))
+  networks = [_network(traced, variables, outs)]
+  networks += [
+    _network(Traced(g, variables, *further, rules=rules), variables, outs_of_g)
+    for g, further, outs_of_g in also
+  ]
   folds: dict[Path, Fold] = {}
+  after = [_after(network, _zeroed_supports(network, zero)) for network in networks]
   if bias == 'keep':
-    folds = _folds(network, after.facts, zero, args)
-    after = _after(network, _folded_supports(network, after.supports, folds))
-  base = traced.once(
-    ('base', *network.states), lambda: _needed(network, traced.whole_facts(), {}, traced.walk)
-  )
-  needed, left = _settled(network, after, base)
-  _check_alive(network, base, needed, zero)
+    folds = _folds(networks[0], after[0].facts, zero, args)
+    after = [
+      _after(network, _folded_supports(network, state.supports, folds))
+      for network, state in zip(networks, after, strict=True)
+    ]
+  needs, left = _settled(networks, after)
+  for network, needed in zip(networks, needs, strict=True):
+    _check_alive(network, needed, zero)
   return Plan(
-    {path: Cut(tuple(leaf.shape), left[path]) for path, leaf in network.leaves.items()},
-    tuple(analysis.without_rule(network.program, needed)),
-    {} if traced is f else explain.reasons(network.program, needed, network.numbers, network.data),
+    {path: Cut(tuple(leaf.shape), left[path]) for path, leaf in networks[0].leaves.items()},
+    tuple(dict.fromkeys(_without_rule(networks, needs))),
+    {} if traced is f else _reasons(networks, needs),
     {path: (fold,) for path, fold in folds.items()},
   )
+
+
+def _without_rule(
+  networks: Sequence['_Network'], needs: Sequence[analysis.Analysis]
+) -> Iterator[str]:
+  for network, needed in zip(networks, needs, strict=True):
+    yield from analysis.without_rule(network.program, needed)
+
+
+def _reasons(networks: Sequence['_Network'], needs: Sequence[analysis.Analysis]) -> dict[Path, str]:
+  """Why axes stayed whole, by the first of the functions that says so."""
+  reasons: dict[Path, str] = {}
+  for network, needed in zip(networks, needs, strict=True):
+    own = explain.reasons(network.program, needed, network.numbers, network.data)
+    reasons = {**own, **reasons}
+  return reasons
 
 
 class Traced:
@@ -222,27 +249,50 @@ def _needed(
 
 
 def _settled(
-  network: _Network, after: _After, base: analysis.Analysis
-) -> tuple[analysis.Analysis, dict[Path, Region]]:
+  networks: Sequence[_Network], after: Sequence[_After]
+) -> tuple[list[analysis.Analysis], dict[Path, Region]]:
   """Analyses until the statistics that are wanted are those of the channels that are kept.
 
   Returns:
-    The analysis, and what is left of each leaf.
+    The analysis of each function, and what is left of each leaf.
   """
-  wants_statistics = not network.statistics.isdisjoint(network.states)
+  wants_statistics = any(not n.statistics.isdisjoint(n.states) for n in networks)
+  bases = [_base(network) for network in networks]
+  norms = networks[0].norms
   kept: dict[Path, Region] = {}
   while True:
-    needed = _needed(network, after.facts, kept, after.walk)
+    needs = [
+      _needed(network, state.facts, kept, state.walk)
+      for network, state in zip(networks, after, strict=True)
+    ]
     leaves = {
-      path: _Leaf(tuple(leaf.shape), support, base.live[i], needed.live[i])
-      for (path, leaf), support, i in zip(
-        network.leaves.items(), after.supports, network.program.inputs
+      path: _Leaf(
+        tuple(leaf.shape), support, _read(networks, bases, path), _read(networks, needs, path)
       )
+      for (path, leaf), support in zip(networks[0].leaves.items(), after[0].supports)
     }
-    before, kept = kept, dict(pair for norm in network.norms for pair in _together(norm, leaves))
+    before, kept = kept, dict(pair for norm in norms for pair in _together(norm, leaves))
     settled = all(path in before and regions.same(before[path], r) for path, r in kept.items())
     if settled or not wants_statistics:
-      return needed, {path: kept.get(path, _left(leaf)) for path, leaf in leaves.items()}
+      return needs, {path: kept.get(path, _left(leaf)) for path, leaf in leaves.items()}
+
+
+def _base(network: _Network) -> analysis.Analysis:
+  """What is read with nothing dead."""
+  traced = network.traced
+  return traced.once(
+    ('base', *network.states), lambda: _needed(network, traced.whole_facts(), {}, traced.walk)
+  )
+
+
+def _read(
+  networks: Sequence[_Network], analyses: Sequence[analysis.Analysis], path: Path
+) -> Region:
+  """The region of a leaf that any of the functions reads."""
+  return functools.reduce(
+    regions.union,
+    (needed.live[n.numbers[path]] for n, needed in zip(networks, analyses, strict=True)),
+  )
 
 
 class _Leaf(NamedTuple):
@@ -323,12 +373,10 @@ def _folds(
 
 
 def _check_alive(
-  network: _Network,
-  base: analysis.Analysis,
-  needed: analysis.Analysis,
-  zero: Mapping[Path, np.ndarray],
+  network: _Network, needed: analysis.Analysis, zero: Mapping[Path, np.ndarray]
 ) -> None:
   """Raises if the arguments that are read with nothing dead are no longer read at all."""
+  base = _base(network)
   read = [i for i in network.data if not base.live[i].empty]
   if read and all(needed.live[i].empty for i in read):
     gone = [tree.show(path) for path in zero if zero[path].all()]
