@@ -65,9 +65,7 @@ def test_only_what_training_reads_is_added(network):
   params, x, dead = network
   alone = slim_jax.plan(infer, params, x, dead=dead)
   noisy = slim_jax.plan(infer, params, x, dead=dead, also=[(with_noise, (x,), None)])
-  shapes = [
-    {path: cut.thin_shape for path, cut in plan.cuts.items()} for plan in (alone, noisy)
-  ]
+  shapes = [{path: cut.thin_shape for path, cut in plan.cuts.items()} for plan in (alone, noisy)]
   assert shapes[0]['out', 'kernel'] == (2, 3) and shapes[1]['out', 'kernel'] == (6, 3)
   assert shapes[0].pop(('out', 'kernel')) != shapes[1].pop(('out', 'kernel'))
   assert shapes[0] == shapes[1]

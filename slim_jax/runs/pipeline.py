@@ -157,11 +157,13 @@ def _run_stage(run: Run, stage: Stage, evaluators: dict[int, Evaluate]) -> dict[
       Stages with the same network share one, and so its compiled code.
   """
   began = time.monotonic()
-  if stage.name in stages.AT_ONCE:
-    run.workdir.discard(stage)  # an interrupted call may have pruned with other options
   net = run.network(_plan_before(run, stage))
   recipe = recipes.create(run, stage, net)
   state, facts = starting.state(run, stage, net, recipe.tx)
+  if stage.name in stages.AT_ONCE:
+    # An interrupted call may have pruned with other options. Deleted only now that the stage before
+    # could be read, so that a damaged run is left as it is.
+    run.workdir.discard(stage)
   net, state, more = _before_training(run, stage, net, state, recipe)
   facts |= more
   evaluate = evaluators.setdefault(stage.prunings, run.evaluator(net))

@@ -22,6 +22,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _SHOW_CURSOR = '\r\x1b[?25h'
 
+# Set when `end_at_signals` has been called.
+_ending = threading.Event()
+
 # Numbers of the questions that all processes ask together.
 _QUESTIONS = itertools.count()
 
@@ -77,7 +80,8 @@ class Watch:
     self._before = {}
 
   def _note(self, number: int, _) -> None:
-    if number == signal.SIGINT and self.noted == signal.SIGINT:
+    # Where a thread ends the process at the second Ctrl-C, a traceback may come before it.
+    if number == signal.SIGINT and self.noted == signal.SIGINT and not _ending.is_set():
       raise KeyboardInterrupt
     self.noted = self.noted or signal.Signals(number)
 
@@ -104,6 +108,7 @@ def end_at_signals() -> None:
   signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
   _handle_all(_leave_to_thread)
   threading.Thread(target=_end_at, args=(reader,), daemon=True).start()
+  _ending.set()
 
 
 def _handle_all(handler) -> dict[signal.Signals, Any]:
