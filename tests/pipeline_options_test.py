@@ -178,6 +178,39 @@ def test_equal_scales(strict, removed):
     config.prune.min_channels = 0
   dead = pruning.select_dead(net, variables, image, config.prune)
   assert sum(mark.sum() for mark in jax.tree.leaves(dead)) == removed
+  difference = pruning.unlike_asked(dead, config.prune)
+  if strict:
+    assert difference.startswith('prune.fraction=0.3 asks for 4 of 12 channels, 9 (75.0%) are')
+  else:
+    assert not difference
+
+
+@pytest.mark.parametrize(
+  'changes, said',
+  [
+    ({}, ''),
+    ({'per_layer': True}, ''),
+    ({'fraction': 0.0}, ''),
+    ({'target': 'macs:0.5'}, ''),
+    ({'keep': ('*BatchNorm_0*',)}, ''),
+    ({'max_fraction': 0.2}, 'asks for 7 of 12 channels, 2 (16.7%)'),
+    ({'multiple_of': 4}, 'asks for 7 of 12 channels, 4 (33.3%)'),
+  ],
+)
+def test_a_share_that_is_not_the_one_asked_for(changes, said):
+  config = configs.with_options(**{'prune.fraction': 0.5, 'prune.min_channels': 0})
+  image = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
+  net = network.create(config, 10)
+  random = np.random.RandomState(0)
+  variables = tree.map_with_path(
+    lambda path, x: random.rand(*x.shape).astype(np.float32), net.shapes(image)
+  )
+  with config.unlocked():
+    config.prune.update(changes)
+  difference = pruning.unlike_asked(
+    pruning.select_dead(net, variables, image, config.prune), config.prune
+  )
+  assert said in difference and bool(said) == bool(difference)
 
 
 def test_biases_stay_in_every_pass(finished, tmp_path):

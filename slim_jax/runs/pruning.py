@@ -2,16 +2,20 @@
 
 from typing import Any
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 
 import slim_jax
+from slim_jax import tree
 from slim_jax.runs.errors import PruneError
 from slim_jax.runs.network import Network
 from slim_jax.runs.run import Run
 from slim_jax.runs.stages import Stage
 from slim_jax.runtime import processes
 from slim_jax.runtime.config import Config
+from slim_jax.selection import constraints
+from slim_jax.selection.options import SelectionOptions
 from slim_jax.training.train_state import TrainState, variables_of
 
 PyTree = Any
@@ -90,9 +94,36 @@ def select_dead(
   return slim_jax.select_budget(net.predict, variables, x, target=prune.target, **options)
 
 
+def unlike_asked(dead: PyTree, prune: Config) -> str:
+  """Returns how the share that is removed differs from the fraction; '' within one channel.
+
+  Args:
+    dead: what `select_dead` returns.
+    prune: `config.prune`.
+  """
+  if prune.target:
+    return ''
+  marks = tree.flatten(dead)
+  sizes = {path: mark.size for path, mark in marks.items()}
+  kept = constraints.resolve(sizes, SelectionOptions(keep=prune.keep)).keep
+  ranked = [mark for path, mark in marks.items() if path not in kept]
+  together = [mark.size for mark in ranked] if prune.per_layer else [sum(m.size for m in ranked)]
+  asked = sum(int(size * prune.fraction) + 1 for size in together) if prune.fraction else 0
+  removed, total = sum(int(mark.sum()) for mark in ranked), sum(mark.size for mark in ranked)
+  if abs(removed - asked) <= 1:
+    return ''
+  return (
+    f'prune.fraction={prune.fraction:g} asks for {asked} of {total} channels, {removed} '
+    f'({removed / total:.1%}) are removed: equal scales (prune.strict), tied channels or the '
+    'limits of layers make the difference'
+  )
+
+
 def _plan(run: Run, net: Network, variables: PyTree) -> slim_jax.Plan:
   """Returns the plan of the pruned network, which refers to the original network."""
   dead, full = select_dead(net, variables, run.image, run.config.prune), variables
+  if difference := unlike_asked(dead, run.config.prune):
+    logging.warning('%s', difference)
   if net.plan is not None:
     dead, full = net.plan.lift(dead), net.plan.expand(variables)
   original = run.network()
