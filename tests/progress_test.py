@@ -12,6 +12,12 @@ import rich.console
 from slim_jax.display import progress
 
 
+@pytest.fixture(autouse=True)
+def absl_logs(caplog):
+  """absl's logger says what it is asked to, whatever tests before have set."""
+  caplog.set_level('INFO', logger='absl')
+
+
 class Terminal(io.StringIO):
   def isatty(self):
     return True

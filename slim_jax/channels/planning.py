@@ -104,13 +104,15 @@ def plan(
 
 
 def _without_rule(
-  networks: Sequence['_Network'], needs: Sequence[analysis.Analysis]
+  networks: Sequence['_TracedNetwork'], needs: Sequence[analysis.Analysis]
 ) -> Iterator[str]:
   for network, needed in zip(networks, needs, strict=True):
     yield from analysis.without_rule(network.program, needed)
 
 
-def _reasons(networks: Sequence['_Network'], needs: Sequence[analysis.Analysis]) -> dict[Path, str]:
+def _reasons(
+  networks: Sequence['_TracedNetwork'], needs: Sequence[analysis.Analysis]
+) -> dict[Path, str]:
   """Why axes stayed whole, by the first of the functions that says so."""
   reasons: dict[Path, str] = {}
   for network, needed in zip(networks, needs, strict=True):
@@ -153,7 +155,7 @@ class DisconnectedError(SlimError, ValueError):
   """So much is dead that the results would no longer depend on the inputs."""
 
 
-class _Network(NamedTuple):
+class _TracedNetwork(NamedTuple):
   """The traced function and its variables.
 
   Attributes:
@@ -188,7 +190,7 @@ class _After(NamedTuple):
   walk: Walk
 
 
-def _network(traced: Traced, variables: Any, outs: Any) -> _Network:
+def _network(traced: Traced, variables: Any, outs: Any) -> _TracedNetwork:
   program, results = traced.trace
   leaves = tree.flatten(variables)
   states = tuple(tree.states(outs, results))
@@ -197,10 +199,10 @@ def _network(traced: Traced, variables: Any, outs: Any) -> _Network:
   norms = batch_norms.find(variables)
   statistics = {path for norm in norms for path in norm.statistics}
   numbers = dict(zip(leaves, program.inputs))
-  return _Network(traced, program, leaves, numbers, states, norms, statistics)
+  return _TracedNetwork(traced, program, leaves, numbers, states, norms, statistics)
 
 
-def _zeroed_supports(network: _Network, zero: Mapping[Path, np.ndarray]) -> list[Region]:
+def _zeroed_supports(network: _TracedNetwork, zero: Mapping[Path, np.ndarray]) -> list[Region]:
   """Where each input may be non-zero when these channels of leaves are zero."""
   program = network.program
   supports = [regions.whole(len(program.avals[i].shape)) for i in program.inputs]
@@ -211,7 +213,7 @@ def _zeroed_supports(network: _Network, zero: Mapping[Path, np.ndarray]) -> list
 
 
 def _folded_supports(
-  network: _Network, supports: list[Region], folds: Mapping[Path, Fold]
+  network: _TracedNetwork, supports: list[Region], folds: Mapping[Path, Fold]
 ) -> list[Region]:
   """The supports without the slices of kernels that folds leave unused."""
   supports = list(supports)
@@ -222,7 +224,7 @@ def _folded_supports(
   return supports
 
 
-def _after(network: _Network, supports: list[Region]) -> _After:
+def _after(network: _TracedNetwork, supports: list[Region]) -> _After:
   """Follows the zeros of the inputs forward."""
   before = network.traced.whole_facts()
   inputs = [
@@ -235,7 +237,7 @@ def _after(network: _Network, supports: list[Region]) -> _After:
 
 
 def _needed(
-  network: _Network, facts: list[Fact], kept: Mapping[Path, Region], walk: Walk
+  network: _TracedNetwork, facts: list[Fact], kept: Mapping[Path, Region], walk: Walk
 ) -> analysis.Analysis:
   """Follows need backward; of new statistics only those of `kept` channels are wanted."""
   demands = []
@@ -249,7 +251,7 @@ def _needed(
 
 
 def _settled(
-  networks: Sequence[_Network], after: Sequence[_After]
+  networks: Sequence[_TracedNetwork], after: Sequence[_After]
 ) -> tuple[list[analysis.Analysis], dict[Path, Region]]:
   """Analyses until the statistics that are wanted are those of the channels that are kept.
 
@@ -277,7 +279,7 @@ def _settled(
       return needs, {path: kept.get(path, _left(leaf)) for path, leaf in leaves.items()}
 
 
-def _base(network: _Network) -> analysis.Analysis:
+def _base(network: _TracedNetwork) -> analysis.Analysis:
   """What is read with nothing dead."""
   traced = network.traced
   return traced.once(
@@ -286,7 +288,7 @@ def _base(network: _Network) -> analysis.Analysis:
 
 
 def _read(
-  networks: Sequence[_Network], analyses: Sequence[analysis.Analysis], path: Path
+  networks: Sequence[_TracedNetwork], analyses: Sequence[analysis.Analysis], path: Path
 ) -> Region:
   """The region of a leaf that any of the functions reads."""
   return functools.reduce(
@@ -357,7 +359,7 @@ def _left(leaf: _Leaf) -> Region:
 
 
 def _folds(
-  network: _Network, after: list[Fact], zero: Mapping[Path, np.ndarray], args: tuple[Any, ...]
+  network: _TracedNetwork, after: list[Fact], zero: Mapping[Path, np.ndarray], args: tuple[Any, ...]
 ) -> dict[Path, Fold]:
   """Kernels that take over what the biases of dead channels contribute."""
   leaves = network.leaves
@@ -373,7 +375,7 @@ def _folds(
 
 
 def _check_alive(
-  network: _Network, needed: analysis.Analysis, zero: Mapping[Path, np.ndarray]
+  network: _TracedNetwork, needed: analysis.Analysis, zero: Mapping[Path, np.ndarray]
 ) -> None:
   """Raises if the arguments that are read with nothing dead are no longer read at all."""
   base = _base(network)
@@ -390,7 +392,7 @@ def _check_alive(
     )
 
 
-def _dead_ends(network: _Network, facts: list[Fact]) -> list[Equation]:
+def _dead_ends(network: _TracedNetwork, facts: list[Fact]) -> list[Equation]:
   """The equations whose results are all zero although operands depend on the inputs."""
   alive, ends = set(network.data), []
   for eqn in network.program.equations:
