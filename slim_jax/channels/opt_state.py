@@ -14,6 +14,7 @@ one slice tell which axis it is.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+import functools
 import math
 from typing import Any, NamedTuple, Protocol
 
@@ -79,7 +80,7 @@ def live_indices(
     OptStateError: the state is not that of `tx` over these parameters, or no part of a leaf belongs
       to the channels that are left.
   """
-  full, thin = (_leaves_of(tx, tree) for tree in (params, thin_params))
+  full, thin = (_leaves_of(tx, each) for each in (params, thin_params))
   paths = list(tree.flatten(opt_state))
   shapes = [np.shape(leaf) for leaf in jax.tree.leaves(opt_state)]
   if shapes != full:
@@ -230,8 +231,12 @@ class _Probe:
 
   def __init__(self, tx: optax.GradientTransformation, params: Any):
     self._tx = tx
-    self._params = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), params)
-    self._paths = list(tree.flatten(params))
+    self._structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+
+  @functools.cached_property
+  def _params(self) -> Any:
+    """Ones of full size: made only for a state that needs a trial."""
+    return jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), self._structs)
 
   def holds(self, leaf: _Leaf, path: Path, axes: tuple[int | None, ...]) -> bool:
     """Whether a gradient that differs in one slice changes that slice of the leaf alone."""

@@ -127,7 +127,7 @@ class _Totals:
 
 
 def _walk(program: Program, runs: int, prefix: str, totals: _Totals) -> None:
-  """Adds the costs of a program that runs so many times to the totals."""
+  """Adds the costs of a program, once for each time that it runs, to the totals."""
   for eqn in program.equations:
     module = '/'.join(part for part in (prefix, eqn.module) if part)
     if eqn.primitive in _MACS:

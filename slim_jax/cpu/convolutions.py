@@ -40,7 +40,7 @@ _INSIDE = 0.75
 
 
 def is_mostly_padding(eqn: Equation) -> bool:
-  """Returns whether so many products are with padding that leaving them out pays."""
+  """Returns whether enough products are with padding that leaving them out pays."""
   share = 1.0
   for width, size, results, *rest in _axes(eqn):
     reads = sum(results - sum(missed) for _, _, missed in _inside(width, size, results, *rest))
