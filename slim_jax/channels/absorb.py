@@ -19,7 +19,7 @@ import numpy as np
 
 from slim_jax import jaxprs
 from slim_jax.channels import analysis, programs, regions, shuffle
-from slim_jax.channels.plan import Fold
+from slim_jax.channels.cuts import Fold
 from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import Context, Fact, Walk, full_support
 from slim_jax.channels.rules import elementwise

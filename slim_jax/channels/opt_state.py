@@ -35,7 +35,7 @@ class OptStateError(SlimError, ValueError):
 
 
 class Cut(Protocol):
-  """What is left of one parameter; `plan.Cut` is one."""
+  """What is left of one parameter; `cuts.Cut` is one."""
 
   @property
   def shape(self) -> tuple[int, ...]: ...

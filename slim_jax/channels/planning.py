@@ -9,7 +9,8 @@ import numpy as np
 
 from slim_jax import batch_norms, jaxprs, tree
 from slim_jax.channels import absorb, analysis, explain, programs, regions
-from slim_jax.channels.plan import Cut, Fold, Plan
+from slim_jax.channels.cuts import Cut, Fold
+from slim_jax.channels.plan import Plan
 from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import RULES, Fact, Rule, Walk
 from slim_jax.errors import SlimError

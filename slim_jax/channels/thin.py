@@ -8,7 +8,8 @@ import jax
 
 from slim_jax import batch_norms, jaxprs, tree
 from slim_jax.channels import analysis, programs, regions
-from slim_jax.channels.plan import Cut, Plan
+from slim_jax.channels.cuts import Cut
+from slim_jax.channels.plan import Plan
 from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import RULES, Fact, Rule, Walk
 from slim_jax.channels.widen import Costs, Widening

@@ -21,7 +21,8 @@ from flax import linen as nn
 import numpy as np
 
 from slim_jax import models
-from slim_jax.channels.plan import Cut, Plan
+from slim_jax.channels.cuts import Cut
+from slim_jax.channels.plan import Plan
 from slim_jax.errors import SlimError
 
 _NOT_DESCRIBED = ('dtype', 'axis_name', 'parent', 'name')
