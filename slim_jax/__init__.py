@@ -10,6 +10,7 @@ logits = thin_apply(thin_variables, x)
 """
 
 from collections.abc import Callable
+import importlib
 import os
 from typing import Any
 
@@ -30,6 +31,16 @@ from slim_jax.sparsity.pull import l1_pull
 
 # setup.cfg reads the version from this line, without importing the package.
 __version__ = '0.1.0'
+
+
+# Modules that need a library of models: imported when they are first used, as `slim_jax.nnx`.
+_ADAPTERS = ('linen', 'nnx')
+
+
+def __getattr__(name: str) -> Any:
+  if name in _ADAPTERS:
+    return importlib.import_module(f'{__name__}.{name}')
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 def load(workdir: str | os.PathLike[str]) -> tuple[Callable[[Any, Any], Any], Any]:

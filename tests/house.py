@@ -22,6 +22,8 @@ LIBRARY = [
   {'channels', 'sparsity'},
   {'costs', 'models'},
   {'selection'},
+  {'adapters'},
+  {'linen', 'nnx'},
   {TOP},
 ]
 PROGRAM = [
