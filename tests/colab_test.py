@@ -7,9 +7,12 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_notebook(tmp_path):
   code = (
     'import asyncio, sys, nbclient, nbformat\n'

@@ -27,7 +27,10 @@ WITHOUT_JAX = "sys.modules['jax'] = sys.modules['flax'] = None\n"
   params=[
     {},
     {'model.name': 'preresnet', 'model.depth': 11, 'model.width': 4},
-    {'model.name': 'densenet', 'model.depth': 7, 'model.growth': 4, 'model.stem': 4},
+    pytest.param(
+      {'model.name': 'densenet', 'model.depth': 7, 'model.growth': 4, 'model.stem': 4},
+      marks=pytest.mark.slow,
+    ),
   ],
   ids=['vgg', 'preresnet', 'densenet'],
 )

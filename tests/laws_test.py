@@ -29,6 +29,7 @@ each = over(zoo.CASES)
 each_trained = over(zoo.CASES, slow=('slow', 'inference'))
 small = over([case for case in zoo.CASES if case.size == 'small'])
 library = over(zoo.LIBRARIES.values())
+most = over(zoo.CASES, slow=('slow', 'large'))  # what is 'large' has the law in float64
 
 
 def planned(case, dtype, fraction=0.5, seed=0):
@@ -48,6 +49,7 @@ def test_thin_equals_masked_in_double_precision(case, x64):
   assert thin < 0.75 * full
 
 
+@pytest.mark.slow
 @library
 def test_thin_equals_masked_in_single_precision(case):
   model = zoo.build(case, jnp.float32)
@@ -67,7 +69,7 @@ def test_thin_equals_masked_whatever_the_fraction(case, fraction):
     np.testing.assert_array_equal(model.infer(masked, model.x), model.infer(masked, -model.x))
 
 
-@each
+@most
 def test_inference_in_single_precision(case):
   model, dead, plan = planned(case, jnp.float32)
   got = jax.jit(slim_jax.thin(model.infer, plan))(plan.slice(model.variables), model.x)

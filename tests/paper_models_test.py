@@ -65,10 +65,10 @@ def _variables(model, shape, seed=0):
   [
     ('preresnet', ('Bottleneck_3', 'BatchNorm_1')),
     ('densenet', ('BatchNorm_1',)),
-    ('densenet_bc', ('BatchNorm_1',)),
-    ('vgg_a', ()),  # has no way around a layer
-    ('resnet50', ('Block_3', 'BatchNorm_2')),
-    ('resnet18', ('Block_1', 'BatchNorm_0')),
+    pytest.param('densenet_bc', ('BatchNorm_1',), marks=pytest.mark.slow),
+    pytest.param('vgg_a', (), marks=pytest.mark.slow),  # has no way around a layer
+    pytest.param('resnet50', ('Block_3', 'BatchNorm_2'), marks=pytest.mark.slow),
+    pytest.param('resnet18', ('Block_1', 'BatchNorm_0'), marks=pytest.mark.slow),
   ],
 )
 def test_thin_is_masked(x64, name, emptied):

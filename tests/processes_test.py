@@ -68,6 +68,7 @@ def test_two_processes_of_two_devices_are_as_one_device(venv, tmp_path):
     assert here['loss'] == pytest.approx(there['loss'], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_terminated_processes_save_the_same_step_and_continue(venv, tmp_path):
   """After SIGTERM the run continues as one process with other devices."""
   fields = {

@@ -68,6 +68,7 @@ def test_killed_run_in_a_bucket_ends_as_one_on_a_disk(store, digits_dir, tmp_pat
   assert 'This run is complete already: gs://bucket/run' in output
 
 
+@pytest.mark.slow
 def test_a_study_in_a_bucket_shares_its_stages(store, digits_dir):
   fields = {**commands.LONG, 'data_dir': digits_dir, 'finetune.epochs': 0}
   command = commands.main('gs://bucket/study', report=True, **fields)

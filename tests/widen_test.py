@@ -3,6 +3,7 @@
 import collections
 
 from helpers import laws, zoo
+from helpers.zoo import linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +18,14 @@ ALWAYS = Costs(select=1e9, place=1e9, slack=9)
 NEVER = Costs(select=0, place=0, slack=0)
 
 
+# Other libraries give the same equations.
+FAST = [case for case in zoo.CASES if case.size == 'small' and case.library is linen.functions]
+
+
 @pytest.mark.parametrize(
   'case',
   [
-    pytest.param(case, id=case.name, marks=[] if case.size == 'small' else [pytest.mark.slow])
+    pytest.param(case, id=case.name, marks=[] if case in FAST else [pytest.mark.slow])
     for case in zoo.CASES
     if case.size != 'inference'
   ],
