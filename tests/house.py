@@ -23,7 +23,7 @@ LIBRARY = [
   {'costs', 'models'},
   {'selection'},
   {'adapters'},
-  {'linen', 'nnx'},
+  {'linen', 'nnx', 'equinox'},
   {TOP},
 ]
 PROGRAM = [
