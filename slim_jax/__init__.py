@@ -28,6 +28,9 @@ from slim_jax.selection.select import select_global
 from slim_jax.sparsity.observe import scale_shares
 from slim_jax.sparsity.penalties import add_l1, add_polarization, clip_scales, soft_threshold
 from slim_jax.sparsity.pull import l1_pull
+from slim_jax.structure.find import units
+from slim_jax.structure.gates import fold, gate
+from slim_jax.structure.unit import Units
 
 # setup.cfg reads the version from this line, without importing the package.
 __version__ = '0.1.0'
@@ -67,13 +70,16 @@ __all__ = [
   'BudgetError',
   'Cost',
   'Plan',
+  'Units',
   'add_l1',
   'add_polarization',
   'batch_norm_scales',
   'clip_scales',
   'count',
   'cpu_options',
+  'fold',
   'for_cpu',
+  'gate',
   'l1_pull',
   'load',
   'macs_per_channel',
@@ -86,4 +92,5 @@ __all__ = [
   'soft_threshold',
   'streams',
   'thin',
+  'units',
 ]

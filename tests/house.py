@@ -21,6 +21,7 @@ LIBRARY = [
   {'batch_norms', 'cpu'},
   {'channels', 'sparsity'},
   {'costs', 'models'},
+  {'structure'},
   {'selection'},
   {'adapters'},
   {'linen', 'nnx', 'equinox'},

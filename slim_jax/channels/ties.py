@@ -99,12 +99,12 @@ class _Ties:
       if inside:
         inside(self, ctx, operands, results)
       elif eqn.primitive in self.walk.rules:
-        for (i, j, index), (r, axis, at) in _index_maps(ctx):
+        for (i, j, index), (r, axis, at) in index_maps(ctx):
           self.pairs.append((operands[i][j][index], results[r][axis][at]))
     return [nodes[i] for i in program.outputs]
 
 
-def _index_maps(ctx: Context) -> Iterator[tuple[_Place, _Place]]:
+def index_maps(ctx: Context) -> Iterator[tuple[_Place, _Place]]:
   """Finds which index of an operand goes to exactly one index of a result.
 
   Yields:

@@ -131,8 +131,7 @@ def _walk(program: Program, runs: int, prefix: str, totals: _Totals) -> None:
   for eqn in program.equations:
     module = '/'.join(part for part in (prefix, eqn.module) if part)
     if eqn.primitive in _MACS:
-      macs = runs * _MACS[eqn.primitive](eqn)
-      totals.equations.append(EquationCost(module, str(eqn), macs))
+      totals.equations.append(EquationCost(module, str(eqn), runs * macs(eqn)))
     written = runs * sum(math.prod(a.shape) * a.dtype.itemsize for a in eqn.out_avals)
     totals.activation_bytes += written * (eqn.primitive in _WRITES)
     totals.value_bytes += written * (eqn.primitive not in _HOLDS)
@@ -146,6 +145,11 @@ def _walk(program: Program, runs: int, prefix: str, totals: _Totals) -> None:
       inner = [max(inner, key=lambda branch: branch.macs)]
     for part in inner:
       totals.add(part)
+
+
+def macs(eqn: Equation) -> int:
+  """Returns the multiply-accumulates of one run of an equation without those inside it."""
+  return _MACS[eqn.primitive](eqn) if eqn.primitive in _MACS else 0
 
 
 def _dot_macs(eqn: Equation) -> int:

@@ -6,4 +6,5 @@ options       the options that both take
 ranking       the decisions that are ranked, and their scores
 constraints   how much of each layer stays, whatever its scores
 scores        scores other than |scale|
+unit_scores   scores of units
 """

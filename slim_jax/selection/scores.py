@@ -27,7 +27,10 @@ import numpy as np
 
 from slim_jax import batch_norms, tree
 from slim_jax.channels.ties import streams
+from slim_jax.selection.unit_scores import unit_norm
 from slim_jax.tree import Path
+
+__all__ = ['kernel_norm', 'random', 'scale_magnitude', 'taylor', 'unit_norm']
 
 
 def scale_magnitude(variables: Any, *, scales: Any = None) -> Any:

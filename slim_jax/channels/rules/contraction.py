@@ -27,25 +27,28 @@ from slim_jax.jaxprs import primitives as p
 # dot_general: result axes are batch, then free of the left, then free of the right.
 
 
-class _Dot(NamedTuple):
+class DotAxes(NamedTuple):
+  """Axes of a dot_general: contracted and batch pairs, and the free axes of each side."""
+
   contract: tuple[tuple[int, int], ...]
   batch: tuple[tuple[int, int], ...]
   free: tuple[tuple[int, ...], ...]
 
 
-def _dot(eqn: Equation) -> _Dot:
+def dot_axes(eqn: Equation) -> DotAxes:
+  """Returns what the axes of a dot_general's operands are."""
   (lhs_c, rhs_c), (lhs_b, rhs_b) = eqn.params['dimension_numbers']
   ranks = [len(a.shape) for a in eqn.in_avals]
   free = tuple(
     tuple(i for i in range(rank) if i not in set(c) | set(b))
     for rank, c, b in ((ranks[0], lhs_c, lhs_b), (ranks[1], rhs_c, rhs_b))
   )
-  return _Dot(tuple(zip(lhs_c, rhs_c)), tuple(zip(lhs_b, rhs_b)), free)
+  return DotAxes(tuple(zip(lhs_c, rhs_c)), tuple(zip(lhs_b, rhs_b)), free)
 
 
 def _dot_support(ctx: Context) -> list[Region]:
   lhs, rhs = ctx.supports
-  dims = _dot(ctx.eqn)
+  dims = dot_axes(ctx.eqn)
   terms = regions.normal(
     (regions.both(lhs.axes[i], rhs.axes[j]) for i, j in dims.contract), empty=lhs.empty or rhs.empty
   )
@@ -60,7 +63,7 @@ def _dot_support(ctx: Context) -> list[Region]:
 
 def _dot_reads(ctx: Context) -> list[Region]:
   lhs, rhs = ctx.supports
-  dims = _dot(ctx.eqn)
+  dims = dot_axes(ctx.eqn)
   read: tuple[dict[int, Axis], dict[int, Axis]] = ({}, {})
   for i, j in dims.contract:
     read[0][i] = read[1][j] = regions.both(lhs.axes[i], rhs.axes[j])
@@ -81,7 +84,9 @@ register([p.dot_general_p], Rule(_dot_support, _dot_reads, run_thin))
 # it keeps some groups, and in all of them the same positions.
 
 
-class _Conv(NamedTuple):
+class ConvAxes(NamedTuple):
+  """Axes of a convolution by what they are."""
+
   groups: int
   lhs: tuple[int, ...]  # batch, feature, spatial...
   rhs: tuple[int, ...]  # out feature, in feature, spatial...
@@ -89,10 +94,11 @@ class _Conv(NamedTuple):
   features: tuple[int, int]  # input, output
 
 
-def _conv(eqn: Equation) -> _Conv:
+def conv_axes(eqn: Equation) -> ConvAxes:
+  """Returns what the axes of a convolution's operands and result are."""
   dims = eqn.params['dimension_numbers']
   x, kernel = eqn.in_avals
-  return _Conv(
+  return ConvAxes(
     eqn.params['feature_group_count'],
     dims.lhs_spec,
     dims.rhs_spec,
@@ -106,7 +112,7 @@ def _grid(axis: Axis, groups: int, size: int) -> np.ndarray:
   return regions.vector(axis, size).reshape(groups, -1)
 
 
-def _terms(conv: _Conv, lhs: Region, rhs: Region) -> np.ndarray:
+def _terms(conv: ConvAxes, lhs: Region, rhs: Region) -> np.ndarray:
   """Input channels [group, position] that meet a kernel which may be non-zero."""
   x = _grid(lhs.axes[conv.lhs[1]], conv.groups, conv.features[0])
   return x & regions.vector(rhs.axes[conv.rhs[1]], x.shape[1])
@@ -122,7 +128,7 @@ def _conv_support(ctx: Context) -> list[Region]:
   if _has_batch_groups(ctx.eqn):
     empty = lhs.empty or rhs.empty
     return [regions.nothing(len(lhs.axes))] if empty else full_support(ctx)
-  conv = _conv(ctx.eqn)
+  conv = conv_axes(ctx.eqn)
   kernel = _grid(rhs.axes[conv.rhs[0]], conv.groups, conv.features[1])
   axes: list[Axis] = [None] * len(conv.out)
   axes[conv.out[0]] = lhs.axes[conv.lhs[0]]
@@ -133,7 +139,7 @@ def _conv_support(ctx: Context) -> list[Region]:
 def _conv_reads(ctx: Context) -> list[Region]:
   if _has_batch_groups(ctx.eqn):
     return read_whole(ctx)
-  conv = _conv(ctx.eqn)
+  conv = conv_axes(ctx.eqn)
   (live,) = ctx.live
   wanted = _grid(live.axes[conv.out[1]], conv.groups, conv.features[1])
   groups = wanted.any(1)
@@ -150,7 +156,7 @@ def _conv_reads(ctx: Context) -> list[Region]:
 def _conv_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
   if _has_batch_groups(ctx.eqn):
     return run_whole(ctx, *arrays)
-  conv = _conv(ctx.eqn)
+  conv = conv_axes(ctx.eqn)
   made = ctx.reads[1].axes[conv.rhs[0]]
   groups = int(_grid(made, conv.groups, conv.features[1]).any(1).sum())
   axes: list[Axis] = [None] * len(conv.out)

@@ -19,14 +19,17 @@ from slim_jax.jaxprs import primitives as p
 # gather
 
 
-class _Gather(NamedTuple):
+class GatherAxes(NamedTuple):
+  """Axes of a gather, and the constant indices if there are any."""
+
   passing: tuple[tuple[int, int], ...]  # operand axis, result axis: taken in full
   batch: tuple[tuple[int, int], ...]  # indices axis, result axis
   selected: int | None  # operand axis followed by constant indices
   constant: np.ndarray | None  # the constant indices, in the shape of the result's batch axes
 
 
-def _gather(eqn: Equation, facts: list[Fact]) -> _Gather:
+def gather_axes(eqn: Equation, facts: list[Fact]) -> GatherAxes:
+  """Returns what the axes of a gather's operands and result are."""
   dims, sizes = eqn.params['dimension_numbers'], eqn.params['slice_sizes']
   shape, rank = eqn.in_avals[0].shape, len(eqn.out_avals[0].shape)
   window = [
@@ -53,7 +56,7 @@ def _gather(eqn: Equation, facts: list[Fact]) -> _Gather:
     (axis,) = dims.start_index_map
     if known.size and 0 <= known.min() and known.max() < shape[axis]:
       selected, index = axis, known[..., 0]
-  return _Gather(passing, batch, selected, index)
+  return GatherAxes(passing, batch, selected, index)
 
 
 def _fills(eqn: Equation) -> bool:
@@ -63,7 +66,7 @@ def _fills(eqn: Equation) -> bool:
 
 def _gather_support(ctx: Context) -> list[Region]:
   support, rank = ctx.supports[0], len(ctx.eqn.out_avals[0].shape)
-  how = _gather(ctx.eqn, ctx.facts)
+  how = gather_axes(ctx.eqn, ctx.facts)
   if how.selected is None and _fills(ctx.eqn):
     return [regions.whole(rank)]
   axes: list[Axis] = [None] * rank
@@ -75,7 +78,7 @@ def _gather_support(ctx: Context) -> list[Region]:
 
 
 def _gather_reads(ctx: Context) -> list[Region]:
-  how, (live,) = _gather(ctx.eqn, ctx.facts), ctx.live
+  how, (live,) = gather_axes(ctx.eqn, ctx.facts), ctx.live
   shape, indices_shape = (a.shape for a in ctx.eqn.in_avals)
   x: list[Axis] = [None] * len(shape)
   for i, o in how.passing:
@@ -91,7 +94,7 @@ def _gather_reads(ctx: Context) -> list[Region]:
   return [regions.normal(x), regions.normal(indices)]
 
 
-def _wanted(how: _Gather, live: Region) -> Any:
+def _wanted(how: GatherAxes, live: Region) -> Any:
   """The constant indices of the live part of the result."""
   index = how.constant
   for i, o in how.batch:
@@ -102,7 +105,7 @@ def _wanted(how: _Gather, live: Region) -> Any:
 
 
 def _gather_evaluate(ctx: Context, x: Any, indices: Any) -> list[Any]:
-  how, (live,) = _gather(ctx.eqn, ctx.facts), ctx.live
+  how, (live,) = gather_axes(ctx.eqn, ctx.facts), ctx.live
   sizes: list[int] = list(ctx.params['slice_sizes'])
   have: list[Axis] = [None] * len(live.axes)
   for i, o in how.passing:
@@ -124,7 +127,9 @@ register([p.gather_p], Rule(_gather_support, _gather_reads, _gather_evaluate))
 # dynamic_slice(x, *starts): a start known beforehand makes it a slice.
 
 
-def _starts(facts: list[Fact], shape: tuple[int, ...], sizes: tuple[int, ...]) -> list[int | None]:
+def slice_starts(
+  facts: list[Fact], shape: tuple[int, ...], sizes: tuple[int, ...]
+) -> list[int | None]:
   """Where each axis starts, clamped as JAX clamps; None: known only at run time."""
   starts: list[int | None] = []
   for fact, n, size in zip(facts, shape, sizes, strict=True):
@@ -137,7 +142,7 @@ def _starts(facts: list[Fact], shape: tuple[int, ...], sizes: tuple[int, ...]) -
 
 def _dynamic_slice_support(ctx: Context) -> list[Region]:
   support, sizes = ctx.supports[0], ctx.params['slice_sizes']
-  starts = _starts(ctx.facts[1:], ctx.eqn.in_avals[0].shape, sizes)
+  starts = slice_starts(ctx.facts[1:], ctx.eqn.in_avals[0].shape, sizes)
   return [
     support.with_axes(
       None if start is None else regions.at(axis, slice(start, start + size))
@@ -150,7 +155,7 @@ def _dynamic_slice_reads(ctx: Context) -> list[Region]:
   shape, sizes = ctx.eqn.in_avals[0].shape, ctx.params['slice_sizes']
   axes: list[Axis] = []
   for axis, start, n, size in zip(
-    ctx.live[0].axes, _starts(ctx.facts[1:], shape, sizes), shape, sizes, strict=True
+    ctx.live[0].axes, slice_starts(ctx.facts[1:], shape, sizes), shape, sizes, strict=True
   ):
     if start is None:
       axes.append(None)

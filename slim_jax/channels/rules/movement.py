@@ -108,7 +108,7 @@ register([p.squeeze_p], Rule(_squeeze_support, _squeeze_reads, run_thin))
 # broadcast_in_dim: operand axis i is result axis broadcast_dimensions[i], or stretches from 1.
 
 
-def _kept_axes(eqn: Equation) -> list[tuple[int, int]]:
+def kept_axes(eqn: Equation) -> list[tuple[int, int]]:
   """Pairs of operand axis and result axis whose indices are tied."""
   shape, out = eqn.in_avals[0].shape, eqn.params['shape']
   return [(i, o) for i, o in enumerate(eqn.params['broadcast_dimensions']) if shape[i] == out[o]]
@@ -117,7 +117,7 @@ def _kept_axes(eqn: Equation) -> list[tuple[int, int]]:
 def _broadcast_support(ctx: Context) -> list[Region]:
   support = ctx.supports[0]
   axes: list[Axis] = [None] * len(ctx.params['shape'])
-  for i, o in _kept_axes(ctx.eqn):
+  for i, o in kept_axes(ctx.eqn):
     axes[o] = support.axes[i]
   return [support.with_axes(axes)]
 
@@ -125,7 +125,7 @@ def _broadcast_support(ctx: Context) -> list[Region]:
 def _broadcast_reads(ctx: Context) -> list[Region]:
   (live,) = ctx.live
   axes: list[Axis] = [None] * len(ctx.eqn.in_avals[0].shape)
-  for i, o in _kept_axes(ctx.eqn):
+  for i, o in kept_axes(ctx.eqn):
     axes[i] = live.axes[o]
   return [live.with_axes(axes)] + [regions.whole(0) for _ in ctx.facts[1:]]
 
