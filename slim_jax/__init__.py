@@ -37,7 +37,7 @@ __version__ = '0.1.0'
 
 
 # Modules that need a library of models: imported when they are first used, as `slim_jax.nnx`.
-_ADAPTERS = ('linen', 'nnx', 'equinox')
+_ADAPTERS = ('linen', 'nnx', 'equinox', 'haiku', 'keras')
 
 
 def __getattr__(name: str) -> Any:

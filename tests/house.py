@@ -24,7 +24,7 @@ LIBRARY = [
   {'structure'},
   {'selection'},
   {'adapters'},
-  {'linen', 'nnx', 'equinox'},
+  {'linen', 'nnx', 'equinox', 'haiku', 'keras'},
   {TOP},
 ]
 PROGRAM = [
