@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # Creates a virtual environment and installs slim_jax in it: bash launch/install.sh [EXTRA]
 #
-# EXTRA is an extra of setup.cfg (dev, test, cuda, tpu, gcs, onnx), or several (tpu,gcs); none by default.
+# EXTRA is an extra of setup.cfg beside `train`, which is always installed: dev, test, cuda12, cuda13, tpu, gcs, onnx, or
+# several (tpu,gcs); none by default.
 # PYTHON names the interpreter (default: the first of python3, python3.12, python3.11 and python3.13 that is 3.11 or
-# later). VENV names the folder (default: .venv). An existing environment is reused, and updated if setup.cfg changed.
+# later). VENV names the folder (default: .venv in the folder of slim_jax). An existing environment is reused, and updated if setup.cfg changed.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/here.sh
+source "$(dirname "${BASH_SOURCE[0]}")/here.sh"
+cd "$ROOT"
 
 extra=${1:-}
-venv=${VENV:-.venv}
+venv=$VENV
 stamp=$venv/setup${extra:+-$extra}.cfg  # a copy of the setup.cfg that was installed
 
 is_new_enough() {
@@ -42,7 +45,8 @@ elif [[ -n ${PYTHON:-} ]]; then
 fi
 
 if ! cmp -s setup.cfg "$stamp"; then
-  echo "Installing slim_jax${extra:+[$extra]} in $venv ..."
-  "$venv/bin/python" -m pip install --quiet --editable ".${extra:+[$extra]}"
+  extras=[train${extra:+,$extra}]
+  echo "Installing slim_jax$extras in $venv ..."
+  "$venv/bin/python" -m pip install --quiet --editable ".$extras"
   cp setup.cfg "$stamp"
 fi

@@ -18,10 +18,12 @@
 #SBATCH --output=slim_jax-%j.log
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?is not set: start this script with sbatch, in the folder of slim_jax}"
+# shellcheck source=launch/here.sh
+source launch/here.sh
 
-bash launch/install.sh "${EXTRA-cuda}"
+bash launch/install.sh "${EXTRA-cuda12}"
 status=0
-srun --kill-on-bad-exit=1 "${VENV:-.venv}/bin/python" -m "${MODULE:-slim_jax.main}" "$@" || status=$?
+srun --kill-on-bad-exit=1 "$VENV/bin/python" -m "${MODULE:-slim_jax.main}" "$@" || status=$?
 if ((status == 143)); then  # stopped by SIGTERM after saving a checkpoint
   scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -61,7 +61,14 @@ def load(workdir: str | os.PathLike[str]) -> tuple[Callable[[Any, Any], Any], An
     CheckpointError: no checkpoint of the stage can be read.
   """
   # Imported here, because the transformation alone needs neither data sets nor checkpoints.
-  from slim_jax.runs import finished  # pylint: disable=g-import-not-at-top
+  try:
+    from slim_jax.runs import finished  # pylint: disable=g-import-not-at-top
+  except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+      f'slim_jax.load needs {error.name}: install slim_jax with its extra train, as in '
+      "pip install 'slim_jax[train]'",
+      name=error.name,
+    ) from error
 
   return finished.load(workdir, compiled=True)
 

@@ -16,12 +16,16 @@ import jax
 from ml_collections import config_flags
 
 from slim_jax.errors import SlimError
-from slim_jax.runs import schema
+from slim_jax.runs import experiments, schema
 from slim_jax.runtime import interrupt, processes
 
 _ARGV: list[str] = []  # the command line, in which ml_collections looks for overrides
 CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'A config such as configs/digits.py.', lock_config=True, sys_argv=_ARGV
+  'config',
+  None,
+  'A config: an experiment such as digits, or the path of a file.',
+  lock_config=True,
+  sys_argv=_ARGV,
 )
 WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Where the run lives: a directory, or gs://BUCKET/PATH.', required=True
@@ -93,7 +97,10 @@ def _fail(message: str) -> NoReturn:
 
 def _parse_flags(args: list[str]) -> list[str]:
   """Parses flags; an error in the config or its fields ends without a traceback."""
-  _ARGV[:] = args = with_whole_model(args)
+  try:
+    _ARGV[:] = args = with_whole_sections(with_found_config(args))
+  except SlimError as error:
+    sys.exit(f'{type(error).__name__}: {error}')
   try:
     left = app.parse_flags_with_usage(args)
     getattr(CONFIG.value, 'to_dict', None)  # a missing file raises only when it is read
@@ -109,12 +116,28 @@ def _parse_flags(args: list[str]) -> list[str]:
     sys.exit(f'ConfigError: {path} cannot be used: {type(error).__name__}: {error}')
 
 
-def with_whole_model(args: list[str]) -> list[str]:
-  """Joins the flags that replace the model of a config: its name, and then its arguments.
+def with_found_config(args: list[str]) -> list[str]:
+  """Puts the path of the config in the place of its name, see `experiments.find`.
+
+  Raises:
+    ConfigError: there is no such config.
+  """
+  result = list(args)
+  for i, arg in enumerate(args):
+    if match := re.fullmatch(r'(--?config=)(.+)', arg):
+      result[i] = match[1] + experiments.find(match[2])
+    elif i and re.fullmatch(r'--?config', args[i - 1]):
+      result[i] = experiments.find(arg)
+  return result
+
+
+def with_whole_sections(args: list[str]) -> list[str]:
+  """Joins the flags that replace the model or the optimiser of a config: name, then arguments.
 
   `--config.model=NAME` drops all arguments that the config file gives to its own model. Each
   `--config.model.ARGUMENT=VALUE` after it is an argument of the new one, also one that the model
-  of the file does not take; ml_collections alone would refuse it.
+  of the file does not take; ml_collections alone would refuse it. The same with
+  `--config.optimizer=NAME`.
 
   Args:
     args: a command line.
@@ -122,16 +145,19 @@ def with_whole_model(args: list[str]) -> list[str]:
   Returns:
     The command line with `--config.model={'name': NAME, ...}` in place of these flags.
   """
-  model: dict[str, Any] = {}
-  others = []
-  for arg in args:
-    if name := re.fullmatch(r'--?config\.model=(?!\s*\{)(.*)', arg):
-      model = {'name': name[1]}
-    elif model and (argument := re.fullmatch(r'--?config\.model\.(\w+)=(.*)', arg)):
-      model[argument[1]] = _literal(argument[2])
-    else:
-      others.append(arg)
-  return [*others, f'--config.model={model!r}'] if model else args
+  for section in ('model', 'optimizer'):
+    whole: dict[str, Any] = {}
+    others = []
+    for arg in args:
+      if name := re.fullmatch(rf'--?config\.{section}=(?!\s*\{{)(.*)', arg):
+        whole = {'name': name[1]}
+      elif whole and (argument := re.fullmatch(rf'--?config\.{section}\.(\w+)=(.*)', arg)):
+        whole[argument[1]] = _literal(argument[2])
+      else:
+        others.append(arg)
+    if whole:
+      args = [*others, f'--config.{section}={whole!r}']
+  return args
 
 
 def _literal(text: str) -> Any:

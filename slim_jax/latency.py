@@ -57,16 +57,16 @@ def run(workdir: files.PathLike, batches: Sequence[int]) -> list[dict[str, Any]]
     WorkdirError: the directory holds no run with a complete stage.
   """
   workdir = files.path_of(workdir)
-  shape = finished.about(workdir)['image']
+  shape, dtype = finished.about(workdir)['image'], finished.dtype(workdir)
   networks = {'full': finished.unpruned(workdir), 'thin': finished.load(workdir)}
   compiled = {**networks, 'thin': finished.load(workdir, compiled=True)}
-  rows = measure(in_jax(compiled), shape, batches, runtime='jax')
+  rows = measure(in_jax(compiled), shape, batches, runtime='jax', dtype=dtype)
   try:
     exported = {
-      name: onnx_file.convert(lambda image, net=net: net[0](net[1], image), shape)
+      name: onnx_file.convert(lambda image, net=net: net[0](net[1], image), shape, dtype=dtype)
       for name, net in networks.items()
     }
-    rows += measure(in_onnxruntime(exported), shape, batches, runtime='onnxruntime')
+    rows += measure(in_onnxruntime(exported), shape, batches, runtime='onnxruntime', dtype=dtype)
   except onnx_file.OnnxError as error:
     logging.warning('onnxruntime is not measured: %s', error)
   path = workdir / 'latency.json'
@@ -83,21 +83,23 @@ def measure(
   batches: Sequence[int],
   *,
   runtime: str,
+  dtype: str = 'uint8',
 ) -> list[dict[str, Any]]:
   """Times networks.
 
   Args:
-    runs: images uint8 [n, *shape] -> logits, by name.
+    runs: images [n, *shape] -> outputs, by name.
     shape: height, width and channels.
     batches: numbers n of images.
     runtime: name of the library that runs the networks.
+    dtype: of the images.
 
   Returns:
     For each batch: runtime, batch, and the median seconds of the batch by name.
   """
   rows = []
   for batch in batches:
-    image = np.random.default_rng(0).integers(0, 256, (batch, *shape), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (batch, *shape), np.uint8).astype(dtype)
     calls = {name: lambda run=run: run(image) for name, run in runs.items()}
     rows.append({'runtime': runtime, 'batch': batch, **timing.medians(calls)})
   return rows

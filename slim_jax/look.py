@@ -17,7 +17,7 @@ import numpy as np
 import slim_jax
 from slim_jax import command
 from slim_jax.costs import candidates
-from slim_jax.display import plot, progress, tables
+from slim_jax.display import plot, progress, quantities, tables
 from slim_jax.report import page
 from slim_jax.runs import checks, pruning, schema
 from slim_jax.runs.run import open_sparse_stage
@@ -68,7 +68,7 @@ def run(
 
   Returns:
     For each fraction: fraction, accuracy and recalibrated (the accuracy after recalibration), both
-    0 to 1; params and macs of the thin network; full_params and full_macs of the network before.
+    0 to 1, or the figure that judges another loss, and its name as judge; params and macs of the thin network; full_params and full_macs of the network before.
     The list ends before the first fraction that cannot be removed.
 
   Raises:
@@ -89,7 +89,9 @@ def run(
   split_data = opened.valid_data or opened.test_data
   network = candidates.trace(sparse.net.predict, variables, opened.image)
   full = candidates.counted(network, None)
-  rows = []
+  judge, rows = opened.objective.figure, []
+  sign = '' if judge.larger_is_better else '-'
+  described = {} if judge.name == 'accuracy' else {'judge': f'{sign}{judge.name}'}
   for fraction in progress.each(fractions, 'fractions', total=len(fractions)):
     with config.unlocked():
       config.prune.fraction = fraction
@@ -105,8 +107,11 @@ def run(
     rows.append(
       {
         'fraction': fraction,
-        'accuracy': sparse.evaluate(masked, split_data).accuracy,
-        'recalibrated': sparse.evaluate(variables_of(recalibrate(state)), split_data).accuracy,
+        judge.name: sparse.evaluate(masked, split_data).value(judge.name),
+        'recalibrated': sparse.evaluate(variables_of(recalibrate(state)), split_data).value(
+          judge.name
+        ),
+        **described,
         'params': cost.params,
         'macs': cost.macs,
         'full_params': full.params,
@@ -114,10 +119,10 @@ def run(
       }
     )
     logging.info(
-      'fraction %.3g: accuracy %.2f%%, recalibrated %.2f%%',
+      'fraction %.3g: %s %s, recalibrated %s',
       fraction,
-      100 * rows[-1]['accuracy'],
-      100 * rows[-1]['recalibrated'],
+      judge.name,
+      *(quantities.show(judge.name, rows[-1][name]) for name in (judge.name, 'recalibrated')),
     )
   files.write_json(files.path_of(workdir) / 'look.json', rows)
   return rows
@@ -129,14 +134,16 @@ def suggest(rows: Sequence[dict[str, Any]], tolerance: float) -> dict[str, Any] 
   Args:
     rows: rows of `run` in order of the fraction; the first one has fraction 0.
     tolerance: accuracy that may be lost, in percentage points: accuracy before pruning minus
-      accuracy after pruning and recalibration.
+      accuracy after pruning and recalibration. For a figure that is no accuracy, the amount by
+      which it may become worse.
 
   Returns:
     The row; None if every fraction exceeds the tolerance.
   """
   best = None
   for row in rows:
-    if 100 * (rows[0]['accuracy'] - row['recalibrated']) > tolerance and row['fraction']:
+    judge = quantities.judge_of(row)
+    if quantities.lost(row, rows[0][judge], row['recalibrated']) > tolerance and row['fraction']:
       break
     best = row if row['fraction'] else None
   return best

@@ -21,7 +21,7 @@ from absl import flags, logging
 from etils import epath
 
 from slim_jax import command
-from slim_jax.display import plot, tables
+from slim_jax.display import plot, quantities, tables
 from slim_jax.report import page
 from slim_jax.runs import checks, pipeline, schema, stages, summary
 from slim_jax.runs.errors import ConfigError, PruneError
@@ -143,6 +143,7 @@ def draw(points: Sequence[dict[str, Any]], workdir: epath.Path) -> list[epath.Pa
       plot.errors(
         [(point['values']['prune.fraction'], _errors(point)) for point in points],
         name='fraction of channels removed',
+        judge=quantities.judge_of(next((row for p in points for row in p['stages']), {})),
       ),
       paths[-1],
     )
@@ -196,8 +197,11 @@ def _name(values: Values) -> str:
 
 
 def _errors(point: dict[str, Any]) -> dict[str, float]:
-  """Returns the error of each stage in per cent, in the last pass that has it."""
-  return {row['stage']: 100 * (1 - row['accuracy']) for row in point['stages']}
+  """Returns the error of each stage, in per cent for an accuracy, in the last pass that has it."""
+  return {
+    row['stage']: quantities.error(quantities.judge_of(row), row[quantities.judge_of(row)])
+    for row in point['stages']
+  }
 
 
 if __name__ == '__main__':

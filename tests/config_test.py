@@ -77,11 +77,11 @@ def test_default_needs_only_a_data_set_and_a_model():
   checks.check_config(config)
 
 
-def test_sections_of_the_default_take_no_new_fields_but_arguments_of_the_model():
+def test_sections_take_no_new_fields_but_arguments_of_model_and_optimiser():
   config = default.get_config()
   config.model.widths = (8,)
   for name, section in config.items():
-    if isinstance(section, ml_collections.ConfigDict) and name != 'model':
+    if isinstance(section, ml_collections.ConfigDict) and name not in ('model', 'optimizer'):
       with pytest.raises(AttributeError):
         section.nothing_of_this_name = 1
   assert default.get_config().model.to_dict() == {'name': ''}
@@ -430,7 +430,7 @@ def test_an_argument_may_repeat_what_the_name_of_the_model_says():
 @pytest.mark.filterwarnings('ignore:the load_module')  # by ml_collections
 def test_the_model_is_replaced_as_a_whole(given, model):
   argv = ['test', f'--config={ROOT}/configs/digits.py', '--config.seed=1', *given]
-  argv = command.with_whole_model([*argv, '--config.passes=2'])
+  argv = command.with_whole_sections([*argv, '--config.passes=2'])
   values = flags.FlagValues()
   config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
   values(argv)

@@ -27,7 +27,7 @@ from ml_collections import config_flags
 import pytest
 
 import slim_jax
-from slim_jax.command import with_whole_model
+from slim_jax.command import with_whole_sections
 from slim_jax.runs import checks
 
 BENCHMARKS = ROOT / 'tests' / 'benchmarks'
@@ -308,7 +308,7 @@ def check_fields(arguments):
   ]
   has_value = lambda word: '=' in word and not word.endswith('=...')
   values = flags.FlagValues()
-  line = with_whole_model(['docs', *filter(has_value, given)])
+  line = with_whole_sections(['docs', *filter(has_value, given)])
   config_flags.DEFINE_config_file('config', lock_config=True, flag_values=values, sys_argv=line)
   values(line)
   config = values['config'].value

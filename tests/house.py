@@ -36,6 +36,7 @@ PROGRAM = [
   {'command'},
   {'report', 'export'},
   {'main', 'look', 'sweep', 'latency'},
+  {'cli'},
 ]
 FLOORS = {room: floor for floor, rooms in enumerate(LIBRARY + PROGRAM) for room in rooms}
 # `slim_jax.load` imports the program when it is called.

@@ -102,18 +102,22 @@ def test_scripts_say_how_to_call_them_and_stop_at_errors(path):
   assert 'set -euo pipefail' in lines or len(lines) < 5
 
 
-@pytest.mark.parametrize('gpus, extra', [(0, ''), (2, 'cuda')])
-def test_train_installs_for_what_is_there(machine, gpus, extra):
-  machine.stub('nvidia-smi', f'print("GPU\\n" * {gpus}, end="")')
+@pytest.mark.parametrize(
+  'gpus, driver, extra',
+  [(0, '', ''), (2, '535.54.03', 'cuda12'), (1, '580.65.06', 'cuda13'), (1, 'broken', 'cuda12')],
+)
+def test_train_installs_for_what_is_there(machine, gpus, driver, extra):
+  machine.stub(
+    'nvidia-smi',
+    f'print(("{driver}" if "--query-gpu=driver_version" in sys.argv else "GPU\\n") * {gpus}, end="")',
+  )
   machine.stub_python()
   stamp = machine.venv / (f'setup-{extra}.cfg' if extra else 'setup.cfg')
-  stamp.unlink()
+  stamp.unlink(missing_ok=True)
   calls = machine.run('launch/train.sh', *RUN)
-  (install, *_), (main, *_) = (
-    [call[1] for call in calls if call[0] == 'python'][i:] for i in (0, 1)
-  )
+  install, main = (call[1] for call in calls if call[0] == 'python')
   assert install[:3] == ['-m', 'pip', 'install']
-  assert install[-1] == ('.[cuda]' if extra else '.')
+  assert install[-1] == (f'.[train,{extra}]' if extra else '.[train]')
   assert main == ['-m', 'slim_jax.main', *RUN]
   assert stamp.exists()
 
@@ -127,6 +131,21 @@ def test_memory_is_in_huge_pages_unless_told_otherwise(machine, script):
   assert environ['GLIBC_TUNABLES'] == 'glibc.malloc.hugetlb=1'
   (_, _, environ) = machine.run(*script, *RUN, GLIBC_TUNABLES='')[-1]
   assert environ['GLIBC_TUNABLES'] == ''
+
+
+def test_paths_count_from_where_one_stands(machine, tmp_path):
+  machine.stub('nvidia-smi', 'sys.exit(9)')
+  machine.stub_python('open(os.path.join(os.getcwd(), "stood here"), "w").close()')
+  elsewhere = tmp_path / 'elsewhere'
+  elsewhere.mkdir()
+  venv = os.path.relpath(machine.venv, elsewhere)
+  for script in (['demo.sh'], ['train.sh'], ['processes.sh', '1']):
+    calls = machine.run(LAUNCH / script[0], *script[1:], *RUN, cwd=elsewhere, VENV=venv)
+    assert calls[-1][1][-len(RUN) :] == RUN
+    (elsewhere / 'stood here').unlink()
+  # The demo finds its config from anywhere.
+  (demo,) = (call[1] for call in calls if '--workdir=runs/digits' in call[1])
+  assert demo[2] == f'--config={commands.ROOT}/configs/digits.py'
 
 
 def test_sweep_is_a_module(machine):

@@ -18,6 +18,7 @@ def make_config(**changes):
     dict(
       momentum=0.9,
       nesterov=True,
+      optimizer=dict(name='sgd'),
       weight_decay=0.0,
       train=dict(
         learning_rate=0.1,

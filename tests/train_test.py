@@ -18,6 +18,7 @@ from slim_jax.training import (
   evaluation,
   feed,
   loop,
+  losses,
   optimiser,
   recalibration,
   steps,
@@ -32,6 +33,7 @@ def make_config(**changes):
       devices=0,
       accumulate_steps=1,
       steps_per_call=1,
+      optimizer=dict(name='sgd'),
       momentum=0.9,
       nesterov=True,
       weight_decay=1e-2,
@@ -233,7 +235,7 @@ def test_cross_entropy_is_the_formula():
   label = np.array([0, 2, 1, 1, 0])
   p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
   np.testing.assert_allclose(
-    steps.cross_entropy(logits, label), -np.log(p[np.arange(5), label]), rtol=1e-5
+    losses.cross_entropy(logits, label), -np.log(p[np.arange(5), label]), rtol=1e-5
   )
 
 
@@ -276,8 +278,9 @@ def test_evaluation_is_exact_over_the_whole_split(count):
   )
   logits = toy.predict(toy.variables, (test_data.image - np.float32(100)) / np.float32(50))
   accuracy = np.mean(np.argmax(logits, -1) == test_data.label)
-  loss = np.mean(steps.cross_entropy(logits, test_data.label))
-  np.testing.assert_allclose(evaluate(toy.variables, test_data), (accuracy, loss), rtol=1e-5)
+  loss = np.mean(losses.cross_entropy(logits, test_data.label))
+  result = evaluate(toy.variables, test_data)
+  np.testing.assert_allclose([result.metrics['accuracy'], result.loss], [accuracy, loss], rtol=1e-5)
 
 
 def test_filling_images_count_for_nothing_whatever_their_logits():
@@ -292,8 +295,8 @@ def test_filling_images_count_for_nothing_whatever_their_logits():
   result = evaluate({'image': spoilt, 'label': label, 'mask': mask})
   real = mask > 0
   want = {
-    'loss': np.sum(steps.cross_entropy(logits[real], label[real])),
-    'correct': np.sum(np.argmax(logits[real], -1) == label[real]),
+    'loss': np.sum(losses.cross_entropy(logits[real], label[real])),
+    'accuracy': np.sum(np.argmax(logits[real], -1) == label[real]),
     'count': 6,
   }
   for name, value in want.items():
@@ -348,7 +351,7 @@ def test_run_that_is_stopped_within_an_epoch_is_bit_identical(tmp_path):
   assert [(epoch.step, epoch.is_complete) for epoch in rest] == [(6, True), (9, True)]
   assert same(whole, parts)
   # The epoch in between has the means of all its steps.
-  assert [(e.loss, e.accuracy) for e in rest] == [(e.loss, e.accuracy) for e in epochs[1:]]
+  assert [(e.loss, e.metrics) for e in rest] == [(e.loss, e.metrics) for e in epochs[1:]]
 
 
 def test_a_stage_that_is_at_its_end_has_no_epochs_left(tmp_path):
@@ -366,7 +369,8 @@ def test_epochs_say_how_they_went(tmp_path):
   )
   assert all(epoch.is_complete for epoch in epochs)
   assert all(
-    epoch.loss > 0 and 0 <= epoch.accuracy <= 1 and epoch.images_per_second > 0 for epoch in epochs
+    epoch.loss > 0 and 0 <= epoch.metrics['accuracy'] <= 1 and epoch.images_per_second > 0
+    for epoch in epochs
   )
 
 

@@ -10,6 +10,7 @@
   records    encoded images by index, from any of the sources below
   prepare    data sets prepared on first use (TFDS): `builders`, `digits`, `imagenet`
   folder     a folder of images;  tfrecord: TFRecord files without TensorFlow
+  own        a person's own function or .npz file;  splits: parts and sums of splits
 
 To add a data set that is prepared on first use, write a TFDS builder and add it to
 `prepare.BUILDERS`.
@@ -18,7 +19,15 @@ To add a data set that is prepared on first use, write a TFDS builder and add it
 from typing import TYPE_CHECKING
 
 from slim_jax.data.arrays import ArrayData, channel_statistics
-from slim_jax.data.batches import AUGMENTATIONS, augment, epoch_order, normalize, take_batch
+from slim_jax.data.batches import (
+  AUGMENTATIONS,
+  augment,
+  augment_pixels,
+  epoch_order,
+  is_of_pixels,
+  normalize,
+  take_batch,
+)
 from slim_jax.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,8 +38,10 @@ __all__ = [
   'ArrayData',
   'DataError',
   'augment',
+  'augment_pixels',
   'channel_statistics',
   'epoch_order',
+  'is_of_pixels',
   'load',
   'normalize',
   'take_batch',
@@ -46,7 +57,8 @@ def load(
     name: 'digits', 'mnist', 'fashion_mnist', 'cifar10', 'cifar100', 'svhn_cropped' or
       'imagenet2012'; or any data set in `data_dir` that was prepared as array_record or
       tfrecord and has an `image` and a class `label`: 'name', 'name/config' or
-      'name:version'; or 'folder:/path', a folder of images with a directory for each class.
+      'name:version'; or 'folder:/path', a folder of images with a directory for each class; or
+      'module:name', an own function, or the path of an .npz file, see `own`.
     data_dir: TFDS directory, `~/tensorflow_datasets` if empty; or the directory of one
       prepared data set.
     split: in the notation of TFDS, such as 'train', 'test[:1000]' or 'train+extra'. The splits
@@ -63,9 +75,15 @@ def load(
   Raises:
     DataError: the data set, the split or a feature is missing, or cannot be downloaded or read.
       The message says what to do.
+    PartError: an own function cannot be found.
   """
   # Imported here because TFDS and Grain take a second, and a finished run is opened without them.
-  from slim_jax.data import memory, records, stream
+  from slim_jax.data import memory, own, records, stream
+
+  if own.is_own(name):
+    if image_size:
+      raise DataError(f'config.dataset={name} has images of one size: image_size must be 0')
+    return own.load(name, split=split)
 
   opened = records.open_records(name, data_dir=data_dir, split=split)
   if image_size:

@@ -16,9 +16,10 @@ class ArrayData:
   """A split of a data set of images, in host memory.
 
   Attributes:
-    image: uint8 [n, height, width, channels].
-    label: int32 [n], each in 0 .. num_classes - 1.
-    num_classes: number of classes of the data set.
+    image: uint8 [n, height, width, channels]; float32 for own data that is not uint8.
+    label: int32 [n], each in 0 .. num_classes - 1; for other losses than classification, int32 or
+      float32 [n, ...].
+    num_classes: number of classes of the data set; the number of outputs of the network.
     class_names: their names; '0', '1', ... if the data set has none.
     mean: float32 [channels], mean pixel value (0 to 255) of this split. Normalise every split
       with the mean of the training split.
@@ -40,6 +41,21 @@ class ArrayData:
     """Height, width and channels of an image."""
     _, height, width, channels = self.image.shape
     return height, width, channels
+
+  @property
+  def dtype(self) -> np.dtype:
+    """Dtype of the images."""
+    return self.image.dtype
+
+  @property
+  def label_shape(self) -> tuple[int, ...]:
+    """Shape of the label of one example: () for the number of a class."""
+    return self.label.shape[1:]
+
+  @property
+  def label_dtype(self) -> np.dtype:
+    """Dtype of the labels, int32 or float32."""
+    return self.label.dtype
 
   def arrays(self) -> dict[str, np.ndarray]:
     """Returns `{'image': image, 'label': label}`, to be put on a device."""
@@ -84,12 +100,16 @@ def channel_statistics(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns the mean and the standard deviation of each channel, exact before rounding.
 
   Args:
-    image: uint8 [n, height, width, channels].
+    image: uint8 or floating [n, height, width, channels].
 
   Returns:
-    Two float32 [channels], in pixel values (0 to 255). The deviation is 1 where a channel is
-    constant, so that one can divide by it.
+    Two float32 [channels], in pixel values (0 to 255 for uint8). The deviation is 1 where a channel
+    is constant, so that one can divide by it.
   """
+  if image.dtype != np.uint8:
+    mean = image.mean((0, 1, 2), dtype=np.float64)
+    std = image.std((0, 1, 2), dtype=np.float64)
+    return mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
   values = np.arange(256)
   mean, std = [], []
   for channel in np.moveaxis(image, -1, 0):

@@ -100,12 +100,14 @@ def augment(
   return colors.lighting(lighting_key, image, std=LIGHTING)
 
 
-def _crop_flip(key: jax.Array, image: jax.Array, *, pad: int, flip: bool) -> jax.Array:
+def _crop_flip(
+  key: jax.Array, image: jax.Array, *, pad: int, flip: bool, fill: int = 0
+) -> jax.Array:
   shift_key, flip_key = jax.random.split(key)
   batch, height, width, channels = image.shape
   if pad:
     start = jax.random.randint(shift_key, (batch, 2), 0, 2 * pad + 1)
-    padded = jnp.pad(image, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    padded = jnp.pad(image, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=fill)
 
     def crop(one, start):
       return jax.lax.dynamic_slice(one, (start[0], start[1], 0), (height, width, channels))
@@ -115,6 +117,29 @@ def _crop_flip(key: jax.Array, image: jax.Array, *, pad: int, flip: bool) -> jax
     mirrored = jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))
     image = jnp.where(mirrored, image[:, :, ::-1], image)
   return image
+
+
+def is_of_pixels(label: tuple[int, ...], image: tuple[int, ...]) -> bool:
+  """Returns whether labels are of pixels, given the shapes of labels and images."""
+  return len(label) >= 3 and label[1:3] == image[1:3]
+
+
+def augment_pixels(
+  key: jax.Array, label: jax.Array, *, kind: str = 'crop_flip', pad: int, flip: bool
+) -> jax.Array:
+  """Crops and mirrors the labels of the pixels of one image as `augment` does the image.
+
+  Args:
+    key: that of the image.
+    label: [height, width, ...].
+    kind: as for the image; colours leave labels as they are.
+    pad: as for the image. Pixels of the padding get the label -1, which counts for nothing in
+      `losses.segmentation`.
+    flip: as for the image.
+  """
+  del kind
+  flat = label.reshape(1, *label.shape[:2], -1)
+  return _crop_flip(key, flat, pad=pad, flip=flip, fill=-1).reshape(label.shape)
 
 
 def normalize(

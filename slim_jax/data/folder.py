@@ -4,12 +4,11 @@ from collections.abc import Collection, Iterator, Sequence
 import hashlib
 import os
 import pathlib
-import types
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
+from slim_jax.data import splits
 from slim_jax.data.errors import DataError
 
 # Prefix of the names of data sets that are folders: 'folder:/path'.
@@ -99,20 +98,10 @@ class Folder:
   def _take(self, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns names and labels of a split, of a part of one, or of a sum of these."""
     orders = {name: self._order(name) for name in self._splits if name in split or 'all' in split}
-    sizes = {
-      name: types.SimpleNamespace(num_examples=len(labels)) for name, (_, labels) in orders.items()
-    }
-    try:
-      parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes)
-    except (ValueError, KeyError, AssertionError) as error:
-      raise DataError(
-        f'{self.path} has no split {split!r}. It has {", ".join(self._splits)}, and '
-        f"parts and sums of them such as '{next(iter(self._splits))}[:90%]' ({error})"
-      ) from error
+    sizes = {name: len(labels) for name, (_, labels) in orders.items()}
+    parts = splits.resolve(split, sizes, source=str(self.path), known=tuple(self._splits))
     taken = [
-      (names[part.from_ : part.to], labels[part.from_ : part.to])
-      for part in parts
-      for names, labels in [orders[part.splitname]]
+      (names[part], labels[part]) for name, part in parts for names, labels in [orders[name]]
     ]
     names, labels = zip(*taken)
     return np.concatenate(names), np.concatenate(labels)

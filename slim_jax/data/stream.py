@@ -68,6 +68,21 @@ class StreamData:
     return self.image_size, self.image_size, 3
 
   @property
+  def dtype(self) -> np.dtype:
+    """Dtype of the images."""
+    return np.dtype(np.uint8)
+
+  @property
+  def label_shape(self) -> tuple[int, ...]:
+    """Shape of the label of one image, the number of its class."""
+    return ()
+
+  @property
+  def label_dtype(self) -> np.dtype:
+    """Dtype of the labels."""
+    return np.dtype(np.int32)
+
+  @property
   def mean(self) -> np.ndarray:
     """Mean pixel value of ImageNet, float32 [3], to normalise with."""
     return np.array(MEAN, np.float32)

@@ -7,6 +7,7 @@ from etils import epath
 from matplotlib import figure
 import numpy as np
 
+from slim_jax.display import quantities
 from slim_jax.runtime import files
 
 # A stage has the same colour everywhere.
@@ -25,12 +26,15 @@ _LEVELS = {'baseline': 'unpruned, no L1', 'sparse': 'unpruned, with L1'}
 _UNTRAINED = ('pruned', 'recalibrated')
 
 
-def errors(points: Sequence[tuple[float, Mapping[str, float]]], *, name: str) -> figure.Figure:
+def errors(
+  points: Sequence[tuple[float, Mapping[str, float]]], *, name: str, judge: str = 'accuracy'
+) -> figure.Figure:
   """Plots the error of each stage against the value that a study varies.
 
   Args:
-    points: (value, error in per cent by stage). Curves pass through the means of equal values.
+    points: (value, error by stage). Curves pass through the means of equal values.
     name: of the value.
+    judge: figure that the errors are of, see `quantities.error`.
   """
   picture = figure.Figure(figsize=(5.2, 3.6), layout='constrained')
   axes = picture.subplots()
@@ -47,7 +51,7 @@ def errors(points: Sequence[tuple[float, Mapping[str, float]]], *, name: str) ->
   others = [y for _, row in points for stage, y in row.items() if stage not in _UNTRAINED]
   highest = max(y for _, row in points for y in row.values())
   top = min(1.05 * highest, 2 * max(others, default=highest)) or 1
-  axes.set(xlabel=name, ylabel='test error, %', ylim=(0, top))
+  axes.set(xlabel=name, ylabel=quantities.error_name(judge), ylim=(0, top))
   axes.grid(alpha=0.3)
   axes.legend()
   return picture
@@ -89,9 +93,14 @@ def look(
   picture = figure.Figure(figsize=(5.2, 5), layout='constrained')
   above, below = picture.subplots(2, 1, sharex=True)
   fractions = [row['fraction'] for row in rows]
-  for name, label in (('recalibrated', 'after recalibration'), ('accuracy', 'right after the cut')):
+  judge = quantities.judge_of(rows[0])
+  for name, label in (('recalibrated', 'after recalibration'), (judge, 'right after the cut')):
     above.plot(
-      fractions, [100 * (1 - row[name]) for row in rows], marker='o', markersize=4, label=label
+      fractions,
+      [quantities.error(judge, row[name]) for row in rows],
+      marker='o',
+      markersize=4,
+      label=label,
     )
   for name, label in (('params', 'parameters'), ('macs', 'MACs')):
     below.plot(
@@ -104,7 +113,7 @@ def look(
   if best is not None:
     for axes in (above, below):
       axes.axvline(best['fraction'], color='gray', linestyle='--', label='suggested')
-  above.set(ylabel='error, %')
+  above.set(ylabel=quantities.error_name(judge).removeprefix('test '))
   below.set(xlabel='fraction of channels removed', ylabel='what is left, %', ylim=(0, None))
   for axes in (above, below):
     axes.grid(alpha=0.3)

@@ -12,7 +12,7 @@ from rich import table, text
 import rich.console
 import rich.progress
 
-from slim_jax.display import console
+from slim_jax.display import console, quantities
 from slim_jax.runtime import processes
 
 T = TypeVar('T')
@@ -75,7 +75,7 @@ _DISPLAY = Display(console.PROGRESS)
 
 
 class Progress:
-  """Shows loss, accuracy, images per second and the time left of a training; use it in `with`."""
+  """Shows loss, metrics, images per second and the time left of a training; use it in `with`."""
 
   def __init__(
     self, name: str, *, step: int, steps: int, batch_size: int, display: Display = _DISPLAY
@@ -92,13 +92,18 @@ class Progress:
   def __exit__(self, *_) -> None:
     self._open.close()
 
-  def update(self, step: int, *, loss: float, accuracy: float) -> None:
-    """Shows that training has come to `step`, with the loss and accuracy of the epoch so far."""
+  def update(self, step: int, *, loss: float, **metrics: float) -> None:
+    """Shows that training has come to `step`, with loss and metrics of the epoch so far."""
     now = time.monotonic()
-    values = f'loss {loss:.4f}, accuracy {accuracy:.2%}'
+    shown = ', '.join(
+      [
+        f'loss {loss:.4f}',
+        *(f'{name} {quantities.show(name, value)}' for name, value in metrics.items()),
+      ]
+    )
     if self._row:
       rate = self._rate(step, now, since=self._last)
-      self._row(completed=step, values=f', {values}, {rate:,.0f} images/s')
+      self._row(completed=step, values=f', {shown}, {rate:,.0f} images/s')
     is_late = not self._row and now - self._last_line[1] > self._display.seconds_between_lines
     if is_late or step == self._steps:
       rate = self._rate(step, now, since=self._last_line)
@@ -107,7 +112,7 @@ class Progress:
         self._name,
         step,
         self._steps,
-        values,
+        shown,
         f'{rate:,.0f}',
         clock((self._steps - step) * self._batch_size / rate),
       )

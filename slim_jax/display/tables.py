@@ -6,6 +6,7 @@ from typing import Any
 import rich.box
 import rich.table
 
+from slim_jax.display import quantities
 from slim_jax.display.console import RESULTS
 from slim_jax.display.progress import clock
 
@@ -13,7 +14,7 @@ _STAGES = ('baseline', 'sparse', 'pruned', 'recalibrated', 'finetuned', 'scratch
 
 
 def table(stages: Sequence[dict[str, Any]]) -> rich.table.Table:
-  """Returns a row for each stage: its accuracy, size and MACs, and the changes since the first.
+  """Returns a row for each stage: its metrics, size and MACs, and the changes since the first.
 
   Args:
     stages: what `pipeline.run` returns.
@@ -21,13 +22,14 @@ def table(stages: Sequence[dict[str, Any]]) -> rich.table.Table:
   result = _plain()
   for name in ('pass', 'stage'):
     result.add_column(name, no_wrap=True)
-  for name in ('accuracy', 'loss', 'params', '', 'MACs', '', 'time'):
-    result.add_column(name, justify='right', no_wrap=True)
+  metrics = quantities.metrics_of(stages[0])
+  for name in (*metrics, 'loss', 'params', '', 'MACs', '', 'time'):
+    result.add_column(name.replace('_', ' '), justify='right', no_wrap=True)
   for stage in stages:
     result.add_row(
       str(stage['pass']),
       stage['stage'] + chosen(stage),
-      f'{stage["accuracy"]:.2%}',
+      *(quantities.show(name, stage[name]) for name in metrics),
       f'{stage["loss"]:.4f}',
       short(stage['params']),
       change(stage['params'], stages[0]['params']),
@@ -74,14 +76,18 @@ def sweep_table(points: Sequence[dict[str, Any]]) -> rich.table.Table:
   """
   studied = [{row['stage']: row for row in point['stages']} for point in points]
   names = [name for name in _STAGES if any(name in stages for stages in studied)]
-  result = _plain(caption='test error in per cent', caption_justify='left')
+  judge = quantities.judge_of(next((row for point in points for row in point['stages']), {}))
+  caption = 'test error in per cent' if judge == 'accuracy' else quantities.error_name(judge)
+  result = _plain(caption=caption, caption_justify='left')
   for field in points[0]['values']:
     result.add_column(field.rpartition('.')[2], no_wrap=True)
   for name in (*names, 'small scales', 'params', 'MACs'):
     result.add_column(name, justify='right', no_wrap=True)
+  digits = '2f' if quantities.is_share(judge) else '4g'
   for point, stages in zip(points, studied):
     row = [
-      f'{100 * (1 - stages[name]["accuracy"]):.2f}' if name in stages else '-' for name in names
+      f'{quantities.error(judge, stages[name][judge]):.{digits}}' if name in stages else '-'
+      for name in names
     ]
     row.append(f'{stages["sparse"]["small_scales"]:.1%}' if 'sparse' in stages else '-')
     row += [
@@ -126,13 +132,14 @@ def show_latency(rows: Sequence[dict[str, Any]]) -> None:
 def show_look(rows: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> None:
   """Prints what `look.run` returns, and the suggested cut, on the standard output."""
   result = _plain()
-  for name in ('fraction', 'accuracy', 'recalibrated', 'params', '', 'MACs', ''):
+  judge = quantities.judge_of(rows[0]) if rows else ''
+  for name in ('fraction', judge.replace('_', ' '), 'recalibrated', 'params', '', 'MACs', ''):
     result.add_column(name, justify='right', no_wrap=True)
   for row in rows:
     result.add_row(
       f'{row["fraction"]:g}',
-      f'{row["accuracy"]:.2%}',
-      f'{row["recalibrated"]:.2%}',
+      quantities.show(judge, row[judge]),
+      quantities.show(judge, row['recalibrated']),
       short(row['params']),
       change(row['params'], row['full_params']),
       short(row['macs']),

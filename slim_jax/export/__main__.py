@@ -66,7 +66,10 @@ def _stablehlo(workdir: epath.Path, about: dict[str, Any]) -> bytes:
   about['platforms'] = _PLATFORMS.value
   apply, variables = finished.load(workdir)
   return stablehlo.convert(
-    lambda image: apply(variables, image), about['image'], platforms=_PLATFORMS.value
+    lambda image: apply(variables, image),
+    about['image'],
+    dtype=finished.dtype(workdir),
+    platforms=_PLATFORMS.value,
   )
 
 
@@ -74,7 +77,11 @@ def _onnx(workdir: epath.Path, about: dict[str, Any]) -> bytes:
   about['opset'] = _OPSET.value
   apply, variables = finished.load(workdir, dtype='float32')
   return onnx_file.convert(
-    lambda image: apply(variables, image), about['image'], opset=_OPSET.value, about=about
+    lambda image: apply(variables, image),
+    about['image'],
+    dtype=finished.dtype(workdir),
+    opset=_OPSET.value,
+    about=about,
   )
 
 

@@ -132,7 +132,7 @@ def _load(name: str) -> Any:
     return importlib.import_module(name)
   except ImportError as error:
     reason = (
-      f"needs the extra onnx: python -m pip install -e '.[onnx]' ({name} is not installed)"
+      f"needs the extra onnx: python -m pip install 'slim_jax[onnx]' ({name} is not installed)"
       if name in missing()
       else f'cannot load {name} {_version(name)} with JAX {jax.__version__}: {_first_line(error)}'
     )

@@ -8,7 +8,7 @@ from matplotlib import lines as mlines
 from matplotlib.axes import Axes
 import numpy as np
 
-from slim_jax.display import plot
+from slim_jax.display import plot, quantities
 from slim_jax.runs.stages import Stage
 
 _STYLES = {'baseline': '--', 'sparse': '-', 'finetuned': '-', 'scratch-e': '-.', 'scratch-b': ':'}
@@ -22,21 +22,25 @@ _UNTRAINED = {'marker': 'D', 'markersize': 9, 'fillstyle': 'none'}
 
 
 def curves(
-  lines: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]]
+  lines: Sequence[Mapping[str, Any]],
+  records: Sequence[Mapping[str, Any]],
+  *,
+  judge: str = 'accuracy',
 ) -> figure.Figure:
-  """Draws loss, accuracy and learning rate, the epochs of all stages one after the other.
+  """Draws loss, judging figure and learning rate, the epochs of all stages one after the other.
 
   Args:
     lines: the metrics of the epochs, in order.
     records: of the complete stages; their test results are drawn at the end of the stage. A stage
       without training (pruning) is drawn at the last epoch of the stage before it.
+    judge: name of the figure that judges, such as 'accuracy'.
   """
   picture = figure.Figure(figsize=(5.2, 5), layout='constrained')
-  loss, accuracy, rate = picture.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
+  loss, judged, rate = picture.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
   begin = _begins(lines)
   for axes, name, factor in (
     (loss, 'loss', 1),
-    (accuracy, 'accuracy', 100),
+    (judged, judge, 100 if quantities.is_share(judge) else 1),
     (rate, 'learning_rate', 1),
   ):
     for stage in begin:
@@ -47,8 +51,9 @@ def curves(
     if axes is not rate:
       _plot_results(axes, records, name, _ends(lines), factor)
     axes.grid(alpha=0.3)
-  loss.set(ylabel='loss, nats', yscale='log')
-  accuracy.set(ylabel='accuracy, %')
+  loss.set(ylabel='loss, nats' if judge == 'accuracy' else 'loss', yscale='log')
+  unit = ', %' if quantities.is_share(judge) else ''
+  judged.set(ylabel=f'{judge.replace("_", " ")}{unit}')
   rate.set(ylabel='learning rate', xlabel='epoch', yscale='log')
   names = [*(stage.name for stage in begin), *(record['stage'] for record in records)]
   picture.legend(handles=_legend(names), loc='outside upper center', ncols=3)

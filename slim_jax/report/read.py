@@ -4,38 +4,50 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
+import ml_collections
 import numpy as np
 
 from slim_jax import tree
-from slim_jax.runs import scale_history
+from slim_jax.display import quantities
+from slim_jax.runs import scale_history, schema
 from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir, WorkdirError, read_json
 from slim_jax.sparsity import observe
-from slim_jax.training import checkpoint
+from slim_jax.training import checkpoint, losses
 
 
 class Missing(Exception):
   """A run has not recorded something; the message is for its page."""
 
 
-def rows(path: epath.Path, value: Any, fields: Sequence[str]) -> list[dict[str, Any]]:
+def rows(
+  path: epath.Path, value: Any, fields: Sequence[str], *, figures: bool = False
+) -> list[dict[str, Any]]:
   """Returns the rows of a file after checking that each has a number in every field.
 
   Args:
     path: of the file, for the message.
     value: what the file holds.
     fields: of each row.
+    figures: whether each row has the figure that judges, too: accuracy for classification.
 
   Raises:
     WorkdirError: it holds anything else.
   """
+
+  def wanted(row: dict[str, Any]) -> Sequence[str]:
+    if not figures:
+      return fields
+    metrics = row.get('metrics', ())
+    named = metrics if isinstance(metrics, list) else ()
+    return *fields, *dict.fromkeys((quantities.judge_of(row), *map(str, named)))
+
   if not isinstance(value, list) or not all(
-    isinstance(row, dict) and all(isinstance(row.get(name), (int, float)) for name in fields)
+    isinstance(row, dict) and all(isinstance(row.get(name), (int, float)) for name in wanted(row))
     for row in value
   ):
-    raise WorkdirError(
-      f'{path} is damaged: each of its rows must have the numbers ' + ', '.join(fields)
-    )
+    names = ', '.join(wanted({}))
+    raise WorkdirError(f'{path} is damaged: each of its rows must have the numbers {names}')
   return value
 
 
@@ -44,8 +56,20 @@ def stages(workdir: Workdir) -> list[dict[str, Any]]:
   return rows(
     workdir.path / 'stages.json',
     workdir.records(),
-    ('pass', 'accuracy', 'loss', 'params', 'macs', 'seconds'),
+    ('pass', 'loss', 'params', 'macs', 'seconds'),
+    figures=True,
   )
+
+
+def judge(workdir: Workdir) -> str:
+  """Returns the name of the figure that judges the networks of a run, such as 'accuracy'."""
+  if records := workdir.records():
+    return quantities.judge_of(records[0])
+  path = workdir.path / 'config.json'
+  if not path.exists():
+    return quantities.judge_of({})
+  config = schema.complete(ml_collections.ConfigDict(read_json(path)), source='the config')
+  return losses.judge(config).name
 
 
 def metrics(workdir: Workdir) -> list[dict[str, Any]]:
@@ -53,7 +77,7 @@ def metrics(workdir: Workdir) -> list[dict[str, Any]]:
   lines = rows(
     workdir.path / 'metrics.jsonl',
     workdir.metrics(),
-    ('pass', 'epoch', 'step', 'loss', 'accuracy', 'learning_rate'),
+    ('pass', 'epoch', 'step', 'loss', judge(workdir), 'learning_rate'),
   )
   if not lines:
     raise Missing('No epoch is recorded yet.')
@@ -71,7 +95,8 @@ def look(workdir: Workdir) -> list[dict[str, Any]]:
   fractions = rows(
     path,
     read_json(path),
-    ('fraction', 'accuracy', 'recalibrated', 'params', 'macs', 'full_params', 'full_macs'),
+    ('fraction', 'recalibrated', 'params', 'macs', 'full_params', 'full_macs'),
+    figures=True,
   )
   if not fractions:
     raise Missing('slim_jax.look found no fraction that can be removed.')

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from slim_jax.display import plot, tables
+from slim_jax.display import plot, quantities, tables
 from slim_jax.errors import SlimError
 from slim_jax.report import architecture, blocks, figures, read
 from slim_jax.report.architecture import module_of
@@ -23,9 +23,7 @@ from slim_jax.runs.workdir import Workdir, read_json
 _LAYERS = 3
 
 _STAGE_COLUMNS = (
-  Column('stage'),
-  Column('accuracy', 'test split'),
-  Column('loss', 'test split, nats'),
+  Column('loss', 'test split'),
   Column('params'),
   Column('MACs', 'multiply-adds per image'),
   Column('FLOPs', '2 × MACs, as in the paper'),
@@ -78,11 +76,16 @@ def _stages(workdir: Workdir, _: Gallery) -> list[Block]:
   if not records:
     raise Missing('No stage is complete yet.')
   activations, problems = _activations(workdir, records)
-  first = records[0]
+  first, metrics = records[0], quantities.metrics_of(records[0])
+  columns = (
+    Column('stage'),
+    *(Column(name.replace('_', ' '), 'test split') for name in metrics),
+    *_STAGE_COLUMNS,
+  )
   rows = [
     [
       Cell(str(Stage.of(record)) + tables.chosen(record)),
-      Cell(f'{record["accuracy"]:.2%}'),
+      *(Cell(quantities.show(name, record[name])) for name in metrics),
       Cell(f'{record["loss"]:.4f}'),
       _compared(record['params'], first['params']),
       _compared(record['macs'], first['macs']),
@@ -96,7 +99,7 @@ def _stages(workdir: Workdir, _: Gallery) -> list[Block]:
   ]
   return [
     Paragraph(_headline(records)),
-    blocks.Table('stages', _STAGE_COLUMNS, rows),
+    blocks.Table('stages', columns, rows),
     Paragraph(
       'A MAC is one multiplication with its addition; FLOPs count the two separately. '
       'Activations are the bytes of all intermediate results for one image. '
@@ -129,10 +132,13 @@ def _activations(
 
 def _headline(records: Sequence[Mapping[str, Any]]) -> str:
   first, last = records[0], _last(records)
+  judge = quantities.judge_of(first)
+  name = judge.replace('_', ' ').capitalize()
+  before, after = (quantities.show(judge, record[judge]) for record in (first, last))
   if last is first:
-    return f'Accuracy {first["accuracy"]:.2%}.'
+    return f'{name} {before}.'
   return (
-    f'Accuracy {first["accuracy"]:.2%} ({first["stage"]}) → {last["accuracy"]:.2%} '
+    f'{name} {before} ({first["stage"]}) → {after} '
     f'({last["stage"]}), with {last["params"] / first["params"]:.1%} of the parameters and '
     f'{last["macs"] / first["macs"]:.1%} of the arithmetic.'
   )
@@ -174,11 +180,13 @@ def _training(workdir: Workdir, gallery: Gallery) -> list[Block]:
 
   def curves() -> list[Block]:
     records = read.stages(workdir)
+    judge = read.judge(workdir)
+    shown = '' if judge == 'loss' else f', {judge.replace("_", " ")}'
     caption = (
-      'Training loss, accuracy and learning rate, stage after stage. Points are values on the '
+      f'Training loss{shown} and learning rate, stage after stage. Points are values on the '
       'test split; large points are those at the end of a stage.'
     )
-    return [gallery.add('curves', caption, lambda: figures.curves(lines, records))]
+    return [gallery.add('curves', caption, lambda: figures.curves(lines, records, judge=judge))]
 
   return blocks.side_by_side(
     curves,

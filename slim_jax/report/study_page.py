@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from slim_jax.display import plot, tables
+from slim_jax.display import plot, quantities, tables
 from slim_jax.report import blocks, read
 from slim_jax.report.blocks import Block, Cell, Column, Paragraph, Section
 from slim_jax.report.gallery import Gallery
@@ -64,7 +64,7 @@ def _points(path: epath.Path) -> list[dict[str, Any]]:
   ):
     raise WorkdirError(f'{path} is damaged, or its study has no point yet: run the study again')
   for point in points:
-    read.rows(path, point.get('stages'), ('pass', 'accuracy', 'loss', 'params', 'macs'))
+    read.rows(path, point.get('stages'), ('pass', 'loss', 'params', 'macs'), figures=True)
   return points
 
 
@@ -76,7 +76,7 @@ def _table(points: list[dict[str, Any]]) -> list[Block]:
   return [
     blocks.Table('points', columns, [list(map(Cell, row)) for row in rows]),
     Paragraph(
-      'Columns of stages hold the test error in per cent, of the last pass if there are several. '
+      f'Columns of stages hold the {table.caption}, of the last pass if there are several. '
       'Percentages of parameters and MACs are changes against the first stage.',
       'note',
     ),
@@ -90,11 +90,12 @@ def _table(points: list[dict[str, Any]]) -> list[Block]:
 
 def _errors(points: Sequence[Mapping[str, Any]], gallery: Gallery) -> list[Block]:
   pictures: list[Block] = []
+  judge = quantities.judge_of(next((row for point in points for row in point['stages']), {}))
   for field in points[0]['values']:
     errors = [
       (
         point['values'][field],
-        {row['stage']: 100 * (1 - row['accuracy']) for row in point['stages']},
+        {row['stage']: quantities.error(judge, row[judge]) for row in point['stages']},
       )
       for point in points
     ]
@@ -103,8 +104,8 @@ def _errors(points: Sequence[Mapping[str, Any]], gallery: Gallery) -> list[Block
       pictures.append(
         gallery.add(
           f'error-{field.replace(".", "-")}',
-          f'Test error against {name}. Lines connect the means of equal values.',
-          functools.partial(plot.errors, errors, name=name),
+          f'{quantities.error_name(judge).removesuffix(", %").capitalize()} against {name}. Lines connect the means of equal values.',
+          functools.partial(plot.errors, errors, name=name, judge=judge),
         )
       )
   if not pictures:

@@ -5,18 +5,20 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 
 from slim_jax import batch_norms, data, models, tree
-from slim_jax.data import prepare
+from slim_jax.data import ArrayData, own, prepare
 from slim_jax.data.stream import Data
-from slim_jax.runs import schema
+from slim_jax.errors import SlimError
+from slim_jax.runs import network, schema
 from slim_jax.runs.errors import ConfigError
-from slim_jax.runtime import devices
+from slim_jax.runtime import devices, parts
 from slim_jax.runtime.config import Config
 from slim_jax.selection import budget, constraints
 from slim_jax.selection.options import SelectionOptions
 from slim_jax.sparsity import terms
-from slim_jax.training import optimiser
+from slim_jax.training import losses, optimiser
 
 PyTree = Any
 
@@ -69,12 +71,18 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 for _name in ('learning_rate', 'drops', 'drop_factor'):
   _RANGES[f'finetune.{_name}'] = _RANGES[f'train.{_name}']
 
+# Fields that may also name a person's own part, 'module:name'.
+_OR_PARTS = {
+  'loss': tuple(losses.LOSSES),
+  'model.name': tuple(models.MODELS),
+  'train.term': tuple(terms.TERMS),
+  'prune.score': ('',),
+}
+
 _CHOICES = {
   'augment.kind': data.AUGMENTATIONS,
   'dtype': ('float32', 'bfloat16', 'float16'),
-  'model.name': tuple(models.MODELS),
   'train.schedule': optimiser.SCHEDULES,
-  'train.term': tuple(terms.TERMS),
   'finetune.schedule': optimiser.SCHEDULES,
   'prune.tied': ('', 'sum', 'mean', 'max'),
   'prune.bias': ('zero', 'keep'),
@@ -122,10 +130,33 @@ def check_data(config: Config, train_data: Data, other_data: Data, name: str) ->
     )
   if train_data.class_names != other_data.class_names:
     raise ConfigError(f'{split} has other classes than config.train_split={config.train_split!r}')
+  for each, where in (
+    (train_data, f'config.train_split={config.train_split!r}'),
+    (other_data, split),
+  ):
+    _check_labels(config, each, where)
   if config.augment.kind == 'imagenet' and train_data.shape[-1] != 3:
     raise ConfigError(
       "config.augment.kind='imagenet' needs images of 3 channels, but these "
       f'have {train_data.shape[-1]}'
+    )
+
+
+def _check_labels(config: Config, split_data: Data, where: str) -> None:
+  """Checks that the labels of a split are numbers of classes, if the loss is classification."""
+  if config.loss != 'classification' or not isinstance(split_data, ArrayData):
+    return
+  label = split_data.label
+  if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer):
+    raise ConfigError(
+      f'{where} has labels {label.dtype}{list(label.shape)}; classification needs the number of one '
+      f'class for each image. config.loss may be {", ".join(losses.LOSSES)}, or your own'
+    )
+  lowest, highest = int(label.min()), int(label.max())
+  if not 0 <= lowest <= highest < split_data.num_classes:
+    raise ConfigError(
+      f'{where} has labels from {lowest} to {highest}, but there are names of '
+      f'{split_data.num_classes} classes'
     )
 
 
@@ -157,6 +188,7 @@ def _value_problems(config: Config) -> Iterator[str]:
   """Lists the values that cannot work, each line beginning with the dotted name of the field."""
   yield from _range_problems(config)
   yield from _choice_problems(config)
+  yield from _part_problems(config)
   yield from _device_problems(config)
   if config.nesterov and not config.momentum:
     yield 'nesterov=True needs a momentum above 0'
@@ -172,7 +204,7 @@ def _value_problems(config: Config) -> Iterator[str]:
       'most 1'
     )
   yield from _dataset_problems(config)
-  yield from _model_problems(config.model)
+  yield from _model_problems(config)
 
 
 def _range_problems(config: Config) -> Iterator[str]:
@@ -192,6 +224,36 @@ def _choice_problems(config: Config) -> Iterator[str]:
     if value not in choices:
       listed = ', '.join(map(repr, choices))
       yield f'{name}={value!r} is not one of {listed}{schema.nearest(value, choices)}'
+
+
+def _part_problems(config: Config) -> Iterator[str]:
+  """Lists the fields that name a part which cannot be found."""
+  for name, choices in _OR_PARTS.items():
+    value = _value(config, name)
+    if value in choices:
+      continue
+    if parts.is_name(value):
+      yield from _lines(lambda: parts.find(value, field=name))
+    else:
+      listed = ', '.join(repr(choice) for choice in choices if choice)
+      yield (
+        f'{name}={value!r} is not {f"one of {listed}" if listed else repr("")}'
+        f"{schema.nearest(value, choices)}; your own is 'module:name'"
+      )
+  if own.is_own(config.dataset) and parts.is_name(config.dataset):
+    yield from _lines(lambda: parts.find(config.dataset, field='dataset'))
+  if not optimiser.is_sgd(config):
+    yield from _lines(lambda: optimiser.make_tx(config, lambda step: 0.1, strength=0.0))
+  elif len(config.optimizer.to_dict()) > 1:
+    yield "optimizer.name='sgd' takes its arguments from momentum, nesterov and weight_decay"
+
+
+def _lines(call: Callable[[], Any]) -> Iterator[str]:
+  """Yields what is wrong with a part, if `call` raises."""
+  try:
+    call()
+  except SlimError as error:
+    yield str(error).removeprefix('config.')
 
 
 def _device_problems(config: Config) -> Iterator[str]:
@@ -219,16 +281,23 @@ def _dataset_problems(config: Config) -> Iterator[str]:
   name = config.dataset
   if name in prepare.BUILDERS or name.startswith('folder:') or (name and config.data_dir):
     return
+  if own.is_own(name):
+    if config.image_size:
+      yield f'image_size={config.image_size} must be 0 for your own data, whose images have one size'
+    return
   yield (
     f'dataset={name!r} is not one of {", ".join(map(repr, prepare.BUILDERS))}'
-    f"{schema.nearest(name, prepare.BUILDERS)}; it may also be 'folder:PATH', or another data set "
-    'that is prepared in data_dir'
+    f"{schema.nearest(name, prepare.BUILDERS)}; it may also be 'folder:PATH', another data set that "
+    "is prepared in data_dir, or your own: 'module:name' or an .npz file"
   )
 
 
-def _model_problems(section: Config) -> Iterator[str]:
+def _model_problems(config: Config) -> Iterator[str]:
+  section = config.model
   if section.name not in models.MODELS:
-    return  # one of `_CHOICES`
+    if parts.is_name(section.name) and not list(_lines(lambda: parts.find(section.name, field=''))):
+      yield from _lines(lambda: network.model_of(config, 1))
+    return  # otherwise one of `_part_problems`
   arguments = {name: value for name, value in section.items() if name != 'name'}
   try:
     models.create(section.name, num_classes=1, **arguments)

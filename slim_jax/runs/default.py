@@ -48,7 +48,8 @@ def get_config() -> Config:
 
 def _add_data(config: Config) -> None:
   # The data set: 'digits', 'mnist', 'fashion_mnist', 'cifar10', 'cifar100', 'svhn_cropped',
-  # 'imagenet2012'; any data set of TFDS that is prepared in data_dir; or 'folder:PATH'.
+  # 'imagenet2012'; any data set of TFDS that is prepared in data_dir; 'folder:PATH'; or your own:
+  # 'module:name' of a function, or an .npz file, see slim_jax/data/own.py.
   config.dataset = ''
   # The directory of TFDS. '' is its default, ~/tensorflow_datasets.
   config.data_dir = ''
@@ -94,8 +95,9 @@ def _add_devices(config: Config) -> None:
 
 
 def _add_model(config: Config) -> None:
-  # A name in slim_jax.models.MODELS. The arguments of the model are further fields of this section,
-  # such as model.widths, model.depth and model.dense_widths.
+  # A name in slim_jax.models.MODELS, or 'module:name' of your own model of Linen or NNX. The
+  # arguments of the model are further fields of this section, such as model.widths, model.depth and
+  # model.dense_widths.
   config.model = _section()
   config.model.name = ''
   # Weights to start from: a safetensors file (names of slim_jax or of PyTorch), an Orbax checkpoint,
@@ -104,9 +106,24 @@ def _add_model(config: Config) -> None:
 
 
 def _add_training(config: Config) -> None:
-  # SGD. Weight decay is coupled and applies to all parameters, as in the paper.
+  # Loss and metrics: 'classification', 'multi_label', 'regression', 'segmentation' (see
+  # slim_jax/training/losses.py), or 'module:name' of your own (outputs, batch) -> (loss [n],
+  # {name: [n]}).
+  config.loss = 'classification'
+  # The figure that says which checkpoint is best and what a cut costs: a metric of the loss, with a
+  # minus where smaller is better, or 'loss'. '' is that of the loss: 'accuracy' for classification,
+  # 'loss' for your own.
+  config.judge = ''
+
+  # The optimiser: 'sgd'; another one of optax, such as 'adamw' or 'lamb'; or 'module:name' of your
+  # own. Its arguments are further fields of this section, such as optimizer.b2.
+  config.optimizer = _section()
+  config.optimizer.name = 'sgd'
+  # Momentum of SGD.
   config.momentum = 0.9
   config.nesterov = True
+  # Weight decay applies to all parameters. It is coupled, as in the paper, unless the optimiser has
+  # an argument weight_decay.
   config.weight_decay = 1e-4
   # Batch size that the learning rates are meant for: they are scaled by batch_size /
   # base_batch_size. 0 uses them as they are.
@@ -131,7 +148,8 @@ def _add_training(config: Config) -> None:
   config.train.pull = 0.0
   # Source of the sparsity. 'l1': the subgradient of the L1 norm, as in the paper. 'proximal': a
   # proximal step with the same pull, which gives scales of exactly 0. 'polarization': draws small
-  # scales to 0 and keeps the others large.
+  # scales to 0 and keeps the others large. Or 'module:name' of your own, see `own` in
+  # slim_jax/sparsity/terms.py.
   config.train.term = 'l1'
   # t of the polarization, from 0 (half of the scales go to zero) to 2 (all of them do).
   config.train.polarization_t = 1.2
@@ -167,6 +185,9 @@ def _add_pruning(config: Config) -> None:
   # threshold: 'threshold:0.01' removes scales up to it, 'gap' those below the widest gap between
   # scales. '' uses the fraction.
   config.prune.target = ''
+  # What ranks channels: '' is |scale|. Or 'module:name' of a function (f, variables, image) -> tree
+  # of scores, such as 'slim_jax.selection.scores:kernel_norm'.
+  config.prune.score = ''
   # Each layer keeps at least min_channels channels and loses at most max_fraction of its channels.
   config.prune.min_channels = 0
   config.prune.max_fraction = 1.0

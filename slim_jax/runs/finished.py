@@ -4,6 +4,7 @@ Needs the checkpoint and the three JSON files of the directory, not the data set
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 from typing import Any
 
 from flax import linen as nn
@@ -14,13 +15,14 @@ import numpy as np
 
 from slim_jax import data
 from slim_jax.channels.plan import Plan
+from slim_jax.display import quantities
 from slim_jax.models import narrow
 from slim_jax.runs import network, schema
 from slim_jax.runs.errors import WorkdirError
 from slim_jax.runs.network import Network
 from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir, read_json
-from slim_jax.runtime import files
+from slim_jax.runtime import files, parts
 from slim_jax.runtime.config import Config
 from slim_jax.training import checkpoint
 
@@ -39,12 +41,14 @@ def load(
       machine, rather than `predict`, which can be exported.
 
   Returns:
-    (apply, variables): `apply(variables, image)` returns logits float32 [n, classes] for images
-    uint8 [n, height, width, channels] as in the data set; normalisation is included.
+    (apply, variables): `apply(variables, image)` returns the outputs, logits float32 [n, classes]
+    for classification, for images [n, height, width, channels] as in the data set, uint8 for all
+    but own data; normalisation is included.
 
   Raises:
     WorkdirError: the directory holds no run with a complete stage.
     CheckpointError: no checkpoint of the stage can be read.
+    PartError: the model is a person's own, and its module cannot be imported here.
   """
   here = Workdir(files.path_of(workdir))
   stage = _last(here)
@@ -81,7 +85,9 @@ def module(workdir: files.PathLike) -> nn.Module:
   here = Workdir(files.path_of(workdir))
   config, dataset = _read(here)
   pruned = here.plan_after(_last(here))
-  model = network.model_of(config, dataset['num_classes'])
+  model = network.model_of(config, dataset['num_classes']).module
+  if model is None:
+    raise narrow.NarrowError(f'{config.model.name} is a model of NNX, not of Linen')
   return model if pruned is None else narrow.module(model, pruned)
 
 
@@ -90,26 +96,36 @@ def about(workdir: files.PathLike) -> dict[str, Any]:
 
   Returns:
     image (height, width and channels), num_classes, class_names, mean and std (of the channels of
-    the training images, in pixel values); stage, accuracy (0 to 1), loss (nats), params, macs (of
-    one image) and widths (channels by path of the scale) of its stage; module: class and arguments
-    of its Linen module as in `narrow.describe`, None if there is no such module.
+    the training images, in pixel values), dtype of the images if it is not uint8; stage, loss,
+    the metrics of the run's loss (accuracy, 0 to 1, for classification), params, macs (of one
+    image) and widths (channels by path of the scale) of its stage; module: class and arguments of
+    its Linen module as in `narrow.describe`, None if there is no such module.
 
   Raises:
     WorkdirError: the directory holds no run with a complete stage.
+    PartError: as in `load`.
   """
   here = Workdir(files.path_of(workdir))
   stage = _last(here)
-  try:
-    described = narrow.describe(module(here.path))
-  except narrow.NarrowError:
-    described = None
+  config, dataset = _read(here)
+  described = None
+  if not parts.is_name(config.model.name):
+    with contextlib.suppress(narrow.NarrowError):
+      described = narrow.describe(module(here.path))
   (record,) = (record for record in here.records() if Stage.of(record) == stage)
+  figures = (*quantities.metrics_of(record), 'loss', 'params', 'macs', 'widths')
   return {
-    **read_json(here.path / 'dataset.json'),
+    **dataset,
     'stage': str(stage),
-    **{name: record[name] for name in ('accuracy', 'loss', 'params', 'macs', 'widths')},
+    **{name: record[name] for name in figures},
     'module': described,
   }
+
+
+def dtype(workdir: files.PathLike) -> str:
+  """Returns the dtype of the images that the function of `load` takes: 'uint8' or 'float32'."""
+  _, dataset = _read(Workdir(files.path_of(workdir)))
+  return dataset.get('dtype', 'uint8')
 
 
 def restore(

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 import slim_jax
 from slim_jax import cpu, models
-from slim_jax.models import initialise
+from slim_jax.runs import model_functions
+from slim_jax.runs.model_functions import Model
+from slim_jax.runtime import parts
 from slim_jax.runtime.config import Config
 
 PyTree = Any
@@ -19,8 +20,8 @@ class Network(NamedTuple):
   """The functions of a network. They take thin variables if there is a plan.
 
   Attributes:
-    apply: `(params, batch_stats, image, key)` -> `(logits, batch_stats)`, in training mode.
-    predict: `(variables, image)` -> logits, to be planned, counted and exported.
+    apply: `(params, batch_stats, image, key)` -> `(outputs, batch_stats)`, in training mode.
+    predict: `(variables, image)` -> outputs, to be planned, counted and exported.
     infer: the same function in the form to be compiled on this machine.
     init: `(key, image)` -> new variables; image is a shape.
     shapes: `image` -> shapes of the variables; image is a shape.
@@ -35,13 +36,35 @@ class Network(NamedTuple):
   plan: slim_jax.Plan | None
 
 
-def model_of(config: Config, num_classes: int) -> nn.Module:
-  """Returns the Linen module of a config's original network; see `create` for the arguments."""
-  arguments = {name: value for name, value in config.model.items() if name != 'name'}
+def model_of(config: Config, num_classes: int) -> Model:
+  """Returns the model of a config's original network.
+
+  A person's own model gets `dtype`, and `axis_name` with `cross_replica_batch_norm`, only if its
+  constructor has such arguments.
+
+  Args:
+    config: model, dtype and cross_replica_batch_norm.
+    num_classes: number of outputs.
+
+  Raises:
+    ConfigError: the model cannot be made.
+    PartError: an own model cannot be found.
+  """
+  name = config.model.name
+  arguments = {field: value for field, value in config.model.items() if field != 'name'}
+  computation: dict[str, Any] = {'dtype': jnp.dtype(config.dtype)}
   if config.cross_replica_batch_norm:
-    arguments['axis_name'] = 'batch'
-  return models.create(
-    config.model.name, num_classes=num_classes, dtype=jnp.dtype(config.dtype), **arguments
+    computation['axis_name'] = 'batch'
+  if not parts.is_name(name):
+    return model_functions.of_linen(
+      models.create(name, num_classes=num_classes, **computation, **arguments)
+    )
+  constructor = parts.find(name, field='model.name')
+  return model_functions.of_part(
+    constructor,
+    f'config.model.name={name!r}',
+    num_classes=num_classes,
+    **{**parts.accepted(constructor, computation), **arguments},
   )
 
 
@@ -50,34 +73,24 @@ def create(config: Config, num_classes: int, plan: slim_jax.Plan | None = None) 
 
   Args:
     config: model, dtype and cross_replica_batch_norm.
-    num_classes: length of the logits.
+    num_classes: number of outputs.
     plan: plan of the thin network; None for the original network.
   """
   model = model_of(config, num_classes)
 
   def apply(
     params: PyTree, batch_stats: PyTree, image: jax.Array, key: jax.Array
-  ) -> tuple[jax.Array, PyTree]:
-    logits, state = model.apply(
-      {'params': params, 'batch_stats': batch_stats},
-      image,
-      train=True,
-      mutable=['batch_stats'],
-      rngs={'dropout': key},
-    )
-    return logits, state['batch_stats']
-
-  def predict(variables: PyTree, image: jax.Array) -> Any:
-    return model.apply(variables, image, train=False)
+  ) -> tuple[Any, PyTree]:
+    return model.train({'params': params, 'batch_stats': batch_stats}, image, key)
 
   def init(key: jax.Array, image: jax.ShapeDtypeStruct) -> PyTree:
-    return initialise.variables(model, image, key=key, plan=plan)
+    return model.init(key, image, plan)
 
   def shapes(image: jax.ShapeDtypeStruct) -> PyTree:
-    full = initialise.shapes(model, image)
+    full = model.shapes(image)
     return full if plan is None else plan.slice(full)
 
-  infer = predict
+  predict = infer = model.predict
   if plan is not None:
     widen = cpu.is_default()
     apply = slim_jax.thin(

@@ -23,7 +23,7 @@ import numpy as np
 
 import slim_jax
 from slim_jax import batch_norms, tree
-from slim_jax.display import plot, progress
+from slim_jax.display import plot, progress, quantities
 from slim_jax.runs import (
   checks,
   pretrained,
@@ -44,7 +44,7 @@ from slim_jax.runs.workdir import Workdir
 from slim_jax.runtime import files, processes, versions
 from slim_jax.runtime.config import Config
 from slim_jax.sparsity import observe
-from slim_jax.training import checkpoint, evaluation, loop, optimiser, recalibration
+from slim_jax.training import checkpoint, evaluation, loop, losses, optimiser, recalibration
 from slim_jax.training.train_state import TrainState, variables_of
 
 PyTree = Any
@@ -68,16 +68,21 @@ def run(
       not raise.
 
   Returns:
-    A record of each stage, in order: pass, stage, accuracy (0 to 1), loss (nats), params, macs (of
-    one image), seconds and widths (channels by path of the scale). Records of sparse stages also
+    A record of each stage, in order: pass, stage, the metrics of the loss (accuracy, 0 to 1, for
+    classification), loss (nats), params, macs (of one image), seconds and widths (channels by path
+    of the scale). Records of other losses have metrics, their names, and judge, the name of the
+    figure that judges, with a minus where smaller is better. Records of sparse stages also
     have strength, pull, start (mean |scale| before), warning ('' if the pull suffices) and
     small_scales (share of |scale| below `observe.SMALL`). Stages whose checkpoint is chosen on
     `valid_split` have best_epoch. Stages that start from `config.init_from` have new_head (paths
-    of new leaves) and, if there are none, start_accuracy, the accuracy of the loaded weights.
+    of new leaves) and, if there are none, start_accuracy (start_NAME of the judging figure) of the
+    loaded weights.
 
   Raises:
     ConfigError: the config cannot work.
     DataError: the data cannot be loaded.
+    LossError: the loss does not fit labels or outputs.
+    PartError: a person's own part cannot be found or used.
     WorkdirError: the directory holds a run with another config. Fields of `stages.HARMLESS` may
       differ, and fields that no stage has used yet.
     DivergedError: the loss is not finite.
@@ -168,8 +173,10 @@ def _run_stage(run: Run, stage: Stage, evaluators: dict[int, Evaluate]) -> dict[
   facts |= more
   evaluate = evaluators.setdefault(stage.prunings, run.evaluator(net))
   if facts.get('new_head') == []:
-    facts['start_accuracy'] = evaluate(variables_of(state), run.test_data).accuracy
-    logging.info('%s: starts with accuracy %.2f%%', stage, 100 * facts['start_accuracy'])
+    judge = run.objective.figure.name
+    value = evaluate(variables_of(state), run.test_data).value(judge)
+    facts[f'start_{judge}'] = value
+    logging.info('%s: starts with %s %s', stage, judge, quantities.show(judge, value))
   directory = run.workdir.checkpoints(stage)
   with checkpoint.open_manager(directory, keep=run.config.keep_checkpoints) as manager:
     if stage.name in stages.AT_ONCE:
@@ -185,7 +192,8 @@ def _run_stage(run: Run, stage: Stage, evaluators: dict[int, Evaluate]) -> dict[
     facts['small_scales'] = float(np.mean(observe.scales(state.params) < observe.SMALL))
   result = evaluate(variables_of(state), run.test_data)
   loop.check_finite(result.loss, f'{stage}: the test loss')
-  logging.info('%s: accuracy %.2f%%, loss %.4f', stage, 100 * result.accuracy, result.loss)
+  shown = ''.join(f'{name} {quantities.show(name, x)}, ' for name, x in result.metrics.items())
+  logging.info('%s: %sloss %.4f', stage, shown, result.loss)
   return _record(run, stage, net, state, result, seconds) | facts
 
 
@@ -240,13 +248,22 @@ def _record(
   return {
     'pass': stage.number,
     'stage': stage.name,
-    'accuracy': result.accuracy,
+    **result.metrics,
     'loss': result.loss,
     'params': cost.params,
     'macs': cost.macs,
     'seconds': seconds,
     'widths': _widths(variables),
+    **_described(run.objective),
   }
+
+
+def _described(objective: losses.Objective) -> dict[str, Any]:
+  """Returns the names of metrics and judging figure, for other losses than classification."""
+  if objective.metrics == losses.CLASSIFICATION.metrics and objective.figure.name == 'accuracy':
+    return {}
+  sign = '' if objective.figure.larger_is_better else '-'
+  return {'metrics': list(objective.metrics), 'judge': f'{sign}{objective.figure.name}'}
 
 
 def _widths(variables: PyTree) -> dict[str, int]:

@@ -50,12 +50,14 @@ class Pretrained(NamedTuple):
   new: tuple[str, ...]
 
 
-def load(path: str, model: nn.Module, fresh: PyTree, image: tuple[int, int, int]) -> Pretrained:
+def load(
+  path: str, model: nn.Module | None, fresh: PyTree, image: tuple[int, int, int]
+) -> Pretrained:
   """Loads the variables of a model.
 
   Args:
     path: `config.init_from`, see the top of this file.
-    model: the original network.
+    model: the Linen module of the original network; None for a model of NNX.
     fresh: new variables of the model; or their shapes, to check whether the weights fit.
     image: height, width and channels of the images.
 
@@ -66,6 +68,11 @@ def load(path: str, model: nn.Module, fresh: PyTree, image: tuple[int, int, int]
   """
   arrays = read(path)
   if not _is_ours(arrays):
+    if model is None:
+      raise ConfigError(
+        f'config.init_from={path}: a model of NNX starts from weights with the names of its own '
+        "variables, such as 'params/conv/kernel'"
+      )
     try:
       classes = from_torch.num_classes(model, arrays)
       variables = from_torch.from_state_dict(model.clone(num_classes=classes), arrays, image=image)

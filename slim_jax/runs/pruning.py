@@ -12,7 +12,7 @@ from slim_jax.runs.errors import PruneError
 from slim_jax.runs.network import Network
 from slim_jax.runs.run import Run
 from slim_jax.runs.stages import Stage
-from slim_jax.runtime import processes
+from slim_jax.runtime import parts, processes
 from slim_jax.runtime.config import Config
 from slim_jax.selection import constraints
 from slim_jax.selection.options import SelectionOptions
@@ -73,6 +73,7 @@ def select_dead(
 
   Raises:
     ValueError: the options cannot be fulfilled.
+    PartError: an own score cannot be found.
   """
   options: dict[str, Any] = dict(
     per_layer=prune.per_layer,
@@ -84,6 +85,9 @@ def select_dead(
   )
   if prune.tied:
     options |= {'tied': slim_jax.streams(net.predict, variables, image), 'tied_by': prune.tied}
+  if prune.score:
+    score = parts.find(prune.score, field='prune.score')
+    options['scores'] = score(net.predict, variables, image)
   if not prune.target:
     return slim_jax.select_global(variables, fraction=prune.fraction, **options)
   name, _, value = prune.target.partition(':')

@@ -19,7 +19,7 @@ from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir
 from slim_jax.runtime import devices, files, processes
 from slim_jax.runtime.config import Config
-from slim_jax.training import evaluation, train_state
+from slim_jax.training import evaluation, losses, train_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Run:
     train_data: the split that is trained on.
     test_data: the split that every stage is evaluated on.
     valid_data: the split that chooses among checkpoints; None if the config names none.
+    objective: loss, metrics, and the figure that judges.
   """
 
   config: Config
@@ -39,6 +40,7 @@ class Run:
   train_data: Data
   test_data: Data
   valid_data: Data | None
+  objective: losses.Objective
 
   @property
   def image(self) -> jax.ShapeDtypeStruct:
@@ -61,6 +63,7 @@ class Run:
       std=self.train_data.std,
       batch_size=self.config.eval_batch_size,
       places=devices.local(self.config.devices),
+      objective=self.objective,
     )
 
 
@@ -70,6 +73,8 @@ def open_run(config: Config, workdir: Workdir) -> Run:
   Raises:
     ConfigError: config, data and network do not fit together.
     DataError: the data cannot be loaded.
+    LossError: the loss does not fit labels or outputs.
+    PartError: a person's own part cannot be found.
     WorkdirError: the directory belongs to a run with other data.
   """
   # One process at a time, because the first prepares the data set if necessary.
@@ -82,6 +87,7 @@ def open_run(config: Config, workdir: Workdir) -> Run:
     checks.check_data(config, train_data, valid_data, 'valid_split')
   net = network.create(config, train_data.num_classes)
   checks.check_network(config, lambda: net.shapes(_image(train_data)))
+  objective = _objective(config, net, train_data)
   dataset = {
     'image': list(train_data.shape),
     'num_classes': train_data.num_classes,
@@ -89,9 +95,11 @@ def open_run(config: Config, workdir: Workdir) -> Run:
     'mean': train_data.mean.tolist(),
     'std': train_data.std.tolist(),
   }
+  if train_data.dtype != 'uint8':
+    dataset['dtype'] = train_data.dtype.name
   workdir.check_unchanged('dataset.json', dataset)
   files.write_json(workdir.path / 'dataset.json', dataset)
-  return Run(config, workdir, train_data, test_data, valid_data)
+  return Run(config, workdir, train_data, test_data, valid_data, objective)
 
 
 class SparseStage(NamedTuple):
@@ -151,6 +159,16 @@ def _load(config: Config, split: str) -> Data:
     image_size=config.image_size,
     workers=config.workers,
   )
+
+
+def _objective(config: Config, net: Network, train_data: Data) -> losses.Objective:
+  """Returns the objective, checked on the shapes of two examples."""
+  batch = {
+    'image': jax.ShapeDtypeStruct((2, *train_data.shape), jnp.float32),
+    'label': jax.ShapeDtypeStruct((2, *train_data.label_shape), train_data.label_dtype),
+  }
+  outputs = jax.eval_shape(net.predict, net.shapes(_image(train_data)), batch['image'])
+  return losses.create(config, outputs, batch)
 
 
 def _image(train_data: Data) -> jax.ShapeDtypeStruct:

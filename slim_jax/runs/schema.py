@@ -16,6 +16,9 @@ _Fields = dict[str, Any]  # default values, and a dict of them for each section
 # Type of the elements of tuples that are empty by default.
 _ELEMENTS = {'prune.keep': str}
 
+# Sections with arguments, which a model or an optimiser checks itself.
+_ARGUMENTS = ('model.', 'optimizer.')
+
 _MUST_BE = {
   bool: 'must be True or False',
   int: 'must be an integer',
@@ -101,7 +104,7 @@ def _fill(config: Any, fields: _Fields, prefix: str) -> Iterator[str]:
 
 def _section_problems(config: Any, fields: _Fields, prefix: str) -> Iterator[str]:
   for name in config:
-    if name not in fields and prefix != 'model.':  # a model checks its arguments itself
+    if name not in fields and prefix not in _ARGUMENTS:
       yield f'{prefix}{name} is not a field{nearest(name, fields)}'
   for name, value in fields.items():
     if name not in config:

@@ -18,6 +18,9 @@ from slim_jax.training.train_state import TrainState, create_state
 
 PyTree = Any
 
+# States of optax whose `count` is that of a schedule.
+_OF_SCHEDULES = ('ScaleByScheduleState', 'InjectHyperparamsState', 'InjectStatefulHyperparamsState')
+
 
 def state(
   run: Run, stage: Stage, net: Network, tx: optax.GradientTransformation
@@ -76,15 +79,19 @@ def _state_after(
   )
   result = checkpoint.fit(checkpoint.read(directory), like, name=str(directory))
   zero = jnp.zeros([], jnp.int32)
-  return result.replace(
-    step=zero, opt_state=optax.tree_utils.tree_set(result.opt_state, count=zero)
+  # Schedules begin again. Adam's own count goes on, since its means do.
+  opt_state = optax.tree_utils.tree_set(
+    result.opt_state,
+    lambda path, _: getattr(path[-1], 'tuple_name', '') in _OF_SCHEDULES,
+    count=zero,
   )
+  return result.replace(step=zero, opt_state=opt_state)
 
 
 def _pretrained(run: Run, variables: PyTree) -> pretrained.Pretrained:
   """Loads the weights of `init_from` for new variables, or for their shapes."""
   data = run.train_data
-  model = network.model_of(run.config, data.num_classes)
+  model = network.model_of(run.config, data.num_classes).module
   return pretrained.load(run.config.init_from, model, variables, data.shape)
 
 

@@ -5,12 +5,14 @@ from typing import Any
 
 from etils import epath
 
-from slim_jax.display import tables
+from slim_jax.display import quantities, tables
 from slim_jax.runtime import files
 
 # Figures of every stage, and figures that only some stages have.
-_ALWAYS = ('pass', 'stage', 'accuracy', 'loss', 'params', 'macs', 'seconds')
+_ALWAYS = ('loss', 'params', 'macs', 'seconds')
 _SOMETIMES = (
+  'metrics',
+  'judge',
   'best_epoch',
   'strength',
   'pull',
@@ -31,5 +33,10 @@ def write(path: epath.Path, config: dict[str, Any], records: Sequence[dict[str, 
 def rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
   """Returns the figures of each stage without what is long, such as its widths."""
   return [
-    {name: record[name] for name in (*_ALWAYS, *_SOMETIMES) if name in record} for record in records
+    {
+      name: record[name]
+      for name in ('pass', 'stage', *quantities.metrics_of(record), *_ALWAYS, *_SOMETIMES)
+      if name in record
+    }
+    for record in records
   ]

@@ -56,7 +56,15 @@ def train(
     interrupt.watch() as watch,
     _diverging(manager),
     contextlib.closing(
-      loop.fit(state, run.train_data, task, config=run.config, watch=watch, totals=totals)
+      loop.fit(
+        state,
+        run.train_data,
+        task,
+        config=run.config,
+        watch=watch,
+        totals=totals,
+        objective=run.objective,
+      )
     ) as epochs,
   ):
     for epoch in epochs:
@@ -69,7 +77,7 @@ def train(
         # line that is missing before it cannot be written again.
         scores = _scores(run, stage, epoch, evaluate, validated=due)
         record(**_metrics(epoch, scores))
-        score = scores.get('valid_accuracy')
+        score = _score(run, scores)
       stop = not epoch.is_complete or watch.asked()
       if due or stop:
         checkpoint.save(
@@ -130,8 +138,16 @@ def _scores(
   for name, split_data in splits.items():
     result = evaluate(variables_of(epoch.state), split_data)
     loop.check_finite(result.loss, f'{stage}: the {name} loss after epoch {epoch.number}')
-    scores |= {f'{name}_accuracy': result.accuracy, f'{name}_loss': result.loss}
+    values = {**result.metrics, 'loss': result.loss}
+    scores |= {f'{name}_{figure}': value for figure, value in values.items()}
   return scores
+
+
+def _score(run: Run, scores: dict[str, Any]) -> float | None:
+  """Returns the score of a checkpoint on `valid_split`; None if it was not evaluated there."""
+  figure = run.objective.figure
+  value = scores.get(f'valid_{figure.name}')
+  return None if value is None else figure.score(value)
 
 
 def _metrics(epoch: loop.Epoch, scores: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +156,7 @@ def _metrics(epoch: loop.Epoch, scores: dict[str, Any]) -> dict[str, Any]:
     'epoch': epoch.number,
     'step': epoch.step,
     'loss': epoch.loss,
-    'accuracy': epoch.accuracy,
+    **epoch.metrics,
     **scores,
     'learning_rate': epoch.learning_rate,
     'images_per_second': epoch.images_per_second,

@@ -31,7 +31,7 @@ def path_of(path: PathLike) -> epath.Path:
   if not os.fspath(path).startswith('gs://'):
     raise StoreError(f'{path}: only gs:// can be used, or a path of this machine')
   if importlib.util.find_spec('gcsfs') is None:
-    raise StoreError(f'{path} needs the extra gcs: python -m pip install -e .[gcs]')
+    raise StoreError(f"{path} needs the extra gcs: python -m pip install 'slim_jax[gcs]'")
   return epath.Path(path)
 
 

@@ -83,13 +83,33 @@ TERMS = {
 }
 
 
-def parts(name: str, spec: Spec) -> tuple[Transformations, Transformations]:
+def parts(term: str | Term, spec: Spec) -> tuple[Transformations, Transformations]:
   """Returns a term's transformations before the momentum and after the learning rate."""
-  return TERMS[name].before(spec), TERMS[name].after(spec)
+  term = TERMS[term] if isinstance(term, str) else term
+  return term.before(spec), term.after(spec)
+
+
+def own(function: Callable[[Spec], Any]) -> Term:
+  """Returns the term that a person's own function makes.
+
+  Args:
+    function: returns, for a `Spec`, a transformation of the gradients, which comes before momentum;
+      or a pair of one before momentum and one of the step, after the learning rate, either of which
+      may be None. The strength is 0.0 in stages without sparsity, whose state must have the same
+      structure.
+  """
+
+  def made(spec: Spec, number: int) -> Transformations:
+    result = function(spec)
+    # A transformation is a tuple as well, of a type of its own.
+    pair: tuple[Any, Any] = result if type(result) is tuple else (result, None)
+    return [] if pair[number] is None else [pair[number]]
+
+  return Term(before=lambda spec: made(spec, 0), after=lambda spec: made(spec, 1))
 
 
 def term_pull(
-  name: str,
+  term: str | Term,
   rates: np.ndarray,
   strength: float | np.ndarray,
   *,
@@ -100,7 +120,7 @@ def term_pull(
   """Returns how far a term moves a small scale of weight 1 that gets no gradient from the task.
 
   Args:
-    name: key of `TERMS`.
+    term: key of `TERMS`, or a term. The force of an own term is taken to be that of L1.
     rates: learning rate of each step, float [steps].
     strength: lambda, one for all steps or float [steps].
     momentum: of the optimiser.
@@ -110,7 +130,7 @@ def term_pull(
   Returns:
     The distance, in units of the scales; proportional to `strength`.
   """
-  term = TERMS[name]
+  term = TERMS[term] if isinstance(term, str) else term
   if term.before is _nothing:  # the term changes the step itself, which momentum does not see
     momentum, nesterov = 0.0, False
   return term.force(t) * pull.l1_pull(

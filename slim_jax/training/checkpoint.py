@@ -12,6 +12,7 @@ import errno
 import functools
 import json
 import logging
+import math
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -181,7 +182,7 @@ def read(directory: files.PathLike) -> PyTree:
   if not files.path_of(directory).is_dir():
     raise CheckpointError(f'there is no directory of checkpoints {directory}')
   with _manager(directory, read_only=True) as manager:
-    scores = {step: manager.metrics(step) or {'score': -1.0} for step in manager.all_steps()}
+    scores = {step: manager.metrics(step) or {'score': -math.inf} for step in manager.all_steps()}
     best = _read_first(
       manager, sorted(scores, key=lambda step: (_score(scores[step]), step), reverse=True)
     )

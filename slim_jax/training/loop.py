@@ -5,7 +5,7 @@ follow from (key, step) alone. A run that continues from a checkpoint is therefo
 run that was never interrupted.
 """
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 import contextlib
 import time
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from slim_jax.display import progress
 from slim_jax.errors import SlimError
 from slim_jax.runtime import devices, interrupt
 from slim_jax.runtime.config import Config
-from slim_jax.training import feed, steps
+from slim_jax.training import feed, losses, steps
 from slim_jax.training.train_state import TrainState
 
 PyTree = Any
@@ -56,8 +56,8 @@ class Epoch(NamedTuple):
     number: 1 for the first epoch of the stage.
     step: optimiser steps taken in the stage.
     state: on every device. The next step consumes it, so use it before asking for another epoch.
-    loss: mean over the steps of the epoch, nats.
-    accuracy: likewise, 0 to 1.
+    loss: mean over the steps of the epoch; nats for classification.
+    metrics: likewise the mean of each metric of the loss, such as 'accuracy', 0 to 1.
     learning_rate: of the last step.
     images_per_second: over the steps that this call has trained.
     totals: for `fit`, to continue within the epoch; empty if the epoch is complete.
@@ -67,7 +67,7 @@ class Epoch(NamedTuple):
   step: int
   state: TrainState
   loss: float
-  accuracy: float
+  metrics: dict[str, float]
   learning_rate: float
   images_per_second: float
   totals: dict[str, float]
@@ -86,6 +86,7 @@ def fit(
   config: Config,
   watch: interrupt.Watch,
   totals: Mapping[str, float] | None = None,
+  objective: losses.Objective = losses.CLASSIFICATION,
 ) -> Generator[Epoch, None, None]:
   """Trains from `state.step` to the end of the stage.
 
@@ -98,6 +99,7 @@ def fit(
     config: batch_size, devices, accumulate_steps, steps_per_call, augment, log_every_steps.
     watch: asked after every call of the compiled step whether to stop.
     totals: `Epoch.totals` of an incomplete epoch that ended with `state`.
+    objective: loss and metrics.
 
   Yields:
     Every epoch. An incomplete one is the last: the run was asked to stop.
@@ -110,7 +112,7 @@ def fit(
   order_key, step_key = jax.random.split(task.key)
   places = devices.local(config.devices)
   batches = feed.create(train_data, config, key=order_key)
-  run = make_step(batches, train_data, config, key=step_key)
+  run = make_step(batches, train_data, config, key=step_key, objective=objective)
   state, step = devices.replicate(state, places), int(state.step)
   with (
     progress.Progress(task.name, step=step, steps=end, batch_size=config.batch_size) as shown,
@@ -119,7 +121,9 @@ def fit(
     while step < end:
       began, first = time.monotonic(), step
       last = (step // epoch_steps + 1) * epoch_steps
-      sums = devices.replicate(_totals(totals if step % epoch_steps else None), places)
+      sums = devices.replicate(
+        _totals(objective.metrics, totals if step % epoch_steps else None), places
+      )
       asked = False
       while step < last and not asked:
         count = min(config.steps_per_call, last - step)
@@ -138,7 +142,8 @@ def fit(
         number=first // epoch_steps + 1,
         step=step,
         state=state,
-        **means,
+        loss=means.pop('loss'),
+        metrics=means,
         learning_rate=_rate(task, step),
         images_per_second=(step - first) * config.batch_size / elapsed,
         totals={name: float(x) for name, x in jax.device_get(sums).items()} if asked else {},
@@ -148,7 +153,12 @@ def fit(
 
 
 def make_step(
-  batches: feed.Feed, train_data: Data, config: Config, *, key: jax.Array
+  batches: feed.Feed,
+  train_data: Data,
+  config: Config,
+  *,
+  key: jax.Array,
+  objective: losses.Objective = losses.CLASSIFICATION,
 ) -> Callable[..., tuple[TrainState, Totals]]:
   """Makes the compiled step, which takes its batch, augments, normalises and trains.
 
@@ -157,6 +167,7 @@ def make_step(
     train_data: the training split, for mean and standard deviation.
     config: devices, augment, accumulate_steps and steps_per_call.
     key: typed random key [].
+    objective: loss and metrics.
 
   Returns:
     `(state, totals, part, count)` -> `(state, totals)` after `count` steps, at most
@@ -183,7 +194,7 @@ def make_step(
       key=jax.random.fold_in(key, state.step),
     )
     state, metrics = steps.train_step(
-      state, batch, key=dropout_key, accumulate=config.accumulate_steps
+      state, batch, key=dropout_key, accumulate=config.accumulate_steps, loss=objective.loss
     )
     return state, jax.tree.map(jnp.add, totals, {**metrics, 'steps': jnp.ones([])})
 
@@ -230,11 +241,11 @@ def _where(what: str, step: int, task: Task) -> str:
   return f'{task.name}: at step {step}, where the learning rate is {_rate(task, step):g}, {what}'
 
 
-def _totals(begun: Mapping[str, float] | None = None) -> Totals:
+def _totals(names: Iterable[str], begun: Mapping[str, float] | None = None) -> Totals:
   """Returns the sums that an epoch starts with: zeros, or those it was interrupted with."""
   return {
     name: jnp.asarray((begun or {}).get(name, 0.0), jnp.float32)
-    for name in ('loss', 'accuracy', 'steps')
+    for name in ('loss', *names, 'steps')
   }
 
 
@@ -250,4 +261,5 @@ def _means(totals: Totals, step: int, task: Task) -> dict[str, float]:
   """
   sums = jax.device_get(totals)
   check_finite(sums['loss'], _where('the loss', step, task))
-  return {name: float(sums[name] / sums['steps']) for name in ('loss', 'accuracy')}
+  count = sums.pop('steps')
+  return {name: float(value / count) for name, value in sums.items()}

@@ -1,11 +1,13 @@
 """The optimiser of a stage: schedules of learning rate and strength, and the chain of optax."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import optax
 
 from slim_jax import batch_norms
+from slim_jax.runtime import parts
 from slim_jax.runtime.config import Config
 from slim_jax.sparsity import observe, pull, terms
 
@@ -65,36 +67,108 @@ def make_tx(
   schedule: optax.Schedule,
   *,
   strength: float | optax.Schedule,
-  term: str = 'l1',
+  term: str | terms.Term = 'l1',
   t: float = 0.0,
   weights: Any = None,
   mask: Any = batch_norms.scales,
 ) -> optax.GradientTransformation:
-  """Makes SGD with momentum, coupled weight decay and a sparsity term. With the paper's term:
+  """Makes an optimiser with a sparsity term. For SGD, with the paper's term:
 
       g = grad + weight_decay * w + strength * sign(w)    the last term at scales only
       v = momentum * v + g
       w = w - schedule(step) * (g + momentum * v)         with Nesterov, else v
 
+  Other optimisers, such as Adam, divide gradients by their size, which would undo the strength. So
+  their sparsity term is decoupled, as AdamW decouples weight decay: the step moves w further by
+  -schedule(step) * strength * sign(w).
+
   The chain has the same structure with strength 0, so the optimiser state of one stage fits the
   next.
 
   Args:
-    config: weight_decay, momentum, nesterov.
+    config: optimizer, weight_decay, momentum, nesterov.
     schedule: learning rate by step.
     strength: lambda of the paper.
-    term: key of `terms.TERMS`.
+    term: key of `terms.TERMS`, or a term.
     t: parameter of 'polarization'.
     weights: a factor for each scale, as `slim_jax.add_l1` takes them.
     mask: which leaves are scales, likewise.
   """
-  before, after = terms.parts(term, terms.Spec(strength, schedule, t, weights, mask))
-  return optax.chain(
-    optax.add_decayed_weights(config.weight_decay),
-    *before,
-    optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
-    *after,
-  )
+  if is_sgd(config):
+    before, after = terms.parts(term, terms.Spec(strength, schedule, t, weights, mask))
+    return optax.chain(
+      optax.add_decayed_weights(config.weight_decay),
+      *before,
+      optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
+      *after,
+    )
+  _, after = terms.parts(term, terms.Spec(strength, schedule, t, weights, mask))
+  step_strength = _per_step(strength, schedule)
+  decoupled, _ = terms.parts(term, terms.Spec(step_strength, schedule, t, weights, mask))
+  return optax.chain(_other(config, schedule), *decoupled, *after)
+
+
+def sparsity_term(config: Config) -> str | terms.Term:
+  """Returns the term of `config.train.term`, a key of `terms.TERMS` or a person's own function.
+
+  Raises:
+    PartError: an own function cannot be found.
+  """
+  name = config.train.term
+  return terms.own(parts.find(name, field='train.term')) if parts.is_name(name) else name
+
+
+def is_sgd(config: Config) -> bool:
+  """Returns whether the optimiser is SGD with the momentum of the config."""
+  return config.optimizer.name == 'sgd'
+
+
+def _per_step(strength: float | optax.Schedule, schedule: optax.Schedule) -> float | optax.Schedule:
+  """Returns the strength of a term that is added to the step, which points downhill already."""
+  if not callable(strength) and not strength:
+    return strength
+
+  def at(step: Any) -> Any:
+    return -1 * schedule(step) * (strength(step) if callable(strength) else strength)
+
+  return at
+
+
+def _other(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
+  """Makes an optimiser of optax, or a person's own, with the arguments of the config.
+
+  It gets `weight_decay` if its signature has it; otherwise weight decay is coupled, as for SGD.
+
+  Raises:
+    PartError: there is no such optimiser, or it does not take the arguments.
+  """
+  name = config.optimizer.name
+  function = optimizer(name)
+  own = {field: value for field, value in config.optimizer.items() if field != 'name'}
+  decay = parts.accepted(function, {'weight_decay': config.weight_decay})
+  arguments = {**decay, **own}
+  if parts.accepted(function, {'learning_rate': schedule}):
+    arguments['learning_rate'] = schedule
+    tx = parts.call(function, name, field='optimizer.name', **arguments)
+  else:
+    # A transformation of gradients without a learning rate, such as `scale_by_adam`.
+    tx = parts.call(function, name, field='optimizer.name', **arguments)
+    tx = optax.chain(tx, optax.scale_by_learning_rate(schedule))
+  if not isinstance(tx, optax.GradientTransformation):
+    raise parts.PartError(
+      f'config.optimizer.name={name!r} must return an optax.GradientTransformation, not '
+      f'{type(tx).__name__}'
+    )
+  return tx if decay else optax.chain(optax.add_decayed_weights(config.weight_decay), tx)
+
+
+def optimizer(name: str) -> Callable[..., Any]:
+  """Returns a function of optax, or a person's own: 'adamw', 'lamb' or 'module:name'.
+
+  Raises:
+    PartError: there is no such function.
+  """
+  return parts.find(name if parts.is_name(name) else f'optax:{name}', field='optimizer.name')
 
 
 class Length(NamedTuple):
@@ -123,11 +197,12 @@ def stage_pull(config: Config, schedule: optax.Schedule, length: Length, highest
   if callable(at):
     at = pull.by_step(at, length.steps)
   return terms.term_pull(
-    config.train.term,
+    sparsity_term(config),
     pull.by_step(schedule, length.steps),
     at,
-    momentum=config.momentum,
-    nesterov=config.nesterov,
+    # The decoupled term of another optimiser has no momentum.
+    momentum=config.momentum if is_sgd(config) else 0.0,
+    nesterov=config.nesterov and is_sgd(config),
     t=config.train.polarization_t,
   )
 
@@ -148,7 +223,7 @@ def make_sparse_tx(
     config,
     schedule,
     strength=make_strength(config, highest, length.epoch_steps),
-    term=config.train.term,
+    term=sparsity_term(config),
     t=config.train.polarization_t,
     weights=weights,
   )

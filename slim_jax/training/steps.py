@@ -4,6 +4,7 @@ A thin network trains like any other: its `apply_fn` takes thin parameters.
 """
 
 from collections.abc import Callable, Mapping
+import functools
 from typing import Any
 
 import jax
@@ -13,10 +14,11 @@ import numpy as np
 import optax
 
 from slim_jax import data
+from slim_jax.training import losses
 from slim_jax.training.train_state import TrainState
 
 PyTree = Any
-Batch = dict[str, jax.Array]
+Batch = losses.Batch
 
 
 def prepare(
@@ -34,7 +36,8 @@ def prepare(
   depend on the number of devices.
 
   Args:
-    batch: this device's 'image' uint8 [n, height, width, channels] and 'label' int [n].
+    batch: this device's 'image' uint8 [n, height, width, channels] and 'label' [n, ...]. Labels of
+      pixels, [n, height, width, ...], are mirrored with their image.
     device: int32 [], number of this device among all. The index along the mapped axis may be in
       another order.
     augment: `config.augment`.
@@ -51,27 +54,21 @@ def prepare(
   image = jax.vmap(lambda key, one: data.augment(key, one[None], **augment)[0])(
     keys, batch['image']
   )
-  return (
-    {**batch, 'image': data.normalize(image, mean, std)},
-    jax.random.fold_in(dropout_key, device),
-  )
-
-
-def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
-  """Returns the cross-entropy of each example, in nats.
-
-  Args:
-    logits: float [batch, classes].
-    label: int [batch].
-
-  Returns:
-    float32 [batch].
-  """
-  return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), label)
+  batch = {**batch, 'image': data.normalize(image, mean, std)}
+  if data.is_of_pixels(batch['label'].shape, image.shape):
+    batch['label'] = jax.vmap(functools.partial(data.augment_pixels, **augment))(
+      keys, batch['label']
+    )
+  return (batch, jax.random.fold_in(dropout_key, device))
 
 
 def train_step(
-  state: TrainState, batch: Batch, *, key: jax.Array, accumulate: int = 1
+  state: TrainState,
+  batch: Batch,
+  *,
+  key: jax.Array,
+  accumulate: int = 1,
+  loss: losses.Loss = losses.classification,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Takes one step of gradient descent on the mean loss over the mapped axis 'batch'.
 
@@ -82,27 +79,30 @@ def train_step(
   Args:
     state: the state, the same on every device.
     batch: this device's 'image' float [n, height, width, channels], normalised,
-      and 'label' int [n].
+      and 'label' [n, ...], int [n] for classification.
     key: this device's key for this step.
     accumulate: number of parts into which the images are divided, for batches that do not fit in
       memory. The gradient is the mean over the parts.
+    loss: of the outputs of the network and a batch, see `losses`.
 
   Returns:
-    The next state and {'loss', 'accuracy'} float32 [] of this batch, the same on every device.
+    The next state, and the means of 'loss' and of each metric over this batch, float32 [], the same
+    on every device.
   """
 
-  def gradient(batch_stats: PyTree, part: tuple[jax.Array, jax.Array, jax.Array]):
-    image, label, key = part
+  def gradient(batch_stats: PyTree, part: tuple[Batch, jax.Array]):
+    examples, key = part
 
     def loss_fn(params: PyTree) -> tuple[jax.Array, Any]:
-      logits, after = state.apply_fn(params, batch_stats, image, key)
-      return jnp.mean(cross_entropy(logits, label)), (logits, after)
+      outputs, after = state.apply_fn(params, batch_stats, examples['image'], key)
+      each, metrics = loss(outputs, examples)
+      return jnp.mean(each), (metrics, after)
 
-    (loss, (logits, after)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    accuracy = jnp.mean(jnp.argmax(logits, -1) == label)
-    return after, (grads, {'loss': loss, 'accuracy': accuracy})
+    (mean, (metrics, after)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    means = {name: jnp.mean(values.astype(jnp.float32)) for name, values in metrics.items()}
+    return after, (grads, {'loss': mean, **means})
 
-  parts = batch['image'], batch['label'], key
+  parts = batch, key
   if accumulate == 1:
     batch_stats, (grads, metrics) = gradient(state.batch_stats, parts)
   else:
@@ -125,15 +125,12 @@ def _mean(tree: PyTree) -> PyTree:
 
 
 def _mean_over_parts(
-  gradient: Callable[..., Any],
-  batch_stats: PyTree,
-  parts: tuple[jax.Array, jax.Array, jax.Array],
-  count: int,
+  gradient: Callable[..., Any], batch_stats: PyTree, parts: tuple[Batch, jax.Array], count: int
 ) -> tuple[PyTree, PyTree]:
   """Calls `gradient` part after part; returns the last statistics and the mean of the rest."""
-  image, label, key = parts
-  image, label = (x.reshape(count, -1, *x.shape[1:]) for x in (image, label))
-  parts = image, label, jax.random.split(key, count)
+  batch, key = parts
+  batch = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+  parts = batch, jax.random.split(key, count)
   first = jax.tree.map(lambda x: x[0], parts)
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, batch_stats, first)[1]
@@ -172,24 +169,29 @@ def batch_statistics(state: TrainState, image: jax.Array, *, key: jax.Array) -> 
 
 
 def eval_step(
-  predict: Callable[..., jax.Array], variables: PyTree, batch: Batch
+  predict: Callable[..., Any],
+  variables: PyTree,
+  batch: Batch,
+  *,
+  loss: losses.Loss = losses.classification,
 ) -> dict[str, jax.Array]:
-  """Sums loss and correct answers over the examples of a batch that count.
+  """Sums loss and metrics over the examples of a batch that count.
 
   Args:
-    predict: `(variables, image)` -> logits, in inference mode.
+    predict: `(variables, image)` -> outputs, in inference mode.
     variables: {'params': ..., 'batch_stats': ...}.
     batch: this device's 'image', 'label' as in `train_step`, and 'mask' float32
       [n], 0 for an example that only fills the batch and 1 otherwise.
+    loss: see `losses`.
 
   Returns:
-    {'loss', 'correct', 'count'} float32 [], summed over the mapped axis 'batch'.
+    'loss', each metric, and 'count', float32 [], summed over the mapped axis 'batch'.
   """
-  logits = predict(variables, batch['image'])
   mask = batch['mask']
-  correct = jnp.argmax(logits, -1) == batch['label']
-  # An image that fills the batch may have any logits, and 0 times NaN is NaN.
-  loss = jnp.where(mask > 0, cross_entropy(logits, batch['label']), 0.0)
-  return lax.psum(
-    {'loss': jnp.sum(loss), 'correct': jnp.sum(correct * mask), 'count': jnp.sum(mask)}, 'batch'
-  )
+  each, metrics = loss(predict(variables, batch['image']), batch)
+  # An image that fills the batch may have any outputs, and 0 times NaN is NaN.
+  sums = {
+    name: jnp.sum(jnp.where(mask > 0, values.astype(jnp.float32), 0.0))
+    for name, values in {'loss': each, **metrics}.items()
+  }
+  return lax.psum({**sums, 'count': jnp.sum(mask)}, 'batch')

@@ -52,7 +52,7 @@ def ours(name: str, variables, split: data.ArrayData, batch: int):
   recalibrate = recalibration.make_recalibrate(split, config=config, key=jax.random.key(0))
   state = train_state.create_state(apply, jax.device_put(variables), optax.identity())
   return (
-    lambda: evaluate(variables, split).accuracy,
+    lambda: evaluate(variables, split).metrics['accuracy'],
     lambda: jax.block_until_ready(recalibrate(state).batch_stats),
   )
 

@@ -116,7 +116,12 @@ def thin_training(module: nn.Module, plan: slim_jax.Plan) -> Callable[..., Any]:
 def config() -> ml_collections.ConfigDict:
   """What `train.make_tx` reads."""
   return ml_collections.ConfigDict(
-    {'momentum': MOMENTUM, 'nesterov': False, 'weight_decay': WEIGHT_DECAY}
+    {
+      'optimizer': {'name': 'sgd'},
+      'momentum': MOMENTUM,
+      'nesterov': False,
+      'weight_decay': WEIGHT_DECAY,
+    }
   )
 
 

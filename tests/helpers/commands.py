@@ -88,6 +88,6 @@ def make_venv(directory):
   python.parent.mkdir(parents=True)
   python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
   python.chmod(0o755)
-  for name in ('setup.cfg', 'setup-test.cfg', 'setup-cuda.cfg'):
+  for name in ('setup.cfg', 'setup-test.cfg', 'setup-cuda12.cfg'):
     shutil.copy(ROOT / 'setup.cfg', directory / name)
   return directory
