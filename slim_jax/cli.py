@@ -42,20 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runpy.run_module(MODULES[name], run_name='__main__', alter_sys=True)
   except ModuleNotFoundError as error:
     package = (error.name or '').partition('.')[0]
-    if package in ('', 'slim_jax') or not _is_missing(package):
+    if package in ('', 'slim_jax'):
       raise
     sys.exit(
       f'slim-jax {name} needs {package}, which is not installed: install slim_jax with its extra '
       "train, as in pip install 'slim_jax[train]'"
     )
-
-
-def _is_missing(package: str) -> bool:
-  """Returns whether the installed slim_jax wants a package for one of its extras."""
-  from importlib import metadata  # pylint: disable=g-import-not-at-top
-
-  try:
-    wanted = metadata.requires('slim_jax') or []
-  except metadata.PackageNotFoundError:  # the sources are on the path, not installed
-    return False
-  return any(package in text.replace('-', '_').lower() for text in wanted)
