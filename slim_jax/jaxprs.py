@@ -17,7 +17,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend import core
 from jax.extend.core import primitives
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 import numpy as np
+
+from slim_jax import shardings
 
 
 class Equation(NamedTuple):
@@ -75,12 +78,32 @@ def short(aval: Any) -> str:
   return f'{aval.dtype}[{",".join(map(str, aval.shape))}]'
 
 
-def struct(leaf: Any) -> jax.ShapeDtypeStruct:
-  """Shape and dtype of an array, a Python scalar or a shape."""
-  if isinstance(leaf, jax.ShapeDtypeStruct):
+def struct(leaf: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
+  """Shape and dtype of an array, a Python scalar, a shape or an abstract value.
+
+  What a type says of devices stays: the axes of a mesh with explicit axes, and the axes that a value
+  varies over inside `shard_map`.
+
+  Args:
+    leaf: what has a shape.
+    shape: another shape to give it. An axis that its devices do not divide is then not sharded.
+  """
+  if isinstance(leaf, jax.ShapeDtypeStruct) and shape is None:
     return leaf
-  aval = jax.typeof(leaf)
-  return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, 'weak_type', False))
+  typed = isinstance(leaf, jax.ShapeDtypeStruct) or hasattr(leaf, 'weak_type')
+  aval = leaf if typed and not isinstance(leaf, jax.Array) else jax.typeof(leaf)
+  size: tuple[int, ...] = aval.shape if shape is None else shape
+  weak = getattr(aval, 'weak_type', False)
+  manual, sharding = getattr(aval, 'manual_axis_type', None), getattr(aval, 'sharding', None)
+  if not shardings.varying(aval) and not shardings.is_explicit(aval):
+    return jax.ShapeDtypeStruct(size, aval.dtype, weak_type=weak)
+  return jax.ShapeDtypeStruct(
+    size,
+    aval.dtype,
+    weak_type=weak,
+    sharding=shardings.fitting(sharding, size),
+    manual_axis_type=manual,
+  )
 
 
 def trace(f: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Program, Any]:
@@ -208,7 +231,8 @@ def derivative(eqn: Equation, *, plain: bool) -> Program:
   unseen = eqn.params['num_consts']  # of the operands, the first: captured by the function
   # A rule that does not ask which tangents are zero gets all, float0 for integers.
   zeros = [eqn.params['symbolic_zeros'] and not moves(a) for a in eqn.in_avals[unseen:]]
-  rule, consts, still = eqn.params['jvp_jaxpr_fun'].call_wrapped(*zeros)
+  with shardings.as_typed(eqn.in_avals):
+    rule, consts, still = eqn.params['jvp_jaxpr_fun'].call_wrapped(*zeros)
   program = flatten(rule, consts, plain=plain)
 
   def new(aval: Any) -> int:
@@ -254,7 +278,17 @@ def scan_counts(eqn: Equation) -> tuple[int, int]:
 
 def bind(eqn: Equation, *arrays: Any, **changed: Any) -> list[Any]:
   """Runs the equation's primitive on `arrays`, some parameters changed; returns a list."""
-  params = eqn.primitive.get_bind_params({**eqn.params, **changed})
+  if len(arrays) == len(eqn.in_avals):
+    arrays = tuple(map(shardings.as_varying, arrays, eqn.in_avals))
+  return bind_constants(eqn, *arrays, **changed)
+
+
+def bind_constants(eqn: Equation, *arrays: Any, **changed: Any) -> list[Any]:
+  """Does what `bind` does for arrays that are the same on all devices."""
+  given = {**eqn.params, **changed}
+  if any(map(shardings.is_explicit, (*eqn.in_avals, *eqn.out_avals))):  # see `shardings.automatic`
+    given |= {name: None for name in ('sharding', 'out_sharding') if name in given}
+  params = eqn.primitive.get_bind_params(given)
   results = eqn.primitive.bind(*arrays, **params)
   return list(results) if eqn.primitive.multiple_results else [results]
 
@@ -349,3 +383,35 @@ pivots_ps = emitted(
   jax.ShapeDtypeStruct((2,), np.int32),
 )
 composite_ps = emitted('composite', jax.lax.composite(lambda x: -x, name='slim.neg'), _vector)
+
+
+def _of_shard_map() -> dict[str, Any]:
+  """`shard_map`, and the primitives that appear only inside it, by name."""
+
+  def body(x: Any) -> Any:
+    return (
+      jax.lax.pcast(jax.lax.psum(x, 'i'), 'i', to='varying'),
+      jax.lax.all_gather(x, 'i', to='invarying'),
+      jax.lax.psum_scatter(x, 'i'),
+    )
+
+  mesh = AbstractMesh((2,), ('i',), axis_types=(AxisType.Auto,))
+  mapped = jax.shard_map(
+    body, mesh=mesh, in_specs=PartitionSpec(None, 'i'), out_specs=PartitionSpec('i')
+  )
+  (eqn,) = jax.make_jaxpr(mapped)(jax.ShapeDtypeStruct((2, 2), np.float32)).eqns
+  inside, _ = _open(eqn.params['jaxpr'])
+  return {e.primitive.name: e.primitive for e in (eqn, *inside.eqns)}
+
+
+_shard_map = _of_shard_map()
+shard_map_p = _shard_map['shard_map']
+pvary_p = _shard_map['pvary']
+psum_invariant_p = _shard_map['psum_invariant']
+all_gather_invariant_p = _shard_map['all_gather_invariant']
+reduce_scatter_p = _shard_map['reduce_scatter']
+_single = AbstractMesh((1,), ('i',), axis_types=(AxisType.Explicit,))
+reshard_p = primitive_of(
+  lambda x: jax.sharding.reshard(x, jax.sharding.NamedSharding(_single, PartitionSpec('i'))),
+  _vector,
+)

@@ -13,14 +13,14 @@ REASONS = {
   'it hands whole arrays to code that JAX does not see': """
     call_exported cudnn_fusion custom_partitioning debug_callback debug_print ffi_call
     inspect_sharding io_callback pure_callback""",
-  'it belongs to `shard_map`, whose body runs at full width': """
-    all_gather all_gather_done all_gather_invariant all_gather_reduced all_gather_reduced_start
-    all_gather_start all_to_all all_to_all_done all_to_all_start core_map pbroadcast pbroadcast_done
-    pbroadcast_dynamic pbroadcast_start ppermute ppermute_done ppermute_start precv preduced psend
-    psum_done psum_invariant psum_invariant_start psum_start pvary ragged_all_to_all reduce_scatter
-    reduce_scatter_done reduce_scatter_start reduced_vary_cast reduced_vary_cast_p reshard shard_map
-    unreduced_pmax unreduced_pmin unreduced_psum unreduced_psum_start unreduced_reduce_scatter
-    unreduced_reduce_scatter_start vary_unreduced_cast vary_unreduced_cast_p""",
+  'it overlaps a collective with other work, or belongs to kernels': """
+    all_gather_done all_gather_reduced_start all_gather_start all_to_all_done all_to_all_start
+    core_map pbroadcast pbroadcast_done pbroadcast_dynamic pbroadcast_start ppermute_done
+    ppermute_start precv psend psum_done ragged_all_to_all psum_invariant_start psum_start reduce_scatter_done
+    reduce_scatter_start unreduced_psum_start unreduced_reduce_scatter_start""",
+  'its types say that sums over devices are still to be taken': """
+    all_gather_reduced preduced reduced_vary_cast reduced_vary_cast_p unreduced_pmax unreduced_pmin
+    unreduced_psum unreduced_reduce_scatter vary_unreduced_cast vary_unreduced_cast_p""",
   'JAX makes it of others when it differentiates, batches or lowers': """
     broadcast_to call_hi_primitive call_hi_primitive_linearized custom_jvp_call_jaxpr custom_lin
     dim_as_value dimension_size eval_jaxpr from_edtype geqp3 geqrf iota_2x32_shape ormqr
@@ -56,4 +56,4 @@ def test_every_primitive_has_a_rule_or_a_reason():
   explained = [name for names in REASONS.values() for name in names.split()]
   assert len(explained) == len(set(explained))
   assert not set(others) - set(explained)
-  assert known > 170
+  assert known > 180

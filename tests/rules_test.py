@@ -930,17 +930,50 @@ def constrained(*spec):
   return f
 
 
+def resharded(x):
+  mesh = jax.make_mesh((1,), ('x',), axis_types=(jax.sharding.AxisType.Explicit,))
+  return jax.sharding.reshard(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x')))
+
+
 PLACEMENT = [
   case('device_put', jax.device_put, X),
   case('device_put of two', lambda x, y: jax.device_put((x, y)), X, ints(3)),
   case('sharding_constraint', constrained(None, 'x'), of(3, 4)),
   case('sharding_constraint in front', constrained('x'), of(4, 3)),
+  case('reshard', resharded, of(4, 3), grad=False),
 ]
 
 
 # Collectives and barriers.
 
+
+def manual(name, f, *operands, **options):
+  return case(name, f, *operands, named=True, manual=True, **options)
+
+
+def mapped(f, *specs, out=('x',), **options):
+  """`f` on the parts of two devices."""
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ('x',))
+  ins = tuple(jax.sharding.PartitionSpec(*spec) for spec in specs)
+  out = jax.sharding.PartitionSpec(*out)
+  return jax.shard_map(f, mesh=mesh, in_specs=ins, out_specs=out, **options)
+
+
 COLLECTIVE = [
+  case('shard_map over rows', mapped(lambda x, y: jnp.tanh(x) * y, ('x',), ()), of(4, 3), of(1, 3)),
+  case('shard_map over columns', mapped(lambda x: x * 2, (None, 'x'), out=(None, 'x')), of(3, 4)),
+  case(
+    'shard_map of a sum over devices',
+    mapped(lambda x, w: lax.psum(jax.nn.relu(x) @ w, 'x'), (None, 'x'), ('x',), out=()),
+    of(3, 4),
+    of(4, 3),
+  ),
+  case(
+    'shard_map without types',
+    mapped(lambda x: (x - lax.pmean(x, 'x')) * lax.axis_index('x'), ('x',), check_vma=False),
+    of(4, 3),
+  ),
+  case('shard_map of a custom derivative', mapped(lambda x: clipped(x), ('x',)), of(4, 3)),
   case('psum', lambda x: lax.psum(x, 'batch'), X, named=True),
   case(
     'psum of several', lambda x, y: lax.psum((x, y), 'batch'), X, of(2), named=True, single=False
@@ -948,6 +981,31 @@ COLLECTIVE = [
   case('pmean', lambda x: lax.pmean(x, 'batch'), X, named=True, single=False),
   case('pmax', lambda x: lax.pmax(x, 'batch'), X, named=True, grad=False),
   case('pmin', lambda x: lax.pmin(x, 'batch'), X, named=True, grad=False),
+  manual('psum_invariant', lambda x: lax.psum(x, 'batch'), X),
+  manual(
+    'pvary', lambda x: x * lax.pcast(lax.psum(x, 'batch'), 'batch', to='varying'), X, single=False
+  ),
+  manual('psum and a literal', lambda x: jnp.minimum(lax.psum(x, 'batch'), 6) * x, X, single=False),
+  manual('all_gather', lambda x: lax.all_gather(x, 'batch', axis=1), X),
+  manual('all_gather, tiled', lambda x: lax.all_gather(x, 'batch', axis=1, tiled=True), X),
+  manual('all_gather_invariant', lambda x: lax.all_gather(x, 'batch', to='invarying'), X),
+  manual(
+    'all_gather_invariant, tiled',
+    lambda x: lax.all_gather(x, 'batch', tiled=True, to='invarying'),
+    X,
+  ),
+  manual('reduce_scatter', lambda x: lax.psum_scatter(x, 'batch'), of(2, 4)),
+  manual(
+    'reduce_scatter, tiled',
+    lambda x: lax.psum_scatter(x, 'batch', scatter_dimension=1, tiled=True),
+    X,
+  ),
+  manual(
+    'all_to_all', lambda x: lax.all_to_all(x, 'batch', 1, 0), of(3, 2, 4), single=False, grad=False
+  ),
+  manual('all_to_all, tiled', lambda x: lax.all_to_all(x, 'batch', 1, 0, tiled=True), X),
+  manual('all_to_all of one axis', lambda x: lax.all_to_all(x, 'batch', 1, 1, tiled=True), X),
+  manual('ppermute', lambda x: lax.ppermute(x, 'batch', [(0, 1)]), X),
   *[
     case(
       f'{name} in vmap',

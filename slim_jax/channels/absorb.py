@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slim_jax import jaxprs
+from slim_jax import jaxprs, shardings
 from slim_jax.channels import analysis, programs, regions, shuffle
 from slim_jax.channels.cuts import Fold
 from slim_jax.channels.regions import Region
@@ -71,7 +71,7 @@ def find(
   for meeting, (low, high) in zip(wanted, _ranges(program, after, wanted, leaves, data, walk)):
     sources = np.flatnonzero(wanted[meeting])
     # A constant under a slice of zeros does not matter; a slice that an earlier fold emptied stays so.
-    kernel = np.moveaxis(np.asarray(leaves[meeting.leaf]), meeting.leaf_axis, 0)[sources]
+    kernel = np.moveaxis(shardings.on_host(leaves[meeting.leaf]), meeting.leaf_axis, 0)[sources]
     used = kernel.reshape(len(sources), -1).any(1)
     constants = np.where(used, low, 0.0)
     same = ~used | (np.isfinite(low) & (low == high))
@@ -115,13 +115,6 @@ def _ranges(
   nonzero = [regions.intersect(demand, facts[n].support) for n, demand in zip(numbers, demands)]
   needed = analysis.backward(part, facts, nonzero, walk=walk)
   have = [needed.live[n] for n in program.inputs]
-  given = [*leaves, *data.values()]
-  arrays = [
-    None
-    if region.empty
-    else regions.take(_concrete(array), regions.whole(len(region.axes)), region, array.shape)
-    for array, region in zip(given, have, strict=True)
-  ]
 
   @jax.jit
   def run(arrays):
@@ -132,7 +125,14 @@ def _ranges(
       ranges.append((value.min(others), value.max(others)))
     return ranges
 
-  return jax.tree.map(functools.partial(np.asarray, dtype=np.float64), run(arrays))
+  with shardings.untyped(map(_concrete, (*leaves, *data.values()))) as given:
+    ranges = run(
+      [
+        None if r.empty else regions.take(array, regions.whole(len(r.axes)), r, array.shape)
+        for array, r in zip(given, have, strict=True)
+      ]
+    )
+  return jax.tree.map(lambda x: shardings.on_host(x).astype(np.float64), ranges)
 
 
 def _concrete(array: Any) -> Any:

@@ -21,7 +21,7 @@ from jax.core import Tracer
 import jax.numpy as jnp
 import numpy as np
 
-from slim_jax import jaxprs
+from slim_jax import jaxprs, shardings
 from slim_jax.channels import regions
 from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import Context, Fact, Walk
@@ -214,7 +214,7 @@ def run(
     aval = program.avals[number]
     zero = jax.ShapeDtypeStruct((), aval.dtype), regions.nothing(len(aval.shape))
     array, region = held.get(number, zero)
-    return regions.take(array, region, want, aval.shape)
+    return shardings.as_varying(regions.take(array, region, want, aval.shape), aval)
 
   last = jaxprs.last_reads(program)
   for k, (eqn, reads) in enumerate(zip(program.equations, analysis.reads, strict=True)):
@@ -222,8 +222,11 @@ def run(
       live = [analysis.live[i] for i in eqn.outputs]
       ctx = Context(eqn, [analysis.facts[i] for i in eqn.inputs], live, reads, analysis.walk)
       operands = [read(i, r) for i, r in zip(eqn.inputs, reads, strict=True)]
-      with _named_in_errors(eqn), jaxprs.scope(eqn):
-        results = analysis.walk.rule(eqn).evaluate(ctx, *operands)
+      if operands and all(x is None for x in operands) and all(region.empty for region in live):
+        results: list[Any] = [None] * len(live)  # its effect is to name an axis
+      else:
+        with _named_in_errors(eqn), jaxprs.scope(eqn):
+          results = analysis.walk.rule(eqn).evaluate(ctx, *operands)
       for number, array, region in zip(eqn.outputs, results, live, strict=True):
         if not region.empty:
           held[number] = array, region
@@ -289,10 +292,12 @@ def _fold(eqn: Equation, operands: list[Fact]) -> list[Fact] | None:
     return None
   if any(value.shape != aval.shape for value, aval in zip(known, eqn.in_avals, strict=True)):
     return None
+  if eqn.primitive in _SAME:  # not run: within `shard_map` alone has it a meaning
+    return [constant(known[0], eqn.out_avals[0])]
   if jaxprs.bodies(eqn) and not _is_light(eqn):
     return None
   with jax.ensure_compile_time_eval():
-    results = jaxprs.bind(eqn, *known)
+    results = jaxprs.bind_constants(eqn, *known)
     return [constant(np.asarray(r), a) for r, a in zip(results, eqn.out_avals, strict=True)]
 
 
@@ -305,7 +310,11 @@ def _uniform(ctx: Context) -> np.ndarray | None:
   return None
 
 
+_SAME = {jaxprs.pvary_p, jaxprs.reshard_p}
+"""Operations that give their operand, of another type."""
+
 _REPEATS = {
+  *_SAME,
   jaxprs.primitives.broadcast_in_dim_p,
   jaxprs.primitives.reshape_p,
   jaxprs.primitives.copy_p,

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
-import jax
-from jax.core import Tracer
 import jax.numpy as jnp
 import numpy as np
 
@@ -49,31 +47,18 @@ class Cut:
     return Cut(shape, regions.normal(axes))
 
   def slice(self, leaf: Any) -> Any:
-    """Returns the live part of an array or a shape (NumPy in, NumPy out; else JAX arrays)."""
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-      return jax.ShapeDtypeStruct(self.thin_shape, leaf.dtype)
-    if self.live.is_whole:
-      return leaf
-    if isinstance(leaf, Tracer):
-      return leaf[jnp.ix_(*self.indices)]
-    # On the host: NumPy raises on a bad index, JAX would clamp it.
-    thin = np.asarray(leaf)
-    for i, index in enumerate(self.indices):
-      if len(index) < self.shape[i]:
-        thin = thin.take(index, i)
-    return thin if isinstance(leaf, np.ndarray) else jax.device_put(thin)
+    """Returns the live part of an array (NumPy in, NumPy out; else JAX arrays)."""
+    if isinstance(leaf, np.ndarray):
+      return leaf[np.ix_(*self.indices)] if self.shape else leaf
+    return regions.take(leaf, regions.whole(len(self.shape)), self.live, self.shape)
 
   def expand(self, thin: Any) -> Any:
-    """Undoes `slice` of an array or a shape, with zeros where indices were removed."""
-    if isinstance(thin, jax.ShapeDtypeStruct):
-      return jax.ShapeDtypeStruct(self.shape, thin.dtype)
-    if self.live.is_whole:
-      return thin
-    if isinstance(thin, Tracer):
-      return jnp.zeros(self.shape, thin.dtype).at[jnp.ix_(*self.indices)].set(thin)
-    full = np.zeros(self.shape, thin.dtype)
-    full[np.ix_(*self.indices)] = np.asarray(thin)
-    return full if isinstance(thin, np.ndarray) else jax.device_put(full)
+    """Undoes `slice`, with zeros where indices were removed."""
+    if isinstance(thin, np.ndarray):
+      full = np.zeros(self.shape, thin.dtype)
+      full[np.ix_(*self.indices) if self.shape else ()] = thin
+      return full
+    return regions.take(thin, self.live, regions.whole(len(self.shape)), self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +89,7 @@ class Fold:
 
   def apply(self, kernel: Any) -> Any:
     """Returns the kernel [..., size, ...] with the carrier's slice replaced (NumPy in, NumPy out)."""
-    if self.carrier < 0 or isinstance(kernel, jax.ShapeDtypeStruct):
+    if self.carrier < 0:
       return kernel
     at = (slice(None),) * self.axis + (self.carrier,)
     if not isinstance(kernel, np.ndarray):

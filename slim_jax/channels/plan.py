@@ -1,6 +1,6 @@
 """`Plan`: what is left of every variable."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import json
@@ -12,10 +12,12 @@ import numpy as np
 import optax
 
 from slim_jax import batch_norms, tree
+from slim_jax import shardings as shardings_module
 from slim_jax.channels import opt_state as opt_state_module
 from slim_jax.channels import regions
 from slim_jax.channels.cuts import Cut, Fold
 from slim_jax.channels.regions import Region
+from slim_jax.shardings import Change
 from slim_jax.tree import Path
 
 
@@ -56,37 +58,52 @@ class Plan:
       )
     return Plan(cuts, self.unknown, inside(self.reasons), inside(self.folds))
 
-  def slice(self, variables: Any) -> Any:
+  def slice(self, variables: Any, *, shardings: Any = None) -> Any:
     """Returns the thin variables: same tree, smaller arrays (NumPy in, NumPy out; else JAX arrays).
+
+    Arrays that are spread over several devices, also of several processes, are cut where they are.
 
     Args:
       variables: tree of arrays or `jax.ShapeDtypeStruct`s of the original shapes.
+      shardings: prefix tree of the variables: the sharding that thin arrays are to have, or None
+        (default) where they keep their `NamedSharding`.
 
     Raises:
       ValueError: if leaves are missing, unexpected or of the wrong shape; it lists them.
+      ShardingError: if the devices of a mesh axis do not divide a thin axis.
     """
     self._check(variables, lambda cut: cut.shape, 'slice')
 
-    def thin(path: Path, leaf: Any) -> Any:
-      for fold in self.folds.get(path, ()):
-        leaf = fold.apply(leaf)
-      return self.cuts[path].slice(leaf)
+    def change(path: Path) -> Change | None:
+      cut, folds = self.cuts[path], self.folds.get(path, ())
+      if cut.live.is_whole and not folds:
+        return None
+      return Change(lambda leaf: cut.slice(_folded(leaf, folds)), cut.thin_shape)
 
-    return tree.map_with_path(thin, variables)
+    return _changed(variables, change, shardings)
 
-  def expand(self, thin: Any) -> Any:
+  def expand(self, thin: Any, *, shardings: Any = None) -> Any:
     """Returns the thin variables at their original shapes, zeros where channels were removed.
 
     Args:
       thin: tree of arrays or `jax.ShapeDtypeStruct`s of the thin shapes.
+      shardings: as for `slice`: those of the full arrays.
 
     Raises:
       ValueError: if leaves are missing, unexpected or of the wrong shape; it lists them.
+      ShardingError: if the devices of a mesh axis do not divide an axis.
     """
     self._check(thin, lambda cut: cut.thin_shape, 'expand')
-    return tree.map_with_path(lambda path, leaf: self.cuts[path].expand(leaf), thin)
 
-  def slice_opt_state(self, tx: optax.GradientTransformation, opt_state: Any, params: Any) -> Any:
+    def change(path: Path) -> Change | None:
+      cut = self.cuts[path]
+      return None if cut.live.is_whole else Change(cut.expand, cut.shape)
+
+    return _changed(thin, change, shardings)
+
+  def slice_opt_state(
+    self, tx: optax.GradientTransformation, opt_state: Any, params: Any, *, shardings: Any = None
+  ) -> Any:
     """Returns the optimiser state of the thin parameters.
 
     Momentum, factored moments and histories are sliced like their parameter; counts, rates and norms
@@ -98,10 +115,12 @@ class Plan:
         `nnx.Optimizer`.
       params: those parameters (arrays or shapes), the tree that this plan describes. Of NNX, all
         of `nnx.split(net)` or the `nnx.Param`s that the optimiser was made for.
+      shardings: as for `slice`: a prefix tree of `opt_state`.
 
     Raises:
       ValueError: if leaves of `params` are missing, unexpected or of the wrong shape; it lists them.
       OptStateError: if `opt_state` is not of `tx` and `params`, or a leaf of it cannot be sliced.
+      ShardingError: if the devices of a mesh axis do not divide a thin axis.
     """
     params = opt_state_module.optimised(opt_state, params)
     paths = tree.flatten(params).keys()
@@ -112,11 +131,17 @@ class Plan:
       lambda path, leaf: jax.ShapeDtypeStruct(cuts[path].thin_shape, leaf.dtype), params
     )
     kept = opt_state_module.live_indices(tx, opt_state, params, thin_params, cuts)
-    leaves, structure = jax.tree.flatten(opt_state)
-    return structure.unflatten(
-      leaf if indices is None else Cut.at(np.shape(leaf), indices).slice(leaf)
-      for leaf, indices in zip(leaves, kept, strict=True)
-    )
+    leaves = tree.flatten(opt_state)
+    cuts = {
+      path: Cut.at(np.shape(leaf), indices)
+      for (path, leaf), indices in zip(leaves.items(), kept, strict=True)
+      if indices is not None
+    }
+
+    def change(path: Path) -> Change | None:
+      return Change(cuts[path].slice, cuts[path].thin_shape) if path in cuts else None
+
+    return _changed(opt_state, change, shardings)
 
   def then(self, other: 'Plan') -> 'Plan':
     """Returns the plan equal to this plan followed by `other`.
@@ -281,6 +306,22 @@ class Plan:
     ]
     lines += [f'full width, no rule: {text}' for text in self.unknown]
     return '\n'.join(lines)
+
+
+def _folded(leaf: Any, folds: Sequence[Fold]) -> Any:
+  for fold in folds:
+    leaf = fold.apply(leaf)
+  return leaf
+
+
+def _changed(arrays: Any, change: Callable[[Path], Change | None], shardings: Any) -> Any:
+  """The tree with every array changed where it is."""
+  leaves = tree.flatten(arrays)
+  given = [sharding for sharding, _ in tree.spread(shardings, arrays, name='shardings')]
+  results = shardings_module.apply(
+    {path: change(path) for path in leaves}, leaves, dict(zip(leaves, given, strict=True))
+  )
+  return jax.tree.unflatten(jax.tree.structure(arrays), results)
 
 
 def _positions(cut: Cut, axis: int) -> np.ndarray:

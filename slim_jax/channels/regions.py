@@ -160,6 +160,16 @@ def at(axis: Axis, index: Any) -> Axis:
   return axis if axis is None or axis is NO_INDEX else axis[index]
 
 
+def repeated(axis: Axis, count: int) -> Axis:
+  """The index set of `count` parts of an axis, one after the other, that are alike."""
+  return axis if axis is None or axis is NO_INDEX else np.tile(axis, count)
+
+
+def united(axis: Axis, count: int) -> Axis:
+  """The index set of a part of an axis that holds the indices of any of its `count` parts."""
+  return axis if axis is None or axis is NO_INDEX else np.asarray(axis.reshape(count, -1).any(0))
+
+
 def take(array: Any, have: Region, want: Region, shape: Sequence[int]) -> Any:
   """Reads the region `want` of a value of which `array` holds the region `have`.
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jax import lax
 import numpy as np
 
-from slim_jax import jaxprs
+from slim_jax import jaxprs, shardings
 from slim_jax.channels import regions
 from slim_jax.channels.regions import Region
 from slim_jax.jaxprs import Equation, Program
@@ -65,8 +65,15 @@ class Context(NamedTuple):
 
   @property
   def is_untouched(self) -> bool:
-    """Whether everything is read and live, so that the operation can run as it is."""
-    return all(region.is_whole for region in [*self.reads, *self.live])
+    """Whether everything is read and live, so that the operation can run as it is.
+
+    Not so where types say how values are sharded: bodies inside were traced with these types, and
+    run without them (see `shardings.automatic`).
+    """
+    avals = *self.eqn.in_avals, *self.eqn.out_avals
+    return all(region.is_whole for region in [*self.reads, *self.live]) and not any(
+      map(shardings.is_explicit, avals)
+    )
 
 
 class Rule(NamedTuple):

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from slim_jax import batch_norms, jaxprs, tree
+from slim_jax import batch_norms, jaxprs, shardings, tree
 from slim_jax.channels import analysis, programs, regions
 from slim_jax.channels.cuts import Cut
 from slim_jax.channels.plan import Plan
@@ -61,13 +61,19 @@ def thin(
     if widen:
       widening = Widening(program, needed, Costs() if widen is True else widen)
       needed = analysis.backward(program, needed.facts, demands, walk=walk, widening=widening)
-    arrays = [
-      _nothing(program.avals[n]) if array is None else array
-      for array, n in zip(
-        analysis.run(program, needed, leaves, have, demands), program.outputs, strict=True
-      )
+    avals = [program.avals[number] for number in program.outputs]
+
+    def run(*leaves: Any) -> list[Any]:
+      arrays = analysis.run(program, needed, leaves, have, demands)
+      return [_nothing(a) if x is None else x for x, a in zip(arrays, avals, strict=True)]
+
+    thins = [
+      jaxprs.struct(aval, regions.shape_of(demand, aval.shape))
+      for aval, demand in zip(avals, demands, strict=True)
     ]
-    return jax.tree.unflatten(jax.tree.structure(results), arrays)
+    return jax.tree.unflatten(
+      jax.tree.structure(results), shardings.automatic(run, leaves, thins, program.avals)
+    )
 
   return thin_f
 
@@ -137,8 +143,7 @@ def _original(
       f'from {cut.shape}). Slice the variables with plan.slice; if this is state that a thin '
       'function returned, declare it with outs=.'
     )
-  full = jax.ShapeDtypeStruct(cut.shape, thin_leaf.dtype, weak_type=thin_leaf.weak_type)
-  return cut.live, full
+  return cut.live, jaxprs.struct(thin_leaf, cut.shape)
 
 
 def _nothing(aval: Any) -> jax.Array:

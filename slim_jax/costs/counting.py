@@ -5,7 +5,7 @@ import dataclasses
 import math
 from typing import Any
 
-from slim_jax import batch_norms, jaxprs, tree
+from slim_jax import batch_norms, jaxprs, shardings, tree
 from slim_jax.jaxprs import Equation, Program
 from slim_jax.jaxprs import primitives as p
 
@@ -70,7 +70,7 @@ def count(f: Callable[..., Any], *args: Any) -> Cost:
   Returns:
     A `Cost`. A convolution counts `output elements * kernel elements per output`, including
     padding; a transposed convolution without the zeros between inputs. A `scan` counts once per
-    iteration, a `cond` as the branch with most MACs.
+    iteration, a `cond` as the branch with most MACs, a `shard_map` on all of its devices.
 
   Example:
     >>> import jax.numpy as jnp, slim_jax
@@ -136,7 +136,7 @@ def _walk(program: Program, runs: int, prefix: str, totals: _Totals) -> None:
     totals.activation_bytes += written * (eqn.primitive in _WRITES)
     totals.value_bytes += written * (eqn.primitive not in _HOLDS)
     totals.loops += runs * (eqn.primitive is p.while_p)
-    inner_runs = runs * eqn.params['length'] if eqn.primitive is p.scan_p else runs
+    inner_runs = runs * _runs(eqn)
     inner = []
     for body in jaxprs.bodies(eqn):
       inner.append(_Totals())
@@ -150,6 +150,15 @@ def _walk(program: Program, runs: int, prefix: str, totals: _Totals) -> None:
 def macs(eqn: Equation) -> int:
   """Returns the multiply-accumulates of one run of an equation without those inside it."""
   return _MACS[eqn.primitive](eqn) if eqn.primitive in _MACS else 0
+
+
+def _runs(eqn: Equation) -> int:
+  """Returns how often the body inside an equation runs, on all devices together."""
+  if eqn.primitive is p.scan_p:
+    return eqn.params['length']
+  if eqn.primitive is jaxprs.shard_map_p:
+    return shardings.devices(eqn.params['mesh'], tuple(eqn.params['newly_manual_axes']))
+  return 1
 
 
 def _dot_macs(eqn: Equation) -> int:
@@ -177,4 +186,12 @@ _WRITES = {
   p.reduce_window_p,
 }
 # Operations that hold others, which `value_bytes` counts instead.
-_HOLDS = {p.custom_jvp_call_p, p.custom_vjp_call_p, p.remat_p, p.scan_p, p.while_p, p.cond_p}
+_HOLDS = {
+  p.custom_jvp_call_p,
+  p.custom_vjp_call_p,
+  p.remat_p,
+  p.scan_p,
+  p.while_p,
+  p.cond_p,
+  jaxprs.shard_map_p,
+}

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slim_jax import batch_norms, tree
+from slim_jax import batch_norms, shardings, tree
 from slim_jax.channels.ties import streams
 from slim_jax.selection.unit_scores import unit_norm
 from slim_jax.tree import Path
@@ -49,10 +49,7 @@ def scale_magnitude(variables: Any, *, scales: Any = None) -> Any:
   leaves = tree.flatten(variables)
   return tree.like(
     variables,
-    {
-      path: np.abs(np.asarray(leaves[path], np.float64))
-      for path in batch_norms.chosen(variables, scales)
-    },
+    {path: np.abs(_values(leaves[path])) for path in batch_norms.chosen(variables, scales)},
   )
 
 
@@ -106,7 +103,7 @@ def taylor(variables: Any, grads: Any, *, bias: bool = False, scales: Any = None
       raise ValueError(
         f'grads must have {list(leaves[path].shape)} at {tree.show(path)}, it has {shape}'
       )
-    return np.asarray(leaves[path], np.float64) * np.asarray(slopes[path], np.float64)
+    return _values(leaves[path]) * _values(slopes[path])
 
   scored = {}
   for path in batch_norms.chosen(variables, scales):
@@ -152,7 +149,7 @@ def kernel_norm(
   count = 1 + max(int(label.max(initial=-1)) for label in (*labels, *labels_of_views))
   total, makers = np.zeros(count), np.zeros(count, int)
   for (path, axis), label in zip(views, labels_of_views, strict=True):
-    powers = np.abs(np.asarray(leaves[path], np.float64)) ** ord
+    powers = np.abs(_values(leaves[path])) ** ord
     np.add.at(total, label, powers.sum(axis=tuple(i for i in range(powers.ndim) if i != axis)))
     np.add.at(makers, label, 1)
   for path, label in zip(chosen, labels, strict=True):
@@ -180,6 +177,11 @@ def _views(variables: Any, chosen: set[Path]) -> list[tuple[Path, int]]:
     for axis, size in enumerate(leaf.shape)
     if size > 1
   ]
+
+
+def _values(leaf: Any) -> np.ndarray:
+  """A leaf on the host, as float64."""
+  return shardings.on_host(leaf).astype(np.float64)
 
 
 def _labels(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from slim_jax import jaxprs
 from slim_jax.channels import analysis, programs, regions
 from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import Fact
@@ -52,6 +53,7 @@ class Case(NamedTuple):
     grad: whether its gradients are compared (floating operands and results).
     single: whether it is one equation.
     named: whether it runs within an axis named 'batch', of size 2.
+    manual: whether that is an axis of `shard_map`, not of `vmap`.
     rtol: relative tolerance.
   """
 
@@ -61,6 +63,7 @@ class Case(NamedTuple):
   grad: bool = True
   single: bool = True
   named: bool = False
+  manual: bool = False
   rtol: float = 1e-12
 
 
@@ -122,7 +125,15 @@ def _index(region: Region, shape: Sequence[int]) -> Any:
 
 def lifted(case: Case, f: Callable[..., Any]) -> Callable[..., Any]:
   """`f` of single operands as a function of what `check` calls it with."""
-  return jax.vmap(f, axis_name='batch') if case.named else f
+  if not case.manual:
+    return jax.vmap(f, axis_name='batch') if case.named else f
+
+  def on_device(*operands: Any) -> Any:
+    return jax.tree.map(lambda x: x[None], f(*[x[0] for x in operands]))
+
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ('batch',))
+  spec = jax.sharding.PartitionSpec('batch')
+  return jax.shard_map(on_device, mesh=mesh, in_specs=spec, out_specs=spec)
 
 
 def program_of(case: Case, f: Callable[..., Any] | None = None) -> Program:
@@ -130,8 +141,7 @@ def program_of(case: Case, f: Callable[..., Any] | None = None) -> Program:
   traced = []
 
   def tracing(*operands: Any) -> Any:
-    structs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands]
-    traced.append(programs.trace(f or case.f, *structs)[0])
+    traced.append(programs.trace(f or case.f, *map(jaxprs.struct, operands))[0])
     return ()
 
   size = (2,) if case.named else ()

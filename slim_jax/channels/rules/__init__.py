@@ -2,6 +2,7 @@
 
 from slim_jax.channels.rules import (  # noqa: F401  pylint: disable=unused-import
   calls,
+  collectives,
   contraction,
   control,
   elementwise,
@@ -12,6 +13,7 @@ from slim_jax.channels.rules import (  # noqa: F401  pylint: disable=unused-impo
   placement,
   reduction,
   scatter,
+  shard_maps,
   transforms,
   window,
 )

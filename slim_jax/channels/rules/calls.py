@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from slim_jax import jaxprs
+from slim_jax import jaxprs, shardings
 from slim_jax.channels import analysis, programs, regions
 from slim_jax.channels.analysis import Analysis
 from slim_jax.channels.regions import Region
@@ -156,9 +156,10 @@ def _pullback(eqn: Equation, *, plain: bool) -> Program:
   def pull(operands, cotangents):
     return jax.vjp(full, *operands)[1](cotangents)
 
-  structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in eqn.in_avals]
-  slopes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in eqn.out_avals]
-  return programs.merged(jaxprs.flatten(jax.make_jaxpr(pull)(structs, slopes), plain=plain))
+  structs, slopes = ([jaxprs.struct(a) for a in avals] for avals in (eqn.in_avals, eqn.out_avals))
+  with shardings.as_typed((*eqn.in_avals, *eqn.out_avals)):
+    traced = jax.make_jaxpr(pull)(structs, slopes)
+  return programs.merged(jaxprs.flatten(traced, plain=plain))
 
 
 def _is_local(ctx: Context, support: list[Region]) -> bool:

@@ -122,35 +122,3 @@ register(
   [p.cumlogsumexp_p, p.top_k_p, p.approx_top_k_p],
   Rule(full_support, _slicewise_reads, _slicewise_evaluate),
 )
-
-
-# Collectives over named axes (`lax.psum(x, 'batch')`) leave the array's own axes alone. Inside a
-# `vmap` of that name the axis is one of the array's, and the result does not have it.
-
-
-def _positions(eqn: Equation) -> list[int]:
-  """The array's own axes that are reduced (a barrier has none)."""
-  return sorted(axis for axis in eqn.params.get('axes', ()) if isinstance(axis, int))
-
-
-def _collective_support(ctx: Context) -> list[Region]:
-  return [drop(support, _positions(ctx.eqn)) for support in ctx.supports]
-
-
-def _collective_reads(ctx: Context) -> list[Region]:
-  axes = _positions(ctx.eqn)
-  return [insert(live, axes, [None] * len(axes)) for live in ctx.live]
-
-
-def _collective_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
-  given = [a for a in arrays if a is not None]
-  # An effect runs even if no result is live.
-  running = iter(jaxprs.bind(ctx.eqn, *given) if given else ())
-  results = [None if a is None else next(running) for a in arrays]
-  return live_parts(ctx, results, [drop(read, _positions(ctx.eqn)) for read in ctx.reads])
-
-
-register(
-  [p.psum_p, p.pmax_p, p.pmin_p, jaxprs.optimization_barrier_p],
-  Rule(_collective_support, _collective_reads, _collective_evaluate),
-)

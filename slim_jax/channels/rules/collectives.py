@@ -1,0 +1,136 @@
+"""Collectives over named axes, of `vmap` or of the devices of a mesh.
+
+All devices hold the same region of an array. Where a collective moves indices between devices, an
+index of an axis is kept on all devices if it is kept on any.
+"""
+
+from typing import Any
+
+from slim_jax import jaxprs
+from slim_jax.channels import regions
+from slim_jax.channels.regions import Region
+from slim_jax.channels.rule import Context, Rule, live_parts, register
+from slim_jax.channels.rules.elementwise import any_nonzero, elementwise
+from slim_jax.channels.rules.reduction import drop, insert
+from slim_jax.jaxprs import Equation
+from slim_jax.jaxprs import primitives as p
+
+# Sums and extrema (`lax.psum(x, 'batch')`) leave the array's own axes alone. Inside a
+# `vmap` of that name the axis is one of the array's, and the result does not have it.
+
+
+def _positions(eqn: Equation) -> list[int]:
+  """The array's own axes that are reduced (a barrier has none)."""
+  return sorted(axis for axis in eqn.params.get('axes', ()) if isinstance(axis, int))
+
+
+def _collective_support(ctx: Context) -> list[Region]:
+  return [drop(support, _positions(ctx.eqn)) for support in ctx.supports]
+
+
+def _collective_reads(ctx: Context) -> list[Region]:
+  axes = _positions(ctx.eqn)
+  return [insert(live, axes, [None] * len(axes)) for live in ctx.live]
+
+
+def _collective_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
+  given = [a for a in arrays if a is not None]
+  # An effect runs even if no result is live.
+  running = iter(jaxprs.bind(ctx.eqn, *given) if given else ())
+  results = [None if a is None else next(running) for a in arrays]
+  return live_parts(ctx, results, [drop(read, _positions(ctx.eqn)) for read in ctx.reads])
+
+
+register(
+  [p.psum_p, p.pmax_p, p.pmin_p, jaxprs.psum_invariant_p, jaxprs.optimization_barrier_p],
+  Rule(_collective_support, _collective_reads, _collective_evaluate),
+)
+
+
+# The same region on the way from device to device.
+
+register([p.ppermute_p, jaxprs.pvary_p], elementwise(any_nonzero))
+
+
+# all_gather: the parts of all devices become one axis, or a new one.
+
+
+def _gathered(eqn: Equation, region: Region) -> Region:
+  axis, count = eqn.params['all_gather_dimension'], eqn.params['axis_size']
+  if not eqn.params['tiled']:
+    return insert(region, [axis], [None])
+  return regions.along(region, axis, regions.repeated(region.axes[axis], count))
+
+
+def _gather_reads(ctx: Context) -> list[Region]:
+  (live,), axis, count = ctx.live, ctx.params['all_gather_dimension'], ctx.params['axis_size']
+  if not ctx.params['tiled']:
+    return [drop(live, [axis])]
+  return [regions.along(live, axis, regions.united(live.axes[axis], count))]
+
+
+def _gather_evaluate(ctx: Context, array: Any) -> list[Any]:
+  return live_parts(ctx, jaxprs.bind(ctx.eqn, array), [_gathered(ctx.eqn, ctx.reads[0])])
+
+
+register(
+  [p.all_gather_p, jaxprs.all_gather_invariant_p],
+  Rule(lambda ctx: [_gathered(ctx.eqn, ctx.supports[0])], _gather_reads, _gather_evaluate),
+)
+
+
+# reduce_scatter (`psum_scatter`): each device gets its part of the sum.
+
+
+def _scatter_support(ctx: Context) -> list[Region]:
+  (support,), axis = ctx.supports, ctx.params['scatter_dimension']
+  if not ctx.params['tiled']:
+    return [drop(support, [axis])]
+  return [regions.along(support, axis, regions.united(support.axes[axis], ctx.params['axis_size']))]
+
+
+def _scatter_reads(ctx: Context) -> list[Region]:
+  (live,), axis = ctx.live, ctx.params['scatter_dimension']
+  if not ctx.params['tiled']:
+    return [insert(live, [axis], [None])]
+  return [regions.along(live, axis, regions.repeated(live.axes[axis], ctx.params['axis_size']))]
+
+
+register(
+  [jaxprs.reduce_scatter_p],
+  Rule(_scatter_support, _scatter_reads, lambda ctx, array: jaxprs.bind(ctx.eqn, array)),
+)
+
+
+# all_to_all: an axis is split among devices, another put together of what they send.
+
+
+def _sent(ctx: Context, region: Region, split: int, concat: int) -> Region:
+  """What all devices hold if they split and put together as many parts as there are."""
+  if split == concat:
+    return regions.along(region, split, None)
+  if not ctx.params['tiled']:
+    return insert(drop(region, [split]), [concat], [None])
+  count = ctx.eqn.in_avals[0].shape[ctx.params['split_axis']]
+  count //= ctx.eqn.out_avals[0].shape[ctx.params['split_axis']]
+  axes = list(region.axes)
+  axes[split] = regions.united(axes[split], count)
+  axes[concat] = regions.repeated(axes[concat], count)
+  return region.with_axes(axes)
+
+
+def _all_to_all_support(ctx: Context) -> list[Region]:
+  return [_sent(ctx, ctx.supports[0], ctx.params['split_axis'], ctx.params['concat_axis'])]
+
+
+def _all_to_all_reads(ctx: Context) -> list[Region]:
+  (live,), split, concat = ctx.live, ctx.params['split_axis'], ctx.params['concat_axis']
+  return [_sent(ctx, live, concat, split)]
+
+
+def _all_to_all_evaluate(ctx: Context, array: Any) -> list[Any]:
+  held = _sent(ctx, ctx.reads[0], ctx.params['split_axis'], ctx.params['concat_axis'])
+  return live_parts(ctx, jaxprs.bind(ctx.eqn, array), [held])
+
+
+register([p.all_to_all_p], Rule(_all_to_all_support, _all_to_all_reads, _all_to_all_evaluate))
