@@ -3,10 +3,11 @@
 #
 #   bash launch/demo.sh [--config.FIELD=VALUE ...]
 #
-# It leaves everything in runs/digits, where you stand. The same command continues an interrupted run. See launch/install.sh for PYTHON and VENV.
+# It leaves everything in runs/digits, where you stand. The same command continues an interrupted run. See
+# launch/install.sh for PYTHON and VENV.
 set -euo pipefail
 # shellcheck source=launch/here.sh
 source "$(dirname "${BASH_SOURCE[0]}")/here.sh"
 
 bash "$ROOT/launch/install.sh"
-exec bash "$ROOT/launch/huge_pages.sh" "$VENV/bin/python" -m slim_jax.main --config="$ROOT/configs/digits.py" --workdir=runs/digits "$@"
+exec "$VENV/bin/python" -m slim_jax.main --config="$ROOT/configs/digits.py" --workdir=runs/digits "$@"

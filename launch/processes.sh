@@ -19,7 +19,7 @@ gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
 pids=()
 for ((i = 0; i < count; i++)); do
   if ((gpus >= count)); then export CUDA_VISIBLE_DEVICES=$i; fi
-  JAX_PROCESS_ID=$i bash "$ROOT/launch/huge_pages.sh" "$python" -m "${MODULE:-slim_jax.main}" "$@" &
+  JAX_PROCESS_ID=$i "$python" -m "${MODULE:-slim_jax.main}" "$@" &
   pids+=($!)
 done
 # Each process saves a checkpoint and then exits.

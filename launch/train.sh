@@ -12,4 +12,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/here.sh"
 
 bash "$ROOT/launch/install.sh" "${EXTRA-$(bash "$ROOT/launch/extra.sh")}"
-exec bash "$ROOT/launch/huge_pages.sh" "$VENV/bin/python" -m "${MODULE:-slim_jax.main}" "$@"
+exec "$VENV/bin/python" -m "${MODULE:-slim_jax.main}" "$@"

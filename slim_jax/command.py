@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from slim_jax.errors import SlimError
 from slim_jax.runs import experiments, schema
-from slim_jax.runtime import interrupt, processes
+from slim_jax.runtime import allocator, interrupt, processes
 
 _ARGV: list[str] = []  # the command line, in which ml_collections looks for overrides
 CONFIG = config_flags.DEFINE_config_file(
@@ -32,6 +32,14 @@ WORKDIR = flags.DEFINE_string(
 )
 REPORT = flags.DEFINE_bool(
   'report', True, 'Whether to write the page WORKDIR/report after every stage and at the end.'
+)
+_ALLOCATOR = flags.DEFINE_enum(
+  'allocator',
+  'mimalloc',
+  ['mimalloc', 'system'],
+  'Allocator of memory on a CPU under Linux. mimalloc keeps its memory, so that training steps need '
+  'not wait for the system; the command starts itself a second time with it. Other systems, and '
+  'machines with an accelerator, use their own.',
 )
 _MULTIHOST = flags.DEFINE_bool(
   'multihost',
@@ -60,6 +68,8 @@ def run(main: Callable[[], None], *, needs_config: bool = True) -> None:
   def checked(argv: list[str]) -> None:
     if len(argv) > 1:
       raise app.UsageError(f'not a flag: {argv[1]}')
+    if _ALLOCATOR.value == 'mimalloc':
+      allocator.restart()
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
     try:

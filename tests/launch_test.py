@@ -122,17 +122,6 @@ def test_train_installs_for_what_is_there(machine, gpus, driver, extra):
   assert stamp.exists()
 
 
-@pytest.mark.parametrize('script', [['train.sh'], ['processes.sh', '1']], ids=' '.join)
-def test_memory_is_in_huge_pages_unless_told_otherwise(machine, script):
-  machine.stub('nvidia-smi', 'sys.exit(9)')
-  machine.stub_python()
-  script = f'launch/{script[0]}', *script[1:]
-  (_, _, environ) = machine.run(*script, *RUN)[-1]
-  assert environ['GLIBC_TUNABLES'] == 'glibc.malloc.hugetlb=1'
-  (_, _, environ) = machine.run(*script, *RUN, GLIBC_TUNABLES='')[-1]
-  assert environ['GLIBC_TUNABLES'] == ''
-
-
 def test_paths_count_from_where_one_stands(machine, tmp_path):
   machine.stub('nvidia-smi', 'sys.exit(9)')
   machine.stub_python('open(os.path.join(os.getcwd(), "stood here"), "w").close()')
