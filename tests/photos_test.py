@@ -8,11 +8,13 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import struct
 import tarfile
 
 from array_record.python import array_record_module
+from helpers.pictures import encode, make_folder, photo, write
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,40 +25,6 @@ import tensorflow_datasets as tfds
 from slim_jax import data
 from slim_jax.data import colors, imagenet, photos
 from slim_jax.data.stream import StreamData, prefetch
-
-
-def photo(width, height, seed=0):
-  """A smooth random image, uint8 [height, width, 3]."""
-  random = np.random.default_rng(seed)
-  coarse = random.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), np.uint8)
-  return np.asarray(
-    PIL.Image.fromarray(coarse).resize((width, height), PIL.Image.Resampling.BICUBIC)
-  )
-
-
-def encode(image, kind='jpeg', **options):
-  buffer = io.BytesIO()
-  PIL.Image.fromarray(image).save(buffer, kind, **options)
-  return buffer.getvalue()
-
-
-def write(path, content):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(content)
-
-
-def make_folder(root, splits=('train', 'val'), n=(13, 7)):
-  """Photographs of two classes, dark cats and bright dogs, of many sizes."""
-  seed = itertools.count()
-  for split, count in zip(splits, n):
-    for index in range(count):
-      name = ('cat', 'dog')[index % 3 == 0]
-      image = photo(40 + 3 * index % 17, 60 - 2 * index % 13, next(seed)) // 2
-      write(
-        root / split / name / f'{index}.jpg',
-        encode(image + (100 if name == 'dog' else 0), quality=95),
-      )
-  return f'folder:{root}'
 
 
 def take(iterator, n):
@@ -360,14 +328,19 @@ def test_photographs_of_many_sizes_need_an_image_size(tmp_path):
     (lambda root: None, 'train[99:]', "no split 'train\\[99"),
     (lambda root: None, 'train[:0]', 'no split|is empty'),
     (
-      lambda root: (root / 'train' / 'bird').mkdir(),
+      lambda root: (root / 'val' / 'bird').mkdir(),
       'train',
-      'train and val differ. Only train has bird; only val has nothing else',
+      'val has classes that train lacks: bird. Add them to train',
     ),
     (
-      lambda root: [(root / split / 'bird').mkdir() for split in ('train', 'val')],
-      'val',
-      'val/bird is the directory of a class and holds no images .*fill it or remove it',
+      lambda root: (root / 'train' / 'bird').mkdir(),
+      'train',
+      'train/bird is the directory of a class and holds no images .*fill it or remove it',
+    ),
+    (
+      lambda root: [shutil.rmtree(root / split / 'dog') for split in ('train', 'val')],
+      'train',
+      "train has one class, 'cat'; a classifier needs two",
     ),
   ],
 )

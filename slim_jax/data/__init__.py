@@ -6,7 +6,7 @@
   stream     a split that is read from disk as it is needed, `StreamData` (Grain)
   batches    batches of images, augmentation, normalisation: pure functions
   colors     random changes of colour, for `batches`
-  photos     decoding and cropping of one photograph
+  images     opening of one image;  photos: decoding and cropping of one photograph
   records    encoded images by index, from any of the sources below
   prepare    data sets prepared on first use (TFDS): `builders`, `digits`, `imagenet`
   folder     a folder of images;  tfrecord: TFRecord files without TensorFlow

@@ -1,12 +1,8 @@
 """Reads a split of small images into memory."""
 
-from collections.abc import Iterator
-import contextlib
-import io
-
 import numpy as np
-import PIL.Image
 
+from slim_jax.data import images
 from slim_jax.data.arrays import ArrayData, channel_statistics
 from slim_jax.data.errors import DataError
 from slim_jax.data.records import Record, Records
@@ -65,17 +61,14 @@ def _read(records: Records) -> tuple[np.ndarray, np.ndarray]:
 def _channels(records: Records) -> int:
   """Returns the number of channels of a split that does not fix it.
 
-  A split of grey images has 1, a split of images with alpha 4, and any other split 3.
+  A split of grey images has 1, any other split 3.
   """
-  modes = set()
   for start in range(0, len(records), _READ):
     for record in records.read(list(range(start, min(start + _READ, len(records))))):
-      with _opened(record) as picture:
-        modes.add(picture.mode)
-  for channels, mode in _MODES.items():
-    if modes == {mode}:
-      return channels
-  return 3
+      with images.opened(record.image, record.where) as picture:
+        if not images.is_grey(picture):
+          return 3
+  return 1
 
 
 def _allocate(shape: tuple[int, ...], records: Records) -> np.ndarray:
@@ -90,22 +83,9 @@ def _allocate(shape: tuple[int, ...], records: Records) -> np.ndarray:
 
 def _decode(record: Record, channels: int) -> np.ndarray:
   """Returns uint8 [height, width, channels]."""
-  mode = _MODES[channels]
-  with _opened(record) as picture:
-    pixels = np.asarray(picture if picture.mode == mode else picture.convert(mode))
+  with images.opened(record.image, record.where) as picture:
+    pixels = np.asarray(images.convert(images.upright(picture), _MODES[channels]))
   return pixels if pixels.ndim == 3 else pixels[..., None]
-
-
-@contextlib.contextmanager
-def _opened(record: Record) -> Iterator[PIL.Image.Image]:
-  """Opens an image; raises DataError if it cannot be opened, or decoded within the block."""
-  try:
-    with PIL.Image.open(io.BytesIO(record.image)) as picture:
-      yield picture
-  except (OSError, SyntaxError, ValueError) as error:
-    raise DataError(
-      f'{record.where} is not an image that can be decoded ({error}); prepare the data set again'
-    ) from error
 
 
 def _size(image: np.ndarray) -> str:

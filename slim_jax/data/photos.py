@@ -7,13 +7,12 @@ of the inverse transform. The box is resampled in one step.
 """
 
 from collections.abc import Callable
-import io
 import math
 
 import numpy as np
 import PIL.Image
 
-from slim_jax.data.errors import DataError
+from slim_jax.data import images
 
 Box = tuple[float, float, float, float]
 
@@ -111,23 +110,18 @@ def decode(
   Raises:
     DataError: the bytes are not an image, or an incomplete one.
   """
-  try:
-    with PIL.Image.open(io.BytesIO(encoded)) as picture:
-      width, height = picture.size
-      box = choose(width, height)
-      scale = _scale(box, size) if reduce else 1
-      # Has an effect on JPEG only.
-      picture.draft(None, (width // scale, height // scale))
-      if picture.size != (width, height):
-        left, top, right, bottom = box
-        box = left / scale, top / scale, right / scale, bottom / scale
-      rgb = picture if picture.mode == 'RGB' else picture.convert('RGB')
-      pixels = rgb.resize((size, size), PIL.Image.Resampling.BILINEAR, box=box)
-      return np.asarray(pixels)
-  except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-    raise DataError(
-      f'{where} is not an image that can be decoded ({error}); repair or remove it'
-    ) from error
+  with images.opened(encoded, where) as picture:
+    width, height = picture.size
+    turned = images.is_turned(picture)
+    box = choose(height, width) if turned else choose(width, height)
+    scale = _scale(box, size) if reduce else 1
+    # Has an effect on JPEG only.
+    picture.draft(None, (width // scale, height // scale))
+    if picture.size != (width, height):
+      left, top, right, bottom = box
+      box = left / scale, top / scale, right / scale, bottom / scale
+    rgb = images.convert(images.upright(picture), 'RGB')
+    return np.asarray(rgb.resize((size, size), PIL.Image.Resampling.BILINEAR, box=box))
 
 
 def _scale(box: Box, size: int) -> int:
