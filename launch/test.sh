@@ -13,4 +13,4 @@ if (($# == 0)); then
   "$bin/ruff" format --check
   "$bin/basedpyright" --pythonpath "$bin/python"
 fi
-exec "$bin/python" -m pytest --numprocesses "${JOBS:-2}" --dist loadfile --no-loadscope-reorder "$@"
+exec "$bin/python" slim_jax/runtime/allocator.py -m pytest --numprocesses "${JOBS:-2}" --dist loadfile --no-loadscope-reorder "$@"
