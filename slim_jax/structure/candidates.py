@@ -87,7 +87,7 @@ def of(
       for atom in dict.fromkeys(terms.atoms(term)):
         member = _member(members, term, atom)
         if member is None:
-          pins.setdefault(atom, ['is multiplied with itself'])
+          pins.setdefault(atom, ['is tied to itself in two ways'])
         if atom in pins:
           _add(whole, path, i, next(filter(None, pins[atom]), ''))
         if member is not None:

@@ -17,13 +17,14 @@ import numpy as np
 
 from slim_jax import batch_norms, jaxprs, tree
 from slim_jax.channels import planning
+from slim_jax.channels.regions import Region
 from slim_jax.structure import candidates, kinds, question
 from slim_jax.structure.candidates import Candidate, Spot
 from slim_jax.structure.question import Answer
 from slim_jax.structure.terms import Term
 from slim_jax.structure.trace import Axis, Structure, Value, of_shape
 from slim_jax.structure.transfers import TRANSFERS, by_rule
-from slim_jax.structure.unit import Place, Unit, Units
+from slim_jax.structure.unit import Place, Unit, Units, names_of
 from slim_jax.tree import Path
 
 _Leaves = dict[Path, jax.ShapeDtypeStruct]
@@ -62,18 +63,18 @@ def units(
   traced = planning.Traced(f, variables, *args)
   leaves = tree.flatten(jax.tree.map(jaxprs.struct, variables))
   statistics = {path for norm in batch_norms.find(variables) for path in norm.statistics}
-  structure, axes = _followed(traced, list(leaves.values()))
+  base = question.regions_needed(traced)
+  structure, axes = _followed(traced, base, list(leaves.values()))
   possible = candidates.of(structure, axes, leaves, statistics)
-  settled = question.settle(traced, possible.found)
-  for candidate in possible.found:
-    if candidate not in settled:
-      possible.refuse(candidate)
+  settled = question.settle(traced, base, possible.found)
+  for candidate in settled.refused:
+    possible.refuse(candidate)
   whole = {path: '; '.join(why) for path, why in possible.whole.items() if why}
-  return Units(_named(settled, structure, leaves, statistics), whole).where(where)
+  return Units(_named(settled.answers, structure, leaves, statistics), whole).where(where)
 
 
 def _followed(
-  traced: planning.Traced, leaves: list[jax.ShapeDtypeStruct]
+  traced: planning.Traced, base: list[Region], leaves: list[jax.ShapeDtypeStruct]
 ) -> tuple[Structure, list[tuple[Term, ...]]]:
   """Follows the axes through the program; returns what is found, and the variables' terms."""
   program, _ = traced.trace
@@ -85,7 +86,7 @@ def _followed(
   for number in program.inputs[len(leaves) :]:
     inputs.append(of_shape(program.avals[number].shape, is_data=True))
     structure.pin('comes from the data', *(axis.term for axis in inputs[-1].axes))
-  for value in structure.connect(program, traced.whole_facts(), inputs):
+  for value in structure.connect(program, traced.whole_facts(), inputs, base):
     structure.pin('reaches the output', *(axis.term for axis in value.axes))
   return structure, [tuple(axis.term for axis in value.axes) for value in inputs[: len(leaves)]]
 
@@ -144,14 +145,10 @@ def _params(places: list[Place], leaves: _Leaves) -> int:
 
 def _name(kind: str, places: tuple[Place, ...], taken: Iterable[str]) -> str:
   """A name that no other unit has: the module that makes the channels, and the kind."""
-  makers = [place.path[:-1] for place in places if place.role == 'maker'] or [places[0].path[:-1]]
-  common = tuple(os.path.commonprefix(makers))
-  names = ['/'.join((*_without_collection(module), kind)) for module in (common, makers[0])]
-  if not _without_collection(common) and kind != 'stream':
-    names = names[1:]
+  modules = [names_of(p.path)[:-1] for p in places if p.role == 'maker']
+  modules = modules or [names_of(places[0].path)[:-1]]
+  common = tuple(os.path.commonprefix(modules))
+  options = [common, modules[0]] if common or kind == 'stream' else modules[:1]
+  names = ['/'.join((*module, kind)) for module in options]
   numbered = (f'{names[-1]}_{n}' for n in itertools.count(1))
   return next(name for name in itertools.chain(names, numbered) if name not in taken)
-
-
-def _without_collection(module: Path) -> Path:
-  return module[1:] if module[:1] == ('params',) else module

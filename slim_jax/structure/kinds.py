@@ -59,8 +59,8 @@ def _kind(candidate: Candidate, beside: list[Candidate]) -> str:
 def _of_attention(candidate: Candidate, beside: list[Candidate]) -> str:
   """The kind of channels along which two values of the network are multiplied."""
   notes = candidate.notes
-  if 'batched' in notes:
-    return 'heads'
+  if 'batched' in notes:  # with keys repeated for several queries: [group, query]
+    return 'query_heads' if any(_is_within(candidate, o) for o in beside) else 'heads'
   if 'contracted' in notes:
     if 'free' in notes:
       return 'head_dims'
@@ -68,6 +68,12 @@ def _of_attention(candidate: Candidate, beside: list[Candidate]) -> str:
     return 'rotary_pairs' if paired else 'query_key_dims'
   queries = any('contracted' in o.notes and 'batched' not in o.notes for o in beside)
   return 'query_heads' if queries else 'value_dims'
+
+
+def _is_within(candidate: Candidate, other: Candidate) -> bool:
+  """Whether the other's heads hold those of the candidate, and have keys of their own."""
+  own, wider = ({spot.variable for spot in c.spots} for c in (candidate, other))
+  return 'batched' in other.notes and own < wider
 
 
 def _is_paired(member: np.ndarray) -> bool:

@@ -5,7 +5,7 @@ norm reads a channel too, its makers have to be zero. So there are several choic
 says which of them lets everything of a unit go. One question asks for one unit of every kind at once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import itertools
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from slim_jax.channels import analysis, planning, regions
 from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import Fact, Walk
 from slim_jax.structure.candidates import Candidate, Spot
+from slim_jax.structure.unit import names_of
 
 
 class Answer(NamedTuple):
@@ -22,36 +23,52 @@ class Answer(NamedTuple):
   gone: frozenset[int]
 
 
-def settle(traced: planning.Traced, candidates: list[Candidate]) -> dict[Candidate, Answer]:
-  """Returns where the gates of each candidate go; without those that the analysis keeps."""
-  base = _needed(traced, [])
+class Settled(NamedTuple):
+  """The candidates that go, and those of which too much is still needed.
+
+  Candidates of which nothing is read, even with nothing dead, are neither.
+  """
+
+  answers: dict[Candidate, Answer]
+  refused: list[Candidate]
+
+
+def settle(traced: planning.Traced, base: Sequence[Region], candidates: list[Candidate]) -> Settled:
+  """Decides where the gates of each candidate go.
+
+  Args:
+    traced: the function.
+    base: the region of every value that is needed with nothing dead.
+    candidates: what may go.
+  """
+  base = [base[i] for i in traced.trace[0].inputs]
+  read = {c: [i for i, spot in enumerate(c.spots) if _is_read(base, spot)] for c in candidates}
   choices = {candidate: choices_of(candidate) for candidate in candidates}
-  tried: dict[Candidate, list[Answer]] = {candidate: [] for candidate in candidates}
-  pending = candidates
+  tried: dict[Candidate, list[Answer]] = {
+    candidate: [] for candidate in candidates if read[candidate]
+  }
+  pending = list(tried)
   for k in itertools.count():
-    pending = [c for c in pending if k < len(choices[c]) and not _is_complete(c, tried[c])]
+    pending = [c for c in pending if k < len(choices[c])]
     if not pending:
       break
-    live = _needed(traced, [c.spots[i] for c in pending for i in choices[c][k]])
-    for candidate in pending:
-      gone = frozenset(
-        i
-        for i, spot in enumerate(candidate.spots)
-        if not (_is_read(base, spot) and _is_read(live, spot))
-      )
+    zero = [c.spots[i] for c in pending for i in choices[c][k]]
+    needed = regions_needed(traced, zero)
+    live = [needed[i] for i in traced.trace[0].inputs]
+    for candidate in list(pending):
+      gone = frozenset(i for i in read[candidate] if not _is_read(live, candidate.spots[i]))
       tried[candidate].append(Answer(frozenset(choices[candidate][k]), gone))
+      if len(gone) == len(read[candidate]):
+        pending.remove(candidate)
   best = {c: max(answers, key=lambda a: len(a.gone)) for c, answers in tried.items() if answers}
-  return {c: answer for c, answer in best.items() if _is_enough(c, answer)}
+  answers = {c: a for c, a in best.items() if _is_enough(c, a, read[c])}
+  return Settled(answers, [c for c in tried if c not in answers])
 
 
-def _is_complete(candidate: Candidate, tried: list[Answer]) -> bool:
-  return any(len(answer.gone) == len(candidate.spots) for answer in tried)
-
-
-def _is_enough(candidate: Candidate, answer: Answer) -> bool:
+def _is_enough(candidate: Candidate, answer: Answer, read: list[int]) -> bool:
   """Whether a unit goes. Something of an expert may stay: the router, which compares them all."""
   batch = {i for i, spot in enumerate(candidate.spots) if 'batch' in spot.roles}
-  return _is_complete(candidate, [answer]) or (bool(batch) and batch <= answer.gone)
+  return len(answer.gone) == len(read) or (bool(batch) and batch <= answer.gone)
 
 
 def choices_of(candidate: Candidate) -> list[list[int]]:
@@ -72,8 +89,9 @@ def choices_of(candidate: Candidate) -> list[list[int]]:
   if readers and 'summed' not in notes:
     options.append(readers)
   if not readers and kernels:  # of query-key dimensions one side is enough
-    module = spots[kernels[0]].path[:-1]
-    options += [kernels[:1], [i for i in makers if spots[i].path[:-1] == module]]
+    module = names_of(spots[kernels[0]].path)[:-1]
+    beside = [i for i in makers if names_of(spots[i].path)[:-1] == module]
+    options += [kernels[:1], beside]
   options.append(makers)
   if 'mixed' not in notes:
     scales = [i for i in able if i not in {*readers, *makers, *batch}]
@@ -86,8 +104,8 @@ def _sorted(option: list[int]) -> tuple[int, ...]:
   return tuple(sorted(set(option)))
 
 
-def _needed(traced: planning.Traced, zero: Iterable[Spot]) -> list[Region]:
-  """What is read of each input when the first unit's indices are zero at these spots."""
+def regions_needed(traced: planning.Traced, zero: Iterable[Spot] = ()) -> list[Region]:
+  """Returns what is needed of each value when the first unit's indices are zero at these spots."""
   program, _ = traced.trace
   before = traced.whole_facts()
   inputs = [before[i] for i in program.inputs]
@@ -98,8 +116,7 @@ def _needed(traced: planning.Traced, zero: Iterable[Spot]) -> list[Region]:
   walk = Walk(traced.walk.rules)
   facts = analysis.forward(program, inputs, walk=walk, before=before)
   demands = [regions.whole(len(program.avals[i].shape)) for i in program.outputs]
-  needed = analysis.backward(program, facts, demands, walk=walk)
-  return [needed.live[i] for i in program.inputs]
+  return analysis.backward(program, facts, demands, walk=walk).live
 
 
 def _is_read(live: list[Region], spot: Spot) -> bool:

@@ -32,7 +32,7 @@ class Term:
   __slots__ = ('how', 'made_of', 'same', 'size')
 
   def __init__(self, size: int, how: str = 'atom', made_of: Sequence['Term'] = ()):
-    self.size = size
+    self.size = int(size)
     self.same: Term | None = None
     self.how = how
     self.made_of = tuple(made_of)
@@ -171,12 +171,14 @@ def _divided(factor: Term, minor: int) -> tuple[Term, Term]:
 
 
 def cut(term: Term, size: int) -> tuple[Term, Term]:
-  """Cuts a term, no sum, into its first `size` indices and the others."""
+  """Cuts a term into its first `size` indices and the others."""
   term = find(term)
   if term.how == 'atom':
     first, second = Term(size), Term(term.size - size)
     term.become('sum', (first, second))
     return first, second
+  if len(parts(term)) > 1:
+    return segment(term, 0, size), segment(term, size, term.size)
   major, *rest = factors(term)
   row = term.size // major.size
   if size % row:
@@ -196,14 +198,9 @@ def segment(term: Term, start: int, stop: int) -> Term:
     if high < part.size:
       part, _ = cut(part, high)
     if low > 0:
-      _, part = cut_at(part, low)
+      _, part = cut(part, low)
     chosen.append(part)
   return total(chosen)
-
-
-def cut_at(term: Term, size: int) -> tuple[Term, Term]:
-  """Cuts any term into its first `size` indices and the others."""
-  return segment(term, 0, size), segment(term, size, find(term).size)
 
 
 def singles(term: Term) -> list[Term]:

@@ -4,11 +4,13 @@
 """
 
 from collections.abc import Mapping, Sequence
+import math
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from slim_jax.channels import analysis, regions
+from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import Context, Fact, Walk
 from slim_jax.jaxprs import Program
 from slim_jax.structure import terms
@@ -43,12 +45,12 @@ class Contraction(NamedTuple):
   """A sum of products.
 
   Attributes:
-    macs: its multiply-accumulates in all runs.
+    macs: its multiply-accumulates in all runs, as far as its results are needed.
     axes: the axes whose product they are.
     sources: axes of variables among its operands.
   """
 
-  macs: int
+  macs: float
   axes: tuple[Term, ...]
   sources: frozenset[Source]
 
@@ -80,6 +82,8 @@ class Structure:
       'batch' (of a contraction of variables with data), 'scale', 'bias'.
     stacked: axes of variables along which a scan runs, with the number of the scan.
     contractions: of the program, for costs.
+    runs: how often the equation at hand runs.
+    share: which share of its results is needed.
   """
 
   def __init__(self, walk: Walk, transfers: Mapping[Any, Transfer], otherwise: Transfer):
@@ -92,6 +96,7 @@ class Structure:
     self.stacked: dict[Source, int] = {}
     self.contractions: list[Contraction] = []
     self.runs = 1
+    self.share = 1.0
 
   def same(self, a: Term, b: Term, where: str = '') -> None:
     """Unifies two terms of one size; pins both if their parts do not divide each other."""
@@ -112,7 +117,9 @@ class Structure:
     """Notes a contraction, as often as it runs."""
     own = (axis.sources for value in operands if not value.is_data for axis in value.axes)
     contracted = tuple(axis.term for axis in axes)
-    self.contractions.append(Contraction(self.runs * macs, contracted, _NOWHERE.union(*own)))
+    self.contractions.append(
+      Contraction(self.share * self.runs * macs, contracted, _NOWHERE.union(*own))
+    )
 
   def role(self, role: str, axis: Axis) -> None:
     """Notes how axes of variables are used."""
@@ -120,15 +127,34 @@ class Structure:
       self.roles.setdefault(source, set()).add(role)
 
   def connect(
-    self, program: Program, facts: Sequence[Fact], inputs: Sequence[Value]
+    self,
+    program: Program,
+    facts: Sequence[Fact],
+    inputs: Sequence[Value],
+    needed: Sequence[Region] | None = None,
   ) -> list[Value]:
-    """Follows the axes through a program; returns those of its outputs."""
+    """Follows the axes through a program.
+
+    Args:
+      program: the program.
+      facts: of every value.
+      inputs: axes of its inputs.
+      needed: the region of every value that is needed, where that is known.
+
+    Returns:
+      The axes of its outputs.
+    """
     values = dict(zip(program.inputs, inputs, strict=True))
     for number, array in program.constants.items():
       values[number] = self._constant(array, program.avals[number])
     for eqn in program.equations:
       operands = [values[i] for i in eqn.inputs]
       ctx = Context(eqn, [facts[i] for i in eqn.inputs], [], [], self.walk)
+      if needed is not None:
+        alone = (
+          len(eqn.outputs) == 1
+        )  # what loops need of their results says little of their bodies
+        self.share = _share(needed[eqn.outputs[0]], eqn.out_avals[0].shape) if alone else 1.0
       transfer = self.transfers.get(eqn.primitive, self.otherwise)
       for number, value in zip(eqn.outputs, transfer(self, ctx, operands), strict=True):
         values[number] = value
@@ -152,6 +178,11 @@ class Structure:
         if array is None or not (array == array.take([0], i)).all():
           self.note('positions', axis.term)
     return Value(axes, False)
+
+
+def _share(region: Region, shape: Sequence[int]) -> float:
+  """The share of an array's elements in a region."""
+  return math.prod(regions.shape_of(region, shape)) / max(math.prod(shape), 1)
 
 
 def of_shape(shape: Sequence[int], *, is_data: bool) -> Value:

@@ -12,6 +12,16 @@ from slim_jax.errors import SlimError
 from slim_jax.tree import Path
 
 
+def names_of(path: Path) -> tuple[str, ...]:
+  """Returns the names of the modules of a variable and its own: '/' in keys joins names.
+
+  The collection of parameters and what NNX adds are left out.
+  """
+  names = tuple(name for key in path for name in key.split('/'))
+  names = names[1:] if len(names) > 1 and names[0] in ('params', 'trainable', '0') else names
+  return names[:-1] if len(names) > 1 and names[-1] in ('value', 'raw_value') else names
+
+
 class UnitsError(SlimError, ValueError):
   """Units do not fit what they are asked for or used with."""
 
@@ -39,7 +49,7 @@ class Place:
   def __str__(self) -> str:
     size, count = len(self.member), int((self.member == 0).sum())
     taken = f'{count} of ' if count > 1 or size != self.member.max() + 1 else ''
-    return f'{self.path[-1] if self.path else ""}[{self.axis}] {taken}{size}'
+    return f'{names_of(self.path)[-1] if self.path else ""}[{self.axis}] {taken}{size}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +164,7 @@ def _taken(unit: Unit) -> str:
   """What goes with one unit: axes by module, * where the gates are; the first few."""
   shown: dict[str, dict[str, int]] = {}
   for place in unit.places:
-    axes = shown.setdefault('/'.join(place.path[-2:-1]), {})
+    axes = shown.setdefault('/'.join(names_of(place.path)[-2:-1]), {})
     text = f'{place}{"*" if place.gated else ""}'
     axes[text] = axes.get(text, 0) + 1
   texts = [
