@@ -28,6 +28,7 @@ from slim_jax.selection.select import select_global
 from slim_jax.sparsity.observe import scale_shares
 from slim_jax.sparsity.penalties import add_l1, add_polarization, clip_scales, soft_threshold
 from slim_jax.sparsity.pull import l1_pull
+from slim_jax.structure.alignment import align
 from slim_jax.structure.find import units
 from slim_jax.structure.gates import fold, gate
 from slim_jax.structure.unit import Units
@@ -80,6 +81,7 @@ __all__ = [
   'Units',
   'add_l1',
   'add_polarization',
+  'align',
   'batch_norm_scales',
   'clip_scales',
   'count',

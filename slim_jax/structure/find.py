@@ -145,7 +145,8 @@ def _params(places: list[Place], leaves: _Leaves) -> int:
 
 def _name(kind: str, places: tuple[Place, ...], taken: Iterable[str]) -> str:
   """A name that no other unit has: the module that makes the channels, and the kind."""
-  modules = [names_of(p.path)[:-1] for p in places if p.role == 'maker']
+  made = [p for p in places if p.role == 'maker' or kind == 'stream']
+  modules = [names_of(place.path)[:-1] for place in made]
   modules = modules or [names_of(places[0].path)[:-1]]
   common = tuple(os.path.commonprefix(modules))
   options = [common, modules[0]] if common or kind == 'stream' else modules[:1]

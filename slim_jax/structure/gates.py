@@ -42,7 +42,7 @@ def gate(f: Callable[..., Any], variables: Any, units: Units) -> tuple[Callable[
   Raises:
     UnitsError: the variables are not those of the units.
   """
-  _check(variables, units)
+  check(variables, units)
 
   def gated(both: tuple[Any, _Gates], *args: Any, **kwargs: Any) -> Any:
     variables, gates = both
@@ -75,7 +75,7 @@ def fold(variables: Any, gates: Mapping[str, Any], units: Units) -> Any:
   Raises:
     UnitsError: a gate has no unit or the wrong shape, or the variables are not those of the units.
   """
-  _check(variables, units)
+  check(variables, units)
   if unknown := [name for name in gates if name not in units]:
     raise UnitsError(f'gates: there is no unit {", ".join(map(repr, unknown[:5]))}')
   factors: dict[tree.Path, list[tuple[Unit, Place]]] = {}
@@ -114,7 +114,7 @@ def _factor(gates: Any, unit: Unit, place: Place, leaf: Any) -> jax.Array:
   return factor.reshape(shape)
 
 
-def _check(variables: Any, units: Units) -> None:
+def check(variables: Any, units: Units) -> None:
   """Raises if a unit's variables are missing or have other sizes."""
   leaves = tree.flatten(variables)
   for unit in units.values():
