@@ -200,11 +200,9 @@ class ThinModel(keras.Model):
     """Returns the full model and the plan, for `save`."""
     file = io.BytesIO()
     self.plan.save(file)
-    return {
-      'model': keras.saving.serialize_keras_object(self.full.model),
-      'plan': base64.b64encode(file.getvalue()).decode(),
-      'name': self.name,
-    }
+    model = keras.saving.serialize_keras_object(self.full.model)
+    model.pop('compile_config', None)
+    return {'model': model, 'plan': base64.b64encode(file.getvalue()).decode(), 'name': self.name}
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> 'ThinModel':

@@ -99,6 +99,8 @@ def test_there_are_examples():
   assert {block.language for block in BLOCKS} <= {'', 'bash', 'python', 'text'}
 
 
+# Keras 3.15 gives weights to NumPy in the way of NumPy 1.
+@pytest.mark.filterwarnings('ignore:__array__ implementation')
 @pytest.mark.parametrize('name', EXAMPLES)
 def test_examples_run(name, request, tmp_path, monkeypatch):
   code = EXAMPLES[name]
@@ -109,6 +111,8 @@ def test_examples_run(name, request, tmp_path, monkeypatch):
   made = {'__name__': 'example'}
   with jax.numpy_rank_promotion('allow'):  # JAX's default
     exec(compile(code, name, 'exec'), made)
+    if 'info' in made:
+      assert made['info'].after.macs < 0.7 * made['info'].before.macs
     if 'plan' in made:
       check_thin(made, bias='keep' if "bias='keep'" in code else 'zero')
 
