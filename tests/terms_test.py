@@ -20,6 +20,7 @@ def make_config(**changes):
       nesterov=True,
       optimizer=dict(name='sgd'),
       weight_decay=0.0,
+      clip_norm=0.0,
       train=dict(
         learning_rate=0.1,
         schedule='piecewise',

@@ -5,7 +5,7 @@
   memory     reads a split into memory
   stream     a split that is read from disk as it is needed, `StreamData` (Grain)
   batches    batches of images, augmentation, normalisation: pure functions
-  colors     random changes of colour, for `batches`
+  colors     random changes of colour, for `batches`;  rand_augment: RandAugment
   images     opening of one image;  photos: decoding and cropping of one photograph
   records    encoded images by index, from any of the sources below
   prepare    data sets prepared on first use (TFDS): `builders`, `digits`, `imagenet`

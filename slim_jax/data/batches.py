@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from slim_jax.data import colors
+from slim_jax.data import colors, rand_augment
 
 # Kinds of `augment`. The strengths of 'imagenet' are those of the network slimming paper, which
 # takes them from fb.resnet.torch.
@@ -61,7 +61,14 @@ def take_batch(
 
 
 def augment(
-  key: jax.Array, image: jax.Array, *, kind: str = 'crop_flip', pad: int, flip: bool
+  key: jax.Array,
+  image: jax.Array,
+  *,
+  kind: str = 'crop_flip',
+  pad: int,
+  flip: bool,
+  rand_layers: int = 0,
+  rand_magnitude: int = 9,
 ) -> jax.Array:
   """Augments each image at random.
 
@@ -79,9 +86,12 @@ def augment(
     kind: one of `AUGMENTATIONS`.
     pad: pixels on each side; 0 for no shifts.
     flip: whether to mirror.
+    rand_layers: operations of RandAugment between crop and colours; 0 for none.
+    rand_magnitude: their strength, see `rand_augment`.
 
   Returns:
-    Images of the same shape, in pixel values; of the same dtype, or float32 for 'imagenet'.
+    Images of the same shape, in pixel values; of the same dtype, or float32 for 'imagenet' and with
+    RandAugment.
 
   Raises:
     ValueError: there is no such kind, or the images do not have 3 channels.
@@ -89,6 +99,12 @@ def augment(
   if kind not in AUGMENTATIONS:
     raise ValueError(f'{kind!r} is not one of {", ".join(AUGMENTATIONS)}')
   image = _crop_flip(key, image, pad=pad, flip=flip)
+  if rand_layers:
+    keys = jax.random.split(jax.random.fold_in(key, 2), len(image))
+    change = functools.partial(
+      rand_augment.rand_augment, layers=rand_layers, magnitude=rand_magnitude
+    )
+    image = jax.vmap(change)(keys, image)
   if kind == 'crop_flip':
     return image
   if image.shape[-1] != 3:
@@ -125,19 +141,19 @@ def is_of_pixels(label: tuple[int, ...], image: tuple[int, ...]) -> bool:
 
 
 def augment_pixels(
-  key: jax.Array, label: jax.Array, *, kind: str = 'crop_flip', pad: int, flip: bool
+  key: jax.Array, label: jax.Array, *, pad: int, flip: bool, **others: Any
 ) -> jax.Array:
   """Crops and mirrors the labels of the pixels of one image as `augment` does the image.
 
   Args:
     key: that of the image.
     label: [height, width, ...].
-    kind: as for the image; colours leave labels as they are.
     pad: as for the image. Pixels of the padding get the label -1, which counts for nothing in
       `losses.segmentation`.
     flip: as for the image.
+    **others: of `augment`, for changes of colour, which leave labels as they are.
   """
-  del kind
+  del others
   flat = label.reshape(1, *label.shape[:2], -1)
   return _crop_flip(key, flat, pad=pad, flip=flip, fill=-1).reshape(label.shape)
 

@@ -13,7 +13,7 @@ from slim_jax.runs import scale_history, schema
 from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir, WorkdirError, read_json
 from slim_jax.sparsity import observe
-from slim_jax.training import checkpoint, losses
+from slim_jax.training import checkpoint, losses, train_state
 
 
 class Missing(Exception):
@@ -124,7 +124,8 @@ def latency(path: epath.Path) -> dict[str, Any]:
 
 def scales(workdir: Workdir, stage: Stage) -> dict[str, np.ndarray]:
   """Returns |scale| at the end of a complete stage, float [channels] by path."""
-  return observe.by_layer(checkpoint.read(workdir.checkpoints(stage))['params'])
+  arrays = train_state.variables_in(checkpoint.read(workdir.checkpoints(stage)))
+  return observe.by_layer(arrays['params'])
 
 
 def split(

@@ -11,14 +11,14 @@ from slim_jax import batch_norms, data, models, tree
 from slim_jax.data import ArrayData, own, prepare
 from slim_jax.data.stream import Data
 from slim_jax.errors import SlimError
-from slim_jax.runs import network, schema
+from slim_jax.runs import network, schema, tracking
 from slim_jax.runs.errors import ConfigError
 from slim_jax.runtime import devices, parts
 from slim_jax.runtime.config import Config
 from slim_jax.selection import budget, constraints
 from slim_jax.selection.options import SelectionOptions
 from slim_jax.sparsity import terms
-from slim_jax.training import losses, optimiser
+from slim_jax.training import distillation, losses, optimiser
 
 PyTree = Any
 
@@ -27,11 +27,16 @@ _AT_LEAST = {
   'image_size': 0,
   'workers': 0,
   'augment.pad': 0,
+  'augment.rand_layers': 0,
   'batch_size': 1,
   'eval_batch_size': 1,
   'accumulate_steps': 1,
   'steps_per_call': 1,
   'weight_decay': 0,
+  'clip_norm': 0,
+  'mixup': 0,
+  'cutmix': 0,
+  'patience': 0,
   'base_batch_size': 0,
   'baseline_epochs': 0,
   'passes': 1,
@@ -54,6 +59,11 @@ _AT_LEAST = {
 # What other fields must fulfil, and how to say it.
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
   'seed': (lambda seed: 0 <= seed < 2**32, 'must be at least 0 and less than 2**32'),
+  'augment.rand_magnitude': (lambda magnitude: 0 <= magnitude <= 10, 'must be between 0 and 10'),
+  'ema_decay': (lambda decay: 0 <= decay < 1, 'must be at least 0 and less than 1'),
+  'label_smoothing': (lambda share: 0 <= share < 1, 'must be at least 0 and less than 1'),
+  'finetune.distill': (lambda share: 0 <= share <= 1, 'must be between 0 and 1'),
+  'finetune.temperature': (lambda temperature: temperature > 0, 'must be above 0'),
   'momentum': (lambda share: 0 <= share < 1, 'must be at least 0 and less than 1'),
   'train.learning_rate': (lambda rate: rate > 0, 'must be above 0'),
   'train.drops': (
@@ -82,6 +92,7 @@ _OR_PARTS = {
 _CHOICES = {
   'augment.kind': data.AUGMENTATIONS,
   'dtype': ('float32', 'bfloat16', 'float16'),
+  'track': ('', *tracking.SERVICES),
   'train.schedule': optimiser.SCHEDULES,
   'finetune.schedule': optimiser.SCHEDULES,
   'prune.tied': ('', 'sum', 'mean', 'max'),
@@ -135,6 +146,7 @@ def check_data(config: Config, train_data: Data, other_data: Data, name: str) ->
     (other_data, split),
   ):
     _check_labels(config, each, where)
+  _check_mixing(config, train_data)
   if config.augment.kind == 'imagenet' and train_data.shape[-1] != 3:
     raise ConfigError(
       "config.augment.kind='imagenet' needs images of 3 channels, but these "
@@ -157,6 +169,33 @@ def _check_labels(config: Config, split_data: Data, where: str) -> None:
     raise ConfigError(
       f'{where} has labels from {lowest} to {highest}, but there are names of '
       f'{split_data.num_classes} classes'
+    )
+
+
+def _check_mixing(config: Config, train_data: Data) -> None:
+  """Checks that labels can be mixed and augmented as the config says."""
+  shape = (len(train_data), *train_data.label_shape)
+  if data.is_of_pixels(shape, (len(train_data), *train_data.shape)):
+    if config.augment.rand_layers:
+      raise ConfigError(
+        f'config.augment.rand_layers={config.augment.rand_layers} moves images, but not the labels '
+        'of their pixels'
+      )
+    if config.mixup:
+      raise ConfigError(f'config.mixup={config.mixup} cannot mix the labels of pixels; cutmix can')
+  elif (
+    (config.mixup or config.cutmix)
+    and config.loss != 'classification'
+    and train_data.label_dtype != np.float32
+  ):
+    raise ConfigError(
+      f'config.mixup={config.mixup} and config.cutmix={config.cutmix} mix labels, which must be '
+      f'floating numbers for config.loss={config.loss!r}, not {train_data.label_dtype}'
+    )
+  if config.augment.rand_layers and train_data.shape[-1] not in (1, 3):
+    raise ConfigError(
+      f'config.augment.rand_layers={config.augment.rand_layers} needs images of 1 or 3 channels, '
+      f'but these have {train_data.shape[-1]}'
     )
 
 
@@ -189,6 +228,7 @@ def _value_problems(config: Config) -> Iterator[str]:
   yield from _range_problems(config)
   yield from _choice_problems(config)
   yield from _part_problems(config)
+  yield from _training_problems(config)
   yield from _device_problems(config)
   if config.nesterov and not config.momentum:
     yield 'nesterov=True needs a momentum above 0'
@@ -224,6 +264,28 @@ def _choice_problems(config: Config) -> Iterator[str]:
     if value not in choices:
       listed = ', '.join(map(repr, choices))
       yield f'{name}={value!r} is not one of {listed}{schema.nearest(value, choices)}'
+
+
+def _training_problems(config: Config) -> Iterator[str]:
+  """Lists the options of training that do not fit the loss, or each other."""
+  if config.patience and not config.valid_split:
+    yield (
+      f'patience={config.patience} needs a valid_split: a stage that ends when test_split becomes '
+      'worse would be chosen on it'
+    )
+  if config.label_smoothing and config.loss != 'classification':
+    yield f"label_smoothing={config.label_smoothing} is for loss='classification'"
+  if config.finetune.distill:
+    if not config.baseline_epochs:
+      yield f'finetune.distill={config.finetune.distill} learns from the baseline: baseline_epochs=0'
+    if config.loss not in distillation.DIFFERENCES:
+      known = ', '.join(map(repr, distillation.DIFFERENCES))
+      yield f'finetune.distill={config.finetune.distill} is for a loss of {known}'
+  if config.track in tracking.SERVICES and tracking.missing(config.track):
+    yield (
+      f'track={config.track!r} needs {config.track}, which is not installed: '
+      f'python -m pip install {config.track}'
+    )
 
 
 def _part_problems(config: Config) -> Iterator[str]:

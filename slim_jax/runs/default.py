@@ -74,6 +74,9 @@ def _add_data(config: Config) -> None:
   config.augment.pad = 4
   # Whether half of the images are mirrored.
   config.augment.flip = True
+  # RandAugment: number of operations, 0 for none (usually 2), and their strength, 0 to 10.
+  config.augment.rand_layers = 0
+  config.augment.rand_magnitude = 9
 
 
 def _add_devices(config: Config) -> None:
@@ -125,6 +128,19 @@ def _add_training(config: Config) -> None:
   # Weight decay applies to all parameters. It is coupled, as in the paper, unless the optimiser has
   # an argument weight_decay.
   config.weight_decay = 1e-4
+  # Largest norm of the gradient of all parameters together; 0 for any.
+  config.clip_norm = 0.0
+  # Decay of moving averages of weights and statistics, such as 0.999; the averages are what is
+  # evaluated, pruned and exported. 0 averages nothing.
+  config.ema_decay = 0.0
+  # Share of a label that is spread over all classes, such as 0.1.
+  config.label_smoothing = 0.0
+  # Mixup and cutmix: alpha of the beta distribution of the shares, such as 0.2 and 1.0; 0 for none.
+  config.mixup = 0.0
+  config.cutmix = 0.0
+  # Epochs without improvement on valid_split after which a stage without sparsity ends, looked at
+  # whenever a checkpoint is saved; 0 trains all epochs.
+  config.patience = 0
   # Batch size that the learning rates are meant for: they are scaled by batch_size /
   # base_batch_size. 0 uses them as they are.
   config.base_batch_size = 0
@@ -212,6 +228,10 @@ def _add_finetuning(config: Config) -> None:
   config.finetune = _section()
   config.finetune.epochs = 160
   _add_schedule(config.finetune)
+  # Distillation: share of the loss that is the difference from the baseline's outputs, 0 for none,
+  # and the temperature that divides the logits of both.
+  config.finetune.distill = 0.0
+  config.finetune.temperature = 2.0
 
   # Networks to compare with: the thin network of the last pass trained from new weights, with the
   # schedule of `train` and no sparsity (Liu et al., ICLR 2019).
@@ -223,12 +243,14 @@ def _add_finetuning(config: Config) -> None:
 
 
 def _add_records(config: Config) -> None:
-  # Epochs between two evaluations within a stage. 0 evaluates at the end of each stage only.
-  config.eval_every_epochs = 0
+  # Epochs between two evaluations on test_split within a stage. 0 evaluates at its end only.
+  config.eval_every_epochs = 1
   # Steps between two looks at the loss, to show it and to stop if it is not finite.
   config.log_every_steps = 100
   # Epochs between two checkpoints; the end of a stage is saved, too.
   config.checkpoint_every_epochs = 10
+  # Sends the metrics to 'wandb' (Weights & Biases) or 'mlflow' as well, if it is installed.
+  config.track = ''
   # Number of checkpoints that are kept of each stage.
   config.keep_checkpoints = 2
 

@@ -24,7 +24,7 @@ from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir, read_json
 from slim_jax.runtime import files, parts
 from slim_jax.runtime.config import Config
-from slim_jax.training import checkpoint
+from slim_jax.training import checkpoint, train_state
 
 PyTree = Any
 
@@ -145,7 +145,7 @@ def restore(
   """
   net = network.create(config, num_classes, workdir.plan_after(stage))
   directory = workdir.checkpoints(stage)
-  arrays = checkpoint.read(directory)
+  arrays = train_state.variables_in(checkpoint.read(directory))
   like = net.shapes(jax.ShapeDtypeStruct((1, *shape), jnp.float32))
   variables = checkpoint.fit(
     {name: arrays.get(name, {}) for name in like}, like, name=str(directory)

@@ -45,7 +45,7 @@ from slim_jax.runtime import files, processes, versions
 from slim_jax.runtime.config import Config
 from slim_jax.sparsity import observe
 from slim_jax.training import checkpoint, evaluation, loop, losses, optimiser, recalibration
-from slim_jax.training.train_state import TrainState, variables_of
+from slim_jax.training.train_state import TrainState, restart_averages, variables_of
 
 PyTree = Any
 Evaluate = Callable[..., evaluation.Result]
@@ -184,12 +184,17 @@ def _run_stage(run: Run, stage: Stage, evaluators: dict[int, Evaluate]) -> dict[
       seconds = time.monotonic() - began
     else:
       state, seconds = train_stage.train(run, stage, state, recipe.task, manager, evaluate)
+      last_epoch = int(state.step) // recipe.length.epoch_steps
+      if last_epoch < recipe.task.epochs:
+        facts['stopped_epoch'] = last_epoch
   if train_stage.is_chosen(run, stage):
     state = checkpoint.fit(checkpoint.read(directory), state, name=str(stage))
     facts['best_epoch'] = int(state.step) // recipe.length.epoch_steps
   if stage.name == 'sparse':
     _draw_shares(run, stage)
-    facts['small_scales'] = float(np.mean(observe.scales(state.params) < observe.SMALL))
+    facts['small_scales'] = float(
+      np.mean(observe.scales(variables_of(state)['params']) < observe.SMALL)
+    )
   result = evaluate(variables_of(state), run.test_data)
   loop.check_finite(result.loss, f'{stage}: the test loss')
   shown = ''.join(f'{name} {quantities.show(name, x)}, ' for name, x in result.metrics.items())
@@ -213,12 +218,13 @@ def _before_training(
   """
   if stage.name == 'pruned':
     with progress.phase('selecting and removing channels'):
-      return *pruning.prune(run, stage, net, state), {}
+      net, state = pruning.prune(run, stage, net, state)
+      return net, restart_averages(state), {}
   if stage.name == 'recalibrated':
     recalibrate = recalibration.make_recalibrate(
       run.train_data, config=run.config, key=recipe.task.key
     )
-    return net, recalibrate(state), {}
+    return net, restart_averages(recalibrate(state)), {}
   if stage.name == 'sparse':
     facts = optimiser.pull_figures(
       run.config, recipe.task.schedule, recipe.length, recipe.strength, state.params

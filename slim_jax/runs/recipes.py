@@ -6,10 +6,11 @@ import jax
 import optax
 
 import slim_jax
+from slim_jax.runs import finished
 from slim_jax.runs.network import Network
 from slim_jax.runs.run import Run
 from slim_jax.runs.stages import Stage
-from slim_jax.training import feed, loop, optimiser
+from slim_jax.training import distillation, feed, loop, optimiser
 
 
 class Recipe(NamedTuple):
@@ -56,7 +57,21 @@ def _task(run: Run, stage: Stage, net: Network) -> loop.Task:
     scale=config.batch_size / (config.base_batch_size or config.batch_size),
   )
   key = jax.random.fold_in(jax.random.key(config.seed), _key_number(stage))
-  return loop.Task(str(stage), epochs, schedule, key)
+  return loop.Task(str(stage), epochs, schedule, key, _teacher(run, stage))
+
+
+def _teacher(run: Run, stage: Stage) -> distillation.Teacher | None:
+  """Returns the baseline, as the teacher of a stage of fine-tuning."""
+  section = run.config.finetune
+  if not section.distill or stage.name != 'finetuned':
+    return None
+  net, variables = finished.restore(
+    run.config, run.workdir, Stage(0, 'baseline'), run.train_data.num_classes, run.train_data.shape
+  )
+  difference = distillation.DIFFERENCES[run.config.loss]
+  return distillation.Teacher(
+    net.infer, variables, section.distill, section.temperature, difference
+  )
 
 
 def _key_number(stage: Stage) -> int:

@@ -47,6 +47,7 @@ HARMLESS = (
   'steps_per_call',
   'eval_batch_size',
   'eval_every_epochs',
+  'track',
   'log_every_steps',
   'checkpoint_every_epochs',
   'keep_checkpoints',

@@ -14,7 +14,7 @@ from slim_jax.runs.run import Run
 from slim_jax.runs.stages import Stage
 from slim_jax.runtime.config import Config
 from slim_jax.training import checkpoint
-from slim_jax.training.train_state import TrainState, create_state
+from slim_jax.training.train_state import TrainState, create_state, restart_averages, variables_of
 
 PyTree = Any
 
@@ -67,7 +67,7 @@ def _new_state(
     loaded = _pretrained(run, variables)
     _log_pretrained(run, stage, loaded)
     variables, facts = loaded.variables, {'new_head': list(loaded.new)}
-  return create_state(net.apply, variables, tx), facts
+  return create_state(net.apply, variables, tx, ema_decay=run.config.ema_decay), facts
 
 
 def _state_after(
@@ -75,7 +75,8 @@ def _state_after(
 ) -> TrainState:
   directory = run.workdir.checkpoints(previous)
   like = jax.eval_shape(
-    lambda variables: create_state(net.apply, variables, tx), net.shapes(run.image)
+    lambda variables: create_state(net.apply, variables, tx, ema_decay=run.config.ema_decay),
+    net.shapes(run.image),
   )
   result = checkpoint.fit(checkpoint.read(directory), like, name=str(directory))
   zero = jnp.zeros([], jnp.int32)
@@ -85,7 +86,8 @@ def _state_after(
     lambda path, _: getattr(path[-1], 'tuple_name', '') in _OF_SCHEDULES,
     count=zero,
   )
-  return result.replace(step=zero, opt_state=opt_state)
+  # The averages were the result of the previous stage.
+  return restart_averages(result.replace(step=zero, opt_state=opt_state, **variables_of(result)))
 
 
 def _pretrained(run: Run, variables: PyTree) -> pretrained.Pretrained:

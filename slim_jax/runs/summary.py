@@ -14,6 +14,7 @@ _SOMETIMES = (
   'metrics',
   'judge',
   'best_epoch',
+  'stopped_epoch',
   'strength',
   'pull',
   'start',

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import math
 import time
 from typing import Any
 
 from absl import logging
 import orbax.checkpoint as ocp
 
-from slim_jax.runs import recording, stages
+from slim_jax.runs import recording, stages, tracking
 from slim_jax.runs.run import Run
 from slim_jax.runs.stages import Stage
 from slim_jax.runtime import interrupt
@@ -53,6 +54,7 @@ def train(
   began = time.monotonic() - seconds
   with (
     recording.recorder(run.workdir, stage, step=int(state.step)) as record,
+    tracking.tracker(run.config.track, run.workdir, stage, run.config.to_dict()) as track,
     interrupt.watch() as watch,
     _diverging(manager),
     contextlib.closing(
@@ -67,7 +69,8 @@ def train(
       )
     ) as epochs,
   ):
-    for epoch in epochs:
+    patience = _Patience(run, stage)
+    for epoch in () if patience.is_over else epochs:
       state, score = epoch.state, None
       due = epoch.is_complete and (
         _is_due(epoch, run.config.checkpoint_every_epochs) or epoch.number == task.epochs
@@ -76,8 +79,11 @@ def train(
         # Recorded before the checkpoint: lines after the last checkpoint can be dropped, but a
         # line that is missing before it cannot be written again.
         scores = _scores(run, stage, epoch, evaluate, validated=due)
-        record(**_metrics(epoch, scores))
+        line = _metrics(epoch, scores)
+        record(**line)
+        track({name: value for name, value in line.items() if name != 'scales'})
         score = _score(run, scores)
+        patience.add(epoch.number, score)
       stop = not epoch.is_complete or watch.asked()
       if due or stop:
         checkpoint.save(
@@ -88,7 +94,7 @@ def train(
           score=score,
           totals=epoch.totals,
         )
-      if stop:
+      if stop or patience.is_over:
         break
     checkpoint.wait(manager)
     # A signal may have come while the last checkpoint was written.
@@ -99,6 +105,29 @@ def train(
         number,
       )
   return state, time.monotonic() - began
+
+
+class _Patience:
+  """Ends a stage that has not become better on `valid_split` for `config.patience` epochs."""
+
+  def __init__(self, run: Run, stage: Stage):
+    """Begins with the epochs that are recorded of a stage."""
+    self._patience = run.config.patience if is_chosen(run, stage) else 0
+    self._best = self._last = (0, -math.inf)
+    for line in run.workdir.metrics(stage) if self._patience else ():
+      self.add(line['epoch'], _score(run, line))
+
+  def add(self, epoch: int, score: float | None) -> None:
+    """Adds an epoch; one without a score was not evaluated."""
+    if score is not None:
+      self._last = (epoch, score)
+      if score > self._best[1]:
+        self._best = self._last
+
+  @property
+  def is_over(self) -> bool:
+    """Whether the stage ends after the last epoch that was added."""
+    return bool(self._patience) and self._last[0] - self._best[0] >= self._patience
 
 
 @contextlib.contextmanager
@@ -129,7 +158,7 @@ def _scores(
   validated: bool,
 ) -> dict[str, Any]:
   """Evaluates the network after an epoch, as often as the config asks; describes its scales."""
-  scores = _describe(stage, epoch.state.params) if stage.name == 'sparse' else {}
+  scores = _describe(stage, variables_of(epoch.state)['params']) if stage.name == 'sparse' else {}
   splits = {}
   if _is_due(epoch, run.config.eval_every_epochs):
     splits['test'] = run.test_data

@@ -21,7 +21,7 @@ from slim_jax.display import progress
 from slim_jax.errors import SlimError
 from slim_jax.runtime import devices, interrupt
 from slim_jax.runtime.config import Config
-from slim_jax.training import feed, losses, steps
+from slim_jax.training import distillation, feed, losses, mixing, steps
 from slim_jax.training.train_state import TrainState
 
 PyTree = Any
@@ -41,12 +41,14 @@ class Task(NamedTuple):
     epochs: how many.
     schedule: learning rate by step.
     key: typed random key [], from which everything random in the stage is derived.
+    teacher: whose outputs are a part of the loss; None for nobody.
   """
 
   name: str
   epochs: int
   schedule: optax.Schedule
   key: jax.Array
+  teacher: distillation.Teacher | None = None
 
 
 class Epoch(NamedTuple):
@@ -112,7 +114,9 @@ def fit(
   order_key, step_key = jax.random.split(task.key)
   places = devices.local(config.devices)
   batches = feed.create(train_data, config, key=order_key)
-  run = make_step(batches, train_data, config, key=step_key, objective=objective)
+  run = make_step(
+    batches, train_data, config, key=step_key, objective=objective, teacher=task.teacher
+  )
   state, step = devices.replicate(state, places), int(state.step)
   with (
     progress.Progress(task.name, step=step, steps=end, batch_size=config.batch_size) as shown,
@@ -159,15 +163,17 @@ def make_step(
   *,
   key: jax.Array,
   objective: losses.Objective = losses.CLASSIFICATION,
+  teacher: distillation.Teacher | None = None,
 ) -> Callable[..., tuple[TrainState, Totals]]:
   """Makes the compiled step, which takes its batch, augments, normalises and trains.
 
   Args:
     batches: where it takes its batch from.
     train_data: the training split, for mean and standard deviation.
-    config: devices, augment, accumulate_steps and steps_per_call.
+    config: devices, augment, accumulate_steps, steps_per_call, label_smoothing, mixup, cutmix.
     key: typed random key [].
     objective: loss and metrics.
+    teacher: whose outputs are a part of the loss; None for nobody.
 
   Returns:
     `(state, totals, part, count)` -> `(state, totals)` after `count` steps, at most
@@ -176,6 +182,8 @@ def make_step(
   """
   places = devices.local(config.devices)
   compiling = progress.first_time('compiling the training step')
+  mixed = mixing.create(config, train_data.num_classes)
+  loss = teacher.loss(objective.loss) if teacher else objective.loss
 
   def step(
     state: TrainState,
@@ -185,6 +193,7 @@ def make_step(
     shared: PyTree,
     key: jax.Array,
   ) -> tuple[TrainState, Totals]:
+    shared, learned = shared
     batch, dropout_key = steps.prepare(
       batches.take(part, shared, state.step),
       device=device,
@@ -192,9 +201,12 @@ def make_step(
       mean=train_data.mean,
       std=train_data.std,
       key=jax.random.fold_in(key, state.step),
+      mixed=mixed,
     )
+    if teacher:
+      batch['teacher'] = lax.stop_gradient(teacher.predict(learned, batch['image']))
     state, metrics = steps.train_step(
-      state, batch, key=dropout_key, accumulate=config.accumulate_steps, loss=objective.loss
+      state, batch, key=dropout_key, accumulate=config.accumulate_steps, loss=loss
     )
     return state, jax.tree.map(jnp.add, totals, {**metrics, 'steps': jnp.ones([])})
 
@@ -214,7 +226,8 @@ def make_step(
     donate_argnums=(0,),
     training=True,
   )
-  shared, key = devices.replicate((batches.shared, key), places)
+  learned = teacher.variables if teacher else ()
+  shared, key = devices.replicate(((batches.shared, learned), key), places)
   numbers = devices.split(devices.numbers(places), places)
   wait = devices.share_threads(places)
 

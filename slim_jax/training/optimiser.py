@@ -86,7 +86,7 @@ def make_tx(
   next.
 
   Args:
-    config: optimizer, weight_decay, momentum, nesterov.
+    config: optimizer, weight_decay, momentum, nesterov, clip_norm.
     schedule: learning rate by step.
     strength: lambda of the paper.
     term: key of `terms.TERMS`, or a term.
@@ -94,9 +94,12 @@ def make_tx(
     weights: a factor for each scale, as `slim_jax.add_l1` takes them.
     mask: which leaves are scales, likewise.
   """
+  # The structure of the state, which checkpoints have, is the same as ever without clipping.
+  clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
   if is_sgd(config):
     before, after = terms.parts(term, terms.Spec(strength, schedule, t, weights, mask))
     return optax.chain(
+      *clip,
       optax.add_decayed_weights(config.weight_decay),
       *before,
       optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
@@ -105,7 +108,7 @@ def make_tx(
   _, after = terms.parts(term, terms.Spec(strength, schedule, t, weights, mask))
   step_strength = _per_step(strength, schedule)
   decoupled, _ = terms.parts(term, terms.Spec(step_strength, schedule, t, weights, mask))
-  return optax.chain(_other(config, schedule), *decoupled, *after)
+  return optax.chain(*clip, _other(config, schedule), *decoupled, *after)
 
 
 def sparsity_term(config: Config) -> str | terms.Term:

@@ -14,11 +14,14 @@ import numpy as np
 import optax
 
 from slim_jax import data
-from slim_jax.training import losses
-from slim_jax.training.train_state import TrainState
+from slim_jax.training import losses, mixing
+from slim_jax.training.train_state import TrainState, averaged
 
 PyTree = Any
 Batch = losses.Batch
+
+# A number that no image has, for the key of mixing.
+_MIXING = 2**31
 
 
 def prepare(
@@ -29,6 +32,7 @@ def prepare(
   mean: np.ndarray,
   std: np.ndarray,
   key: jax.Array,
+  mixed: mixing.Mixing | None = None,
 ) -> tuple[Batch, jax.Array]:
   """Augments and normalises the images of this device.
 
@@ -44,6 +48,7 @@ def prepare(
     mean: float [channels], of the training split.
     std: float [channels], likewise.
     key: typed random key [] of this step.
+    mixed: how images and labels are mixed afterwards; None for not at all.
 
   Returns:
     (the batch, a key for the dropout of this device).
@@ -59,7 +64,10 @@ def prepare(
     batch['label'] = jax.vmap(functools.partial(data.augment_pixels, **augment))(
       keys, batch['label']
     )
-  return (batch, jax.random.fold_in(dropout_key, device))
+  if mixed is not None:
+    mixing_key = jax.random.fold_in(jax.random.fold_in(augment_key, _MIXING), device)
+    batch = mixing.mix(mixing_key, batch, mixed)
+  return batch, jax.random.fold_in(dropout_key, device)
 
 
 def train_step(
@@ -115,7 +123,7 @@ def train_step(
     batch_stats=batch_stats,
     opt_state=opt_state,
   )
-  return state, metrics
+  return averaged(state), metrics
 
 
 def _mean(tree: PyTree) -> PyTree:

@@ -121,6 +121,7 @@ def config() -> ml_collections.ConfigDict:
       'momentum': MOMENTUM,
       'nesterov': False,
       'weight_decay': WEIGHT_DECAY,
+      'clip_norm': 0.0,
     }
   )
 

@@ -49,6 +49,11 @@ def digits(split):
   return np.uint8(images.reshape(-1, 8, 8) * 15)[part], labels[part]
 
 
+def classes(split):
+  """Digits with their class."""
+  return *digits(split), tuple('0123456789')
+
+
 def properties(split):
   """Digits with several labels each."""
   image, digit = digits(split)
