@@ -27,9 +27,9 @@ def finished(digits_dir, tmp_path_factory, evaluated):
   workdir = tmp_path_factory.mktemp('run')
   eval_step = steps.eval_step
 
-  def traced(predict, variables, batch):
+  def traced(predict, variables, batch, **options):
     evaluated.append(sum(leaf.size for leaf in jax.tree.leaves(variables['params'])))
-    return eval_step(predict, variables, batch)
+    return eval_step(predict, variables, batch, **options)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(steps, 'eval_step', traced)
