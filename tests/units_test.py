@@ -2,7 +2,7 @@
 
 import collections
 
-from helpers import laws, unit_laws, unit_networks
+from helpers import laws, unit_functions, unit_laws, unit_networks
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +47,19 @@ def test_gates_fold_and_cut_exactly(case, x64):
   assert row.full_width == 0
   assert row.params < 0.6
   assert row.macs < 0.6
+
+
+@pytest.mark.parametrize('case', unit_functions.CASES, ids=lambda case: case.f.__name__)
+def test_functions_in_plain_jax(case, x64):
+  model = unit_functions.build(case, jnp.float64)
+  units = slim_jax.units(model.infer, model.variables, model.x)
+  sizes = collections.defaultdict(list)
+  for unit in units.values():
+    sizes[unit.kind].append(unit.size)
+  assert {kind: sorted(n) for kind, n in sizes.items()} == case.kinds
+  unit_laws.check_costs(model, units)
+  if units:
+    unit_laws.check_inference(model, units)
 
 
 @pytest.mark.parametrize(
@@ -174,6 +187,17 @@ def test_misuse_of_gates_is_named():
     slim_jax.fold(variables, {name: jnp.ones(3) for name in gates}, units)
   with pytest.raises(UnitsError, match='not those'):
     slim_jax.gate(apply, variables | {'second': jnp.ones((6, 5))}, units)
+
+
+def test_reasons_say_what_keeps_an_axis_whole():
+  reasons = {}
+  for case in unit_functions.CASES:
+    model = unit_functions.build(case, jnp.float32)
+    whole = slim_jax.units(model.infer, model.variables, model.x).whole
+    reasons |= {(case.f.__name__, *path): why for path, why in whole.items()}
+  assert reasons['experts', 'router'] == 'axis 1 is compared as a whole'
+  assert 'tied to itself in two ways' in reasons['multiplied', 'out']
+  assert reasons['latents', 'latents'] == 'axis 0 is needed as a whole'
 
 
 def test_terms_agree_on_parts():

@@ -136,7 +136,7 @@ def _walk(program: Program, runs: int, prefix: str, totals: _Totals) -> None:
     totals.activation_bytes += written * (eqn.primitive in _WRITES)
     totals.value_bytes += written * (eqn.primitive not in _HOLDS)
     totals.loops += runs * (eqn.primitive is p.while_p)
-    inner_runs = runs * _runs(eqn)
+    inner_runs = runs * body_runs(eqn)
     inner = []
     for body in jaxprs.bodies(eqn):
       inner.append(_Totals())
@@ -152,7 +152,7 @@ def macs(eqn: Equation) -> int:
   return _MACS[eqn.primitive](eqn) if eqn.primitive in _MACS else 0
 
 
-def _runs(eqn: Equation) -> int:
+def body_runs(eqn: Equation) -> int:
   """Returns how often the body inside an equation runs, on all devices together."""
   if eqn.primitive is p.scan_p:
     return eqn.params['length']

@@ -2,7 +2,7 @@
 
 A gate is best multiplied into the readers of a channel: what nobody reads is not computed. Where a
 norm reads a channel too, its makers have to be zero. So there are several choices, and the analysis
-says which of them lets everything of a unit go. One question asks for one unit of every kind at once.
+says which of them lets everything of a unit go, more than what is zero itself. One question asks for one unit of every kind at once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -58,11 +58,17 @@ def settle(traced: planning.Traced, base: Sequence[Region], candidates: list[Can
     for candidate in list(pending):
       gone = frozenset(i for i in read[candidate] if not _is_read(live, candidate.spots[i]))
       tried[candidate].append(Answer(frozenset(choices[candidate][k]), gone))
-      if len(gone) == len(read[candidate]):
+      if len(gone) == len(read[candidate]) and _shows(candidate, tried[candidate][-1]):
         pending.remove(candidate)
+  tried = {c: [a for a in answers if _shows(c, a)] for c, answers in tried.items()}
   best = {c: max(answers, key=lambda a: len(a.gone)) for c, answers in tried.items() if answers}
   answers = {c: a for c, a in best.items() if _is_enough(c, a, read[c])}
   return Settled(answers, [c for c in tried if c not in answers])
+
+
+def _shows(candidate: Candidate, answer: Answer) -> bool:
+  """Whether more goes than what is zero itself, as one of two values that are multiplied may be."""
+  return answer.gone > answer.gated or bool(candidate.notes & {'batched', 'contracted'})
 
 
 def _is_enough(candidate: Candidate, answer: Answer, read: list[int]) -> bool:
@@ -95,8 +101,8 @@ def choices_of(candidate: Candidate) -> list[list[int]]:
   options.append(makers)
   if 'mixed' not in notes:
     scales = [i for i in able if i not in {*readers, *makers, *batch}]
-    options += [makers + scales, makers + scales + readers]
-  options.append(readers)
+    options.append(makers + scales)
+  options += [readers, *([i] for i in readers)]  # two factors of one kernel read each other
   return [list(option) for option in dict.fromkeys(map(_sorted, options)) if option]
 
 

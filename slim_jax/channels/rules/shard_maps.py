@@ -34,11 +34,13 @@ def _parts(eqn: Equation, specs: Sequence[Any], avals: Sequence[Any]) -> list[li
   ]
 
 
-def _in_parts(eqn: Equation) -> list[list[int]]:
+def in_parts(eqn: Equation) -> list[list[int]]:
+  """Returns, of each operand, into how many parts each of its axes is divided."""
   return _parts(eqn, eqn.params['in_specs'], eqn.in_avals)
 
 
-def _out_parts(eqn: Equation) -> list[list[int]]:
+def out_parts(eqn: Equation) -> list[list[int]]:
+  """Returns, of each result, into how many parts each of its axes is divided."""
   return _parts(eqn, eqn.params['out_specs'], eqn.out_avals)
 
 
@@ -53,7 +55,7 @@ def _each(
 
 def _facts(ctx: Context) -> list[Fact]:
   """Facts of the inputs of the body, on any device."""
-  parts = _in_parts(ctx.eqn)
+  parts = in_parts(ctx.eqn)
   supports = _each(regions.united, ctx.supports, parts)
   return [
     Fact(support, fact.known if set(counts) <= {1} else None)
@@ -61,8 +63,8 @@ def _facts(ctx: Context) -> list[Fact]:
   ]
 
 
-def _inside(eqn: Equation, find: Callable[[], Any]) -> Any:
-  """`find()` where the axes of the mesh are known: rules may trace what is inside."""
+def within_mesh(eqn: Equation, find: Callable[[], Any]) -> Any:
+  """Returns `find()` where the axes of the mesh are known: rules may trace what is inside."""
   found = []
 
   def body() -> tuple[()]:
@@ -86,22 +88,22 @@ def _mapped(eqn: Equation, f: Callable[..., Any], in_specs: Any, out_specs: Any)
 
 def _support(ctx: Context) -> list[Region]:
   body, facts = programs.body(ctx.eqn, 'jaxpr'), _facts(ctx)
-  inside = _inside(ctx.eqn, lambda: analysis.forward(body, facts, walk=ctx.walk))
+  inside = within_mesh(ctx.eqn, lambda: analysis.forward(body, facts, walk=ctx.walk))
   supports = [inside[i].support for i in body.outputs]
-  return _each(regions.repeated, supports, _out_parts(ctx.eqn))
+  return _each(regions.repeated, supports, out_parts(ctx.eqn))
 
 
 def _analysis(ctx: Context) -> tuple[Analysis, list[Region]]:
   """Of the body, and what is wanted of its results."""
   body, facts = programs.body(ctx.eqn, 'jaxpr'), _facts(ctx)
-  demands = _each(regions.united, ctx.live, _out_parts(ctx.eqn))
+  demands = _each(regions.united, ctx.live, out_parts(ctx.eqn))
   return analysis.analyse(body, facts, demands, walk=ctx.walk), demands
 
 
 def _reads(ctx: Context) -> list[Region]:
-  needed, _ = _inside(ctx.eqn, lambda: _analysis(ctx))
+  needed, _ = within_mesh(ctx.eqn, lambda: _analysis(ctx))
   inputs = programs.body(ctx.eqn, 'jaxpr').inputs
-  return _each(regions.repeated, [needed.live[i] for i in inputs], _in_parts(ctx.eqn))
+  return _each(regions.repeated, [needed.live[i] for i in inputs], in_parts(ctx.eqn))
 
 
 def _evaluate(ctx: Context, *arrays: Any) -> list[Any]:
@@ -109,8 +111,8 @@ def _evaluate(ctx: Context, *arrays: Any) -> list[Any]:
   if ctx.is_untouched:
     return jaxprs.bind(eqn, *arrays)
   body = programs.body(eqn, 'jaxpr')
-  have = _each(regions.united, ctx.reads, _in_parts(eqn))
-  demands = _each(regions.united, ctx.live, _out_parts(eqn))
+  have = _each(regions.united, ctx.reads, in_parts(eqn))
+  demands = _each(regions.united, ctx.live, out_parts(eqn))
   wanted = nonempty(demands)
 
   def thin(*given: Any) -> Any:
@@ -123,7 +125,7 @@ def _evaluate(ctx: Context, *arrays: Any) -> list[Any]:
     for name, by in (('in_specs', arrays), ('out_specs', wanted))
   )
   results = _mapped(eqn, thin, in_specs, out_specs)(*present(arrays, arrays))
-  held = _each(regions.repeated, demands, _out_parts(eqn))
+  held = _each(regions.repeated, demands, out_parts(eqn))
   return live_parts(ctx, restore(results, wanted), held)
 
 

@@ -147,6 +147,20 @@ def _reduce(found: Structure, ctx: Context, operands: list[Value]) -> list[Value
   return [Value(kept[0], operands[0].is_data)] * len(ctx.eqn.out_avals)
 
 
+# Each result is at the place of an operand's index, and reads those around it.
+_IN_PLACE = {
+  p.reduce_window_sum_p,
+  p.reduce_window_max_p,
+  p.reduce_window_min_p,
+  p.reduce_window_p,
+  p.cumsum_p,
+  p.cumprod_p,
+  p.cummax_p,
+  p.cummin_p,
+  p.cumlogsumexp_p,
+}
+
+
 # All others: asked by their rules
 
 
@@ -166,6 +180,9 @@ def by_rule(found: Structure, ctx: Context, operands: list[Value]) -> list[Value
       made.add((r, axis))
   for i, value in enumerate(operands):
     for j, axis in enumerate(value.axes):
+      if eqn.primitive in _IN_PLACE and axis.term.size == results[0][j].term.size:
+        found.same(axis.term, results[0][j].term, where(eqn))
+        made.add((0, j))
       if (i, j) not in passed:
         found.note('ordered' if eqn.primitive in _ORDERS else 'mixed', axis.term)
   for r, axes in enumerate(results):

@@ -5,7 +5,10 @@ from typing import Any
 from slim_jax import jaxprs
 from slim_jax.channels import programs
 from slim_jax.channels.rule import Context
+from slim_jax.channels.rules import shard_maps
+from slim_jax.costs import counting
 from slim_jax.jaxprs import primitives as p
+from slim_jax.structure import terms
 from slim_jax.structure.terms import Term
 from slim_jax.structure.trace import Axis, Structure, Transfer, Value
 from slim_jax.structure.transfers.common import where
@@ -42,9 +45,10 @@ def _scan(found: Structure, ctx: Context, operands: list[Value]) -> list[Value]:
   if not over_layers:
     found.note('carried', *(axis.term for value in start for axis in value.axes))
   slices = [value._replace(axes=value.axes[1:]) for value in stacked]
-  found.runs *= eqn.params['length']
-  results = found.inside(programs.body(eqn, 'jaxpr'), operands[:constants] + start + slices)
-  found.runs //= max(eqn.params['length'], 1)
+  body, outside = programs.body(eqn, 'jaxpr'), found.runs
+  found.runs *= counting.body_runs(eqn)
+  results = found.inside(body, operands[:constants] + start + slices)
+  found.runs = outside
   length = Axis(Term(eqn.params['length']))
   found.pin('scanned over', length.term)
   layers = [value._replace(axes=(length, *value.axes)) for value in results[carried:]]
@@ -72,6 +76,42 @@ def _cond(found: Structure, ctx: Context, operands: list[Value]) -> list[Value]:
   return [value._replace(is_data=value.is_data or operands[0].is_data) for value in results]
 
 
+def _shard_map(found: Structure, ctx: Context, operands: list[Value]) -> list[Value]:
+  """Devices hold parts of axes, from which they lose the same places."""
+  eqn, body = ctx.eqn, programs.body(ctx.eqn, 'jaxpr')
+  inner = []
+  for value, counts in zip(operands, shard_maps.in_parts(eqn), strict=True):
+    axes = [_part(found, ctx, axis, n) for axis, n in zip(value.axes, counts, strict=True)]
+    inner.append(value._replace(axes=tuple(axes)))
+  outside = found.runs
+  found.runs *= counting.body_runs(eqn)
+  made = shard_maps.within_mesh(eqn, lambda: found.inside(body, inner))
+  found.runs = outside
+  results = []
+  for value, counts in zip(made, shard_maps.out_parts(eqn), strict=True):
+    devices = [Term(n) for n in counts]
+    found.pin('', *devices)
+    axes = [
+      axis._replace(term=terms.product((device, axis.term)))
+      for axis, device in zip(value.axes, devices, strict=True)
+    ]
+    results.append(value._replace(axes=tuple(axes)))
+  return results
+
+
+def _part(found: Structure, ctx: Context, axis: Axis, count: int) -> Axis:
+  """The part of an axis that one device holds."""
+  if count == 1:
+    return axis
+  try:
+    devices, part = terms.split(axis.term, axis.term.size // count)
+    found.pin('', devices)
+  except terms.SizesError:
+    part = Term(axis.term.size // count)
+    found.pin(f'divided among devices{where(ctx.eqn)}', axis.term, part)
+  return axis._replace(term=part)
+
+
 CONTROL: dict[Any, Transfer] = {
   p.custom_jvp_call_p: _call,
   p.custom_vjp_call_p: _call,
@@ -80,4 +120,5 @@ CONTROL: dict[Any, Transfer] = {
   p.scan_p: _scan,
   p.while_p: _while,
   p.cond_p: _cond,
+  jaxprs.shard_map_p: _shard_map,
 }
