@@ -15,6 +15,7 @@ import contextlib
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 from jax.extend import core
 from jax.extend.core import primitives
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
@@ -76,6 +77,19 @@ class Program(NamedTuple):
 def short(aval: Any) -> str:
   """'float32[3,3,64]' for an abstract value."""
   return f'{aval.dtype}[{",".join(map(str, aval.shape))}]'
+
+
+def is_fixed(size: Any) -> bool:
+  """Whether a size is a number: in an export for any batch, height or width, it is a symbol."""
+  return not jax.export.is_symbolic_dim(size)
+
+
+def at_least(size: Any, least: Any) -> bool | None:
+  """Whether a size is `least` or more; None where that depends on what symbols stand for."""
+  try:
+    return bool(size >= least)
+  except jax.errors.InconclusiveDimensionOperation:
+    return None
 
 
 def struct(leaf: Any, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
@@ -369,6 +383,11 @@ random_wrap_p = primitive_of(
   lambda x: jax.random.wrap_key_data(x, impl='threefry2x32'), jax.ShapeDtypeStruct((2,), np.uint32)
 )
 random_unwrap_p = primitive_of(jax.random.key_data, jax.eval_shape(lambda: jax.random.key(0)))
+(dim_as_value_p,) = emitted(
+  'dim_as_value',
+  lambda x: x * x.shape[0],
+  jax.ShapeDtypeStruct(jax.export.symbolic_shape('n'), np.float32),
+)
 
 # Lists: a version of JAX may express the operation by others.
 stack_ps = emitted('stack', lambda x: jax.numpy.stack([x, x]), _vector)

@@ -677,6 +677,16 @@ def update_rows(x, y, i):
   return lax.dynamic_update_slice(x, y, (i, np.int32(0)))
 
 
+def sliced_by_gather(starts):
+  """Slices of two, from the last axes, as indexing gives them where other sizes are symbols."""
+  axes = tuple(range(2 - len(starts), 2))
+  dims = lax.GatherDimensionNumbers(
+    offset_dims=(0, 1), collapsed_slice_dims=(), start_index_map=axes
+  )
+  sizes = tuple(2 if i in axes else n for i, n in enumerate((3, 4)))
+  return lambda x: lax.gather(x, np.array(starts, np.int32), dims, sizes, mode='clip')
+
+
 INDEXING = [
   case('gather rows', gather(ROWS, (1, 4)), of(5, 4), at(5, 6, 1)),
   case('gather columns', gather(COLUMNS, (3, 1)), of(3, 4), at(4, 5, 1)),
@@ -711,6 +721,9 @@ INDEXING = [
     of(5, 4),
     single=False,
   ),
+  case('gather, one slice', sliced_by_gather([1]), X),
+  case('gather, one slice of two axes', sliced_by_gather([1, 2]), X),
+  case('gather, a slice out of bounds', sliced_by_gather([2, 0]), X),
   case('x[:, constant]', lambda x: x[:, np.array([0, -1, 2, -1])], X, single=False),
   case('x[:, i]', lambda x, i: x[:, i], X, at(4, 6), single=False),
   case('x[i, :, j]', lambda x, i, j: x[i, :, j], T, at(2, 5), at(4, 5), single=False),
@@ -1326,6 +1339,8 @@ CUT_BY_CONSTANTS = {
   'gather a constant grid',
   'gather, constant and never filled',
   'x[:, constant]',
+  'gather, one slice',
+  'gather, one slice of two axes',
   'take of constants',
   'dynamic_slice, a start known',
   'dynamic_slice, starts known',

@@ -279,7 +279,7 @@ def _is_small(aval: Any) -> bool:
   """Whether a constant is worth knowing: scalars, and index arithmetic (integers)."""
   if jnp.issubdtype(aval.dtype, jax.dtypes.extended):
     return False
-  if any(map(jax.export.is_symbolic_dim, aval.shape)):  # of an export for any batch
+  if not all(map(jaxprs.is_fixed, aval.shape)):
     return False
   size = int(np.prod(aval.shape))
   return size == 1 or (aval.dtype.kind in 'iub' and size <= 1 << 16)
@@ -291,6 +291,8 @@ def _fold(eqn: Equation, operands: list[Fact]) -> list[Fact] | None:
   if eqn.effects or len(known) < len(operands) or not all(map(_is_small, eqn.out_avals)):
     return None
   if any(value.shape != aval.shape for value, aval in zip(known, eqn.in_avals, strict=True)):
+    return None
+  if eqn.primitive is jaxprs.dim_as_value_p:
     return None
   if eqn.primitive in _SAME:  # not run: within `shard_map` alone has it a meaning
     return [constant(known[0], eqn.out_avals[0])]

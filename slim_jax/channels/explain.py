@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slim_jax import jaxprs
 from slim_jax.channels import regions
 from slim_jax.channels.analysis import Analysis
 from slim_jax.channels.rule import Context
@@ -138,7 +139,7 @@ def _passes(ctx: Context, operand: int, axis: int) -> _Place | None:
     (r, b, n)
     for r, aval in enumerate(eqn.out_avals)
     for b, n in enumerate(aval.shape)
-    if n > 1 and live[r].axes[b] is None
+    if jaxprs.is_fixed(n) and n > 1 and live[r].axes[b] is None
   ]
   # Most operations keep position or size: those are tried first.
   for r, b, n in sorted(candidates, key=lambda c: (c[2] != size, c[1] != axis)):

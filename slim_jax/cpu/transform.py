@@ -83,6 +83,7 @@ def _of_convolution(eqn: Equation) -> Callable[..., jax.Array] | None:
     or any(step != 1 for step in eqn.params['lhs_dilation'])
     or not jnp.issubdtype(x.dtype, jnp.floating)
     or x.dtype != kernel.dtype
+    or not all(jaxprs.is_fixed(x.shape[i]) for i in dims.lhs_spec[2:])
   ):
     return None
   groups = eqn.params['feature_group_count']
@@ -98,13 +99,19 @@ def _of_convolution(eqn: Equation) -> Callable[..., jax.Array] | None:
 
 
 def _of_sums(eqn: Equation) -> Callable[..., jax.Array] | None:
-  is_small = math.prod(eqn.params['window_dimensions']) <= _MOST_TAPS
+  is_small = math.prod(eqn.params['window_dimensions']) <= _MOST_TAPS and _has_sizes(eqn)
   return pooling.sums if is_small and pooling.is_tiled(eqn) else None
 
 
 def _of_maxima(eqn: Equation) -> Callable[..., jax.Array] | None:
   is_small = 1 < math.prod(eqn.params['window_dimensions']) <= _MOST_TAPS
-  return pooling.maxima if is_small and pooling.is_plain(eqn) else None
+  return pooling.maxima if is_small and _has_sizes(eqn) and pooling.is_plain(eqn) else None
+
+
+def _has_sizes(eqn: Equation) -> bool:
+  """Returns whether the axes that windows slide along have sizes that are numbers."""
+  windows = zip(eqn.params['window_dimensions'], eqn.in_avals[0].shape, strict=True)
+  return all(window == 1 or jaxprs.is_fixed(size) for window, size in windows)
 
 
 def _of_gather(eqn: Equation) -> Callable[..., jax.Array] | None:

@@ -16,8 +16,9 @@ PLATFORMS = ('cpu', 'cuda', 'rocm', 'tpu')
 
 def convert(
   f: Callable[[jax.Array], PyTree],
-  shape: Sequence[int],
+  shape: Sequence[int | str],
   *,
+  constraints: Sequence[str] = (),
   dtype: jax.typing.DTypeLike = 'uint8',
   platforms: Sequence[str] = ('cpu',),
 ) -> bytes:
@@ -26,7 +27,9 @@ def convert(
   Args:
     f: maps an array [n, *shape] to arrays, such as images to logits. Arrays that it closes over
       become constants.
-    shape: of one element of the batch: height, width and channels of an image.
+    shape: of one element of the batch: height, width and channels of an image. A name, such as
+      'height', instead of a number stands for any size.
+    constraints: what is true of these sizes, as 'height >= 32', where `f` depends on it.
     dtype: of the input.
     platforms: where the file will run, of `PLATFORMS`.
 
@@ -37,7 +40,8 @@ def convert(
   References:
     https://docs.jax.dev/en/latest/export/export.html
   """
-  batch = jax.ShapeDtypeStruct((*jax.export.symbolic_shape('batch'), *shape), dtype)
+  sizes = ', '.join(map(str, ('batch', *shape)))
+  batch = jax.ShapeDtypeStruct(jax.export.symbolic_shape(sizes, constraints=constraints), dtype)
   if tuple(platforms) == ('cpu',):
     f = cpu.for_cpu(f)
   exported = jax.export.export(jax.jit(f), platforms=tuple(platforms))(batch)

@@ -9,6 +9,8 @@ import numbers
 from flax import linen as nn
 import jax
 
+from slim_jax import jaxprs
+
 he_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 # No bias, since BatchNorm adds one.
@@ -34,7 +36,7 @@ def check_images(x: jax.Array, *, model: str, smallest: int = 1) -> None:
   if x.ndim != 4:
     raise ValueError(f'{model}: images must be [batch, height, width, channels], got {x.shape}')
   height, width = x.shape[1:3]
-  if min(height, width) < smallest:
+  if any(jaxprs.at_least(size, smallest) is False for size in (height, width)):  # or symbols
     raise ValueError(
       f'{model}: images of {height}x{width} are too small; at least {smallest}x{smallest} is needed'
     )

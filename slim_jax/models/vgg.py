@@ -16,6 +16,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from slim_jax import jaxprs
 from slim_jax.models import layers
 
 # Output channels of each 3x3 convolution; 'M' is a 2x2 max-pool.
@@ -111,7 +112,7 @@ class VGG(nn.Module):
     layers.check_images(x, model='VGG')
     pools = sum(width == 'M' for width in self.widths)
     height, width = x.shape[1:3]
-    if min(height, width) < 2**pools:
+    if any(jaxprs.at_least(size, 2**pools) is False for size in (height, width)):
       raise ValueError(
         f'VGG: images of {height}x{width} are too small for {pools} max-pools, '
         f'which need at least {2**pools}x{2**pools}; use larger images or '

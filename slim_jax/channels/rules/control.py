@@ -141,11 +141,12 @@ def _scan_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
       present(results[scan.carried :], slices_wanted),
     )
 
+  slices_given = present(stacked, stacked)
   end, slices = lax.scan(
     step,
     present(start, start),
-    present(stacked, stacked),
-    length=ctx.params['length'],
+    slices_given,
+    length=None if slices_given else ctx.params['length'],  # which may be a symbol
     reverse=ctx.params['reverse'],
     unroll=ctx.params['unroll'],
   )

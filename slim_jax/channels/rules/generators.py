@@ -1,4 +1,4 @@
-"""Operations that make arrays from nothing or from a key: run at full width, live parts taken.
+"""Operations that make arrays from nothing, from a key or from sizes: run at full width, live parts taken.
 
 So dropout and noise are the same as in the masked network, bit for bit.
 """
@@ -23,6 +23,7 @@ register(
     jaxprs.random_wrap_p,
     jaxprs.random_unwrap_p,
     *jaxprs.random_clone_ps,
+    jaxprs.dim_as_value_p,
   ],
   FULL_WIDTH,
 )

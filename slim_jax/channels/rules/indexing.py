@@ -26,6 +26,7 @@ class GatherAxes(NamedTuple):
   batch: tuple[tuple[int, int], ...]  # indices axis, result axis
   selected: int | None  # operand axis followed by constant indices
   constant: np.ndarray | None  # the constant indices, in the shape of the result's batch axes
+  sliced: tuple[tuple[int, int, int], ...]  # operand axis, result axis, constant start of one slice
 
 
 def gather_axes(eqn: Equation, facts: list[Fact]) -> GatherAxes:
@@ -54,9 +55,28 @@ def gather_axes(eqn: Equation, facts: list[Fact]) -> GatherAxes:
     and dims.collapsed_slice_dims == dims.start_index_map
   ):
     (axis,) = dims.start_index_map
-    if known.size and 0 <= known.min() and known.max() < shape[axis]:
+    fixed = jaxprs.is_fixed(shape[axis])
+    if fixed and known.size and 0 <= known.min() and known.max() < shape[axis]:
       selected, index = axis, known[..., 0]
-  return GatherAxes(passing, batch, selected, index)
+  return GatherAxes(passing, batch, selected, index, _sliced(eqn, known, window))
+
+
+def _sliced(
+  eqn: Equation, known: np.ndarray | None, window: list[int]
+) -> tuple[tuple[int, int, int], ...]:
+  """Axes of which one slice is taken, if all starts are constants within bounds."""
+  dims, sizes = eqn.params['dimension_numbers'], eqn.params['slice_sizes']
+  shape, mapped = eqn.in_avals[0].shape, dims.start_index_map
+  if known is None or known.shape != (len(mapped),) or dims.operand_batching_dims:
+    return ()
+  starts = dict(zip(mapped, known.tolist(), strict=True))
+  for i, start in starts.items():
+    fixed = jaxprs.is_fixed(shape[i]) and jaxprs.is_fixed(sizes[i])
+    if i not in window or not fixed or not 0 <= start <= shape[i] - sizes[i]:
+      return ()
+  return tuple(
+    (i, o, starts[i]) for i, o in zip(window, dims.offset_dims, strict=True) if i in starts
+  )
 
 
 def _fills(eqn: Equation) -> bool:
@@ -67,11 +87,14 @@ def _fills(eqn: Equation) -> bool:
 def _gather_support(ctx: Context) -> list[Region]:
   support, rank = ctx.supports[0], len(ctx.eqn.out_avals[0].shape)
   how = gather_axes(ctx.eqn, ctx.facts)
-  if how.selected is None and _fills(ctx.eqn):
+  if how.selected is None and not how.sliced and _fills(ctx.eqn):
     return [regions.whole(rank)]
   axes: list[Axis] = [None] * rank
   for i, o in how.passing:
     axes[o] = support.axes[i]
+  for i, o, start in how.sliced:
+    stop = start + ctx.params['slice_sizes'][i]
+    axes[o] = regions.at(support.axes[i], slice(start, stop))
   if how.selected is not None and how.constant is not None and how.constant.ndim == 1:
     axes[how.batch[0][1]] = regions.at(support.axes[how.selected], how.constant)
   return [support.with_axes(axes)]
@@ -83,10 +106,16 @@ def _gather_reads(ctx: Context) -> list[Region]:
   x: list[Axis] = [None] * len(shape)
   for i, o in how.passing:
     x[i] = live.axes[o]
+  for i, o, start in how.sliced:
+    size = ctx.params['slice_sizes'][i]
+    read = np.zeros(shape[i], bool)
+    read[start : start + size] = regions.vector(live.axes[o], size)
+    x[i] = read
   if how.selected is not None:
     read = np.zeros(shape[how.selected], bool)
     read[_wanted(how, live)] = True
     x[how.selected] = read
+  if how.selected is not None or how.sliced:
     return [regions.normal(x), regions.nothing(len(indices_shape))]
   indices: list[Axis] = [None] * len(indices_shape)
   for i, o in how.batch:
@@ -112,6 +141,10 @@ def _gather_evaluate(ctx: Context, x: Any, indices: Any) -> list[Any]:
     sizes[i], have[o] = x.shape[i], live.axes[o]
   for _, o in how.batch:
     have[o] = live.axes[o]
+  for i, o, _ in how.sliced:  # the operand is exactly what is wanted
+    sizes[i], have[o] = x.shape[i], live.axes[o]
+  if how.sliced:
+    indices = np.zeros(ctx.eqn.in_avals[1].shape, ctx.eqn.in_avals[1].dtype)
   if how.selected is not None:
     # The operand arrives with the selected indices alone: count among those.
     size = ctx.eqn.in_avals[0].shape[how.selected]
@@ -135,8 +168,10 @@ def slice_starts(
   for fact, n, size in zip(facts, shape, sizes, strict=True):
     if n == size:
       starts.append(0)
+    elif fact.known is None or not (jaxprs.is_fixed(n) and jaxprs.is_fixed(size)):
+      starts.append(None)
     else:
-      starts.append(None if fact.known is None else int(np.clip(fact.known, 0, n - size)))
+      starts.append(int(np.clip(fact.known, 0, n - size)))
   return starts
 
 
@@ -157,8 +192,8 @@ def _dynamic_slice_reads(ctx: Context) -> list[Region]:
   for axis, start, n, size in zip(
     ctx.live[0].axes, slice_starts(ctx.facts[1:], shape, sizes), shape, sizes, strict=True
   ):
-    if start is None:
-      axes.append(None)
+    if start is None or n == size:
+      axes.append(None if start is None else axis)
     else:
       read = np.zeros(n, bool)
       read[start : start + size] = regions.vector(axis, size)

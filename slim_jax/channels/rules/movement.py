@@ -173,25 +173,54 @@ register(jaxprs.tile_ps, Rule(_tile_support, _tile_reads, _tile_evaluate))
 
 
 def groups(shape: Sequence[int], out: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-  """Smallest runs of axes of `shape` and of `out` that hold the same elements."""
+  """Smallest runs of axes of `shape` and of `out` that hold the same elements.
+
+  Where sizes are symbols, runs are found from both ends; what is not to be told between is one.
+  """
+  front, i, j = _aligned(shape, out)
+  if i == len(shape) and j == len(out):
+    return front
+  back, left, right = _aligned(shape[i:][::-1], out[j:][::-1])
+  last = len(shape) - 1, len(out) - 1
+  turned = [
+    ([last[0] - k for k in reversed(a)], [last[1] - k for k in reversed(b)]) for a, b in back
+  ]
+  between = [*range(i, len(shape) - left)], [*range(j, len(out) - right)]
+  return [*front, between, *reversed(turned)]
+
+
+def _aligned(
+  shape: Sequence[int], out: Sequence[int]
+) -> tuple[list[tuple[list[int], list[int]]], int, int]:
+  """Runs from the front, and where both shapes go on if symbols do not tell."""
   result: list[tuple[list[int], list[int]]] = []
   i = j = 0
   while i < len(shape) or j < len(out):
-    left, right = [], []
+    start = i, j
     n = m = 1
     if i < len(shape):
-      left, n, i = [i], shape[i], i + 1
+      n, i = shape[i], i + 1
     if j < len(out):
-      right, m, j = [j], out[j], j + 1
+      m, j = out[j], j + 1
     while n != m:
-      if n < m and i < len(shape):
-        left, n, i = left + [i], n * shape[i], i + 1
-      elif j < len(out):
-        right, m, j = right + [j], m * out[j], j + 1
+      behind = _is_behind(n, m)
+      if behind is None:
+        return result, *start
+      if j == len(out) or (behind and i < len(shape)):
+        n, i = n * shape[i], i + 1
       else:
-        left, n, i = left + [i], n * shape[i], i + 1
-    result.append((left, right))
-  return result
+        m, j = m * out[j], j + 1
+    result.append(([*range(start[0], i)], [*range(start[1], j)]))
+  return result, i, j
+
+
+def _is_behind(n: Any, m: Any) -> bool | None:
+  """Whether a product n is yet to grow to m; None if symbols do not tell."""
+  if jaxprs.is_fixed(n) and jaxprs.is_fixed(m):
+    return n < m
+  if m % n == 0 or n % m == 0:
+    return m % n == 0
+  return None
 
 
 def _flat(axes: list[Axis], sizes: list[int]) -> Axis:
@@ -219,6 +248,9 @@ def _through(region: Region, shape: Sequence[int], out: Sequence[int]) -> Region
   if region.empty or region.is_whole:
     return region.with_axes(axes)
   for left, right in groups(shape, out):
+    sizes = [*(shape[i] for i in left), *(out[j] for j in right)]
+    if len(sizes) > 2 and not all(map(jaxprs.is_fixed, sizes)):
+      continue
     flat = _flat([region.axes[i] for i in left], [shape[i] for i in left])
     for j, axis in zip(right, _split(flat, [out[j] for j in right]), strict=True):
       axes[j] = axis

@@ -16,13 +16,17 @@ from slim_jax.jaxprs import primitives as p
 
 def _joined(parts: list[Region], axis: int, sizes: list[int]) -> Region:
   """The smallest region that holds `parts`, which lie one after the other along an axis."""
-  vectors = [regions.vector(part.axes[axis], n) for part, n in zip(parts, sizes, strict=True)]
   across = functools.reduce(regions.union, (regions.along(part, axis, None) for part in parts))
+  if not all(map(jaxprs.is_fixed, sizes)):
+    return across
+  vectors = [regions.vector(part.axes[axis], n) for part, n in zip(parts, sizes, strict=True)]
   return regions.along(across, axis, np.concatenate(vectors))
 
 
 def _pieces(region: Region, axis: int, sizes: list[int]) -> list[Region]:
   """The region taken apart along an axis."""
+  if not all(map(jaxprs.is_fixed, sizes)):
+    return [regions.along(region, axis, None)] * len(sizes)
   vector = regions.vector(region.axes[axis], sum(sizes))
   return [regions.along(region, axis, v) for v in np.split(vector, np.cumsum(sizes)[:-1])]
 
@@ -65,6 +69,8 @@ def _split_evaluate(ctx: Context, array: Any) -> list[Any]:
   if ctx.is_untouched:
     return jaxprs.bind(ctx.eqn, array)
   axis, shape = ctx.params['axis'], ctx.eqn.in_avals[0].shape
+  if not all(map(jaxprs.is_fixed, ctx.params['sizes'])):
+    return live_parts(ctx, jaxprs.bind(ctx.eqn, array), [ctx.reads[0]] * len(ctx.live))
   start, results = 0, []
   for live, length in zip(ctx.live, ctx.params['sizes'], strict=True):
     if live.empty:
@@ -119,45 +125,80 @@ register(jaxprs.stack_ps, Rule(_stack_support, _stack_reads, _stack_evaluate))
 register(jaxprs.unstack_ps, Rule(_unstack_support, _unstack_reads, _unstack_evaluate))
 
 
-# slice: result index j is operand index start + stride * j. The operand arrives as the result.
+# slice: result index j is operand index start + stride * j. The operand arrives as the result, but
+# for axes whose bounds are symbols: those are read whole.
 
 
-def _slice_indices(eqn: Equation) -> list[np.ndarray]:
+def _slice_bounds(eqn: Equation) -> list[tuple[Any, Any, Any]]:
   start, limit = eqn.params['start_indices'], eqn.params['limit_indices']
-  strides = eqn.params['strides'] or (1,) * len(start)
-  return [np.arange(*bounds) for bounds in zip(start, limit, strides, strict=True)]
+  return list(zip(start, limit, eqn.params['strides'] or (1,) * len(start), strict=True))
+
+
+def _slice_indices(eqn: Equation) -> list[np.ndarray | None]:
+  """Per axis: the operand index of every result index; None where sizes are symbols."""
+  return [
+    np.arange(*bounds) if all(map(jaxprs.is_fixed, (*bounds, size))) else None
+    for bounds, size in zip(_slice_bounds(eqn), eqn.in_avals[0].shape, strict=True)
+  ]
 
 
 def _slice_support(ctx: Context) -> list[Region]:
   (support,) = ctx.supports
-  return [support.with_axes(map(regions.at, support.axes, _slice_indices(ctx.eqn)))]
+  return [
+    support.with_axes(
+      None if index is None else regions.at(axis, index)
+      for axis, index in zip(support.axes, _slice_indices(ctx.eqn), strict=True)
+    )
+  ]
 
 
 def _slice_reads(ctx: Context) -> list[Region]:
-  axes = []
+  axes: list[Axis] = []
   for axis, index, size in zip(
     ctx.live[0].axes, _slice_indices(ctx.eqn), ctx.eqn.in_avals[0].shape, strict=True
   ):
-    read = np.zeros(size, bool)
-    read[index if axis is None else index[axis]] = True
-    axes.append(read)
+    if index is None:
+      axes.append(None)
+    else:
+      read = np.zeros(size, bool)
+      read[index if axis is None else index[axis]] = True
+      axes.append(read)
   return [regions.normal(axes)]
 
 
-register([p.slice_p], Rule(_slice_support, _slice_reads, lambda ctx, array: [array]))
+def _slice_evaluate(ctx: Context, array: Any) -> list[Any]:
+  bounds = [
+    given if index is None else (0, n, 1)
+    for given, index, n in zip(
+      _slice_bounds(ctx.eqn), _slice_indices(ctx.eqn), array.shape, strict=True
+    )
+  ]
+  if all(bound == (0, n, 1) for bound, n in zip(bounds, array.shape, strict=True)):
+    return [array]
+  start, limit, strides = zip(*bounds, strict=True)
+  return jaxprs.bind(ctx.eqn, array, start_indices=start, limit_indices=limit, strides=strides)
+
+
+register([p.slice_p], Rule(_slice_support, _slice_reads, _slice_evaluate))
 
 
 # pad: operand index i is result index low + i * (interior + 1); elsewhere the padding value.
 
 
 def _pad_sources(eqn: Equation) -> list[np.ndarray | None]:
-  """Per axis: the operand index of every result index, -1 for padding; None: not padded."""
+  """Per axis: the operand index of every result index, -1 for padding; None: not padded.
+
+  Of an axis whose size or padding is a symbol nothing is known: its array has no elements.
+  """
   sources: list[np.ndarray | None] = []
   for size, out, (low, high, interior) in zip(
     eqn.in_avals[0].shape, eqn.out_avals[0].shape, eqn.params['padding_config'], strict=True
   ):
     if low == high == interior == 0:
       sources.append(None)
+      continue
+    if not all(map(jaxprs.is_fixed, (size, low, high, interior))):
+      sources.append(np.zeros(0, int))
       continue
     position = low + np.arange(size) * (interior + 1)
     inside = (position >= 0) & (position < out)
@@ -172,13 +213,13 @@ def _pad_support(ctx: Context) -> list[Region]:
   sources = _pad_sources(ctx.eqn)
   inside = [
     axis
-    if source is None
+    if source is None or not source.size
     else (source >= 0) & regions.vector(regions.at(axis, source), len(source))
     for axis, source in zip(x.axes, sources, strict=True)
   ]
   if value.empty:
     return [x.with_axes(inside)]
-  outside = [None if source is None else source < 0 for source in sources]
+  outside = [None if source is None or not source.size else source < 0 for source in sources]
   # Zero slices survive only across the one axis that is padded.
   padded = [i for i, source in enumerate(sources) if source is not None]
   axes: list[Axis] = [None] * len(sources)
@@ -190,7 +231,12 @@ def _pad_support(ctx: Context) -> list[Region]:
 
 def _is_direct(source: np.ndarray | None, wanted: Axis) -> bool:
   """Whether everything live along a padded axis comes from the operand."""
-  return source is not None and wanted is not None and not (wanted & (source < 0)).any()
+  return (
+    source is not None
+    and source.size > 0
+    and wanted is not None
+    and not (wanted & (source < 0)).any()
+  )
 
 
 def _pad_reads(ctx: Context) -> list[Region]:

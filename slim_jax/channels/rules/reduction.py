@@ -45,7 +45,7 @@ def _kept_support(ctx: Context) -> list[Region]:
 
 def _nonempty_support(ctx: Context) -> list[Region]:
   """An empty maximum is -inf and an empty product 1: not zero."""
-  has_terms = all(ctx.eqn.in_avals[0].shape[i] for i in ctx.params['axes'])
+  has_terms = all(jaxprs.at_least(ctx.eqn.in_avals[0].shape[i], 1) for i in ctx.params['axes'])
   return _kept_support(ctx) if has_terms else full_support(ctx)
 
 

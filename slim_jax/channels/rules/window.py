@@ -6,6 +6,7 @@ An axis with window 1, stride 1 and no padding passes through; the others are re
 import functools
 from typing import Any
 
+from slim_jax import jaxprs
 from slim_jax.channels import regions
 from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import Context, Rule, bind_fenced, full_support, live_parts, register
@@ -38,7 +39,8 @@ def _touches_data(eqn: Equation) -> bool:
     strict=True,
   )
   return all(
-    base == 1 and dilation == 1 and max(padding) < size for size, padding, base, dilation in rows
+    base == dilation == 1 and all(jaxprs.at_least(size, side + 1) for side in padding)
+    for size, padding, base, dilation in rows
   )
 
 
