@@ -17,6 +17,7 @@ from typing import Any
 from slim_jax.batch_norms import scales as batch_norm_scales
 from slim_jax.channels.plan import Plan
 from slim_jax.channels.planning import plan
+from slim_jax.channels.refit import reconstruct
 from slim_jax.channels.thin import mask, thin
 from slim_jax.channels.ties import streams
 from slim_jax.costs.counting import Cost, count
@@ -94,6 +95,7 @@ __all__ = [
   'macs_per_channel',
   'mask',
   'plan',
+  'reconstruct',
   'scale_shares',
   'scores',
   'select_budget',
