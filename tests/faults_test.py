@@ -179,6 +179,15 @@ DAMAGES = {
     ),
     r'dataset.json differs .*num_classes: 3 there, 10 now',
   ),
+  'an image of the data has changed': (
+    lambda run: (
+      only_first_stages(run, 1),
+      (run / 'dataset.json').write_text(
+        re.sub(r'"digest": "\w+"', '"digest": "0"', (run / 'dataset.json').read_text(), count=1)
+      ),
+    ),
+    r'dataset.json differs .*splits\.train.*digest: "0" there, "\w{16}" now',
+  ),
   'metrics.jsonl is damaged': (
     lambda run: (only_first_stages(run, 2), (run / 'metrics.jsonl').write_text('a\n')),
     'metrics.jsonl, line 1, is damaged',

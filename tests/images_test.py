@@ -1,5 +1,6 @@
 """Folders and image files as people have them."""
 
+import dataclasses
 import io
 import itertools
 import os
@@ -48,6 +49,60 @@ def test_other_files_are_counted_and_named(tmp_path, caplog):
   assert '5 files of train are left out' in message
   for part in ('2 .heic (', '1 .txt (', '1 .jpg (', '1 .png ('):
     assert part in message
+
+
+# What was read.
+
+
+def test_what_was_read_is_said_in_a_line(tmp_path, caplog):
+  name = make_folder(tmp_path)
+  for index in range(3):
+    write(
+      tmp_path / 'small' / 'ab'[index % 2] / f'{index}.png',
+      encode(np.full((5, 4), 8, np.uint8), 'png'),
+    )
+  with caplog.at_level('INFO', 'absl'):
+    data.load(name, split='train', image_size=16)
+    data.load(f'folder:{tmp_path}/small', split='train')
+  large, small = [record.getMessage() for record in caplog.records]
+  assert large == f'train of {name}: 13 images, 16x16x3, 2 classes (cat 8, dog 5)'
+  assert small.endswith('3 images, 5x4x1, 2 classes (a 2, b 1), mean 8, std 1')
+
+
+@pytest.mark.parametrize(
+  'where, message', [('tdfs/cifar', 'below a directory that is missing'), ('file', 'a file')]
+)
+def test_a_wrong_directory_of_data_sets_is_not_made(tmp_path, where, message):
+  (tmp_path / 'file').touch()
+  with pytest.raises(data.DataError, match=f'{where} is {message}. .*create the directory first'):
+    data.load('cifar10', data_dir=str(tmp_path / where), split='train')
+  assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
+def test_a_digest_is_of_names_and_labels(tmp_path):
+  """It does not depend on where the folder is, and changes with a name, a class and an image."""
+  make_folder(tmp_path / 'one')
+  make_folder(tmp_path / 'two')
+
+  def digest(where, **options):
+    return data.load(
+      f'folder:{tmp_path / where}', **{'split': 'train', 'image_size': 16, **options}
+    ).digest
+
+  before = digest('one')
+  assert before == digest('two') != digest('two', split='val')
+  (tmp_path / 'two' / 'train' / 'cat' / '1.jpg').rename(
+    tmp_path / 'two' / 'train' / 'dog' / '1.jpg'
+  )
+  assert digest('two') != before
+  image, label = np.zeros((4, 2, 2, 1), np.uint8), np.arange(4, dtype=np.int32)
+  split = data.ArrayData(image, label, 4, tuple('abcd'), np.zeros(1), np.ones(1))
+  others = [
+    dataclasses.replace(split, image=image + 1),
+    dataclasses.replace(split, label=label[::-1]),
+  ]
+  assert len({each.digest for each in (split, *others)}) == 3
+  assert dataclasses.replace(split).digest == split.digest
 
 
 # Images that are no ordinary ones.

@@ -18,6 +18,8 @@ To add a data set that is prepared on first use, write a TFDS builder and add it
 
 from typing import TYPE_CHECKING
 
+from absl import logging
+
 from slim_jax.data.arrays import ArrayData, channel_statistics
 from slim_jax.data.batches import (
   AUGMENTATIONS,
@@ -28,6 +30,7 @@ from slim_jax.data.batches import (
   normalize,
   take_batch,
 )
+from slim_jax.data.describe import describe
 from slim_jax.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -62,8 +65,8 @@ def load(
     data_dir: TFDS directory, `~/tensorflow_datasets` if empty; or the directory of one
       prepared data set.
     split: in the notation of TFDS, such as 'train', 'test[:1000]' or 'train+extra'. The splits
-      of a folder are its directories called train, val, valid, validation and test; without
-      any of these, the whole folder is the split 'train'.
+      of a folder are its directories called train, val and test, or training, valid, validation
+      and testing; without any of these, the whole folder is the split 'train'.
     image_size: 0 reads the split into memory; all images must have one size. Otherwise the side
       in pixels to which photographs of any size are cropped and scaled while they are read.
     workers: number of processes that decode photographs; 0 uses threads of this process.
@@ -83,9 +86,9 @@ def load(
   if own.is_own(name):
     if image_size:
       raise DataError(f'config.dataset={name} has images of one size: image_size must be 0')
-    return own.load(name, split=split)
-
-  opened = records.open_records(name, data_dir=data_dir, split=split)
-  if image_size:
-    return stream.StreamData(opened, image_size, workers)
-  return memory.read(opened)
+    loaded = own.load(name, split=split)
+  else:
+    opened = records.open_records(name, data_dir=data_dir, split=split)
+    loaded = stream.StreamData(opened, image_size, workers) if image_size else memory.read(opened)
+  logging.info('%s of %s: %s', split, name, describe(loaded))
+  return loaded

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 import dataclasses
+import functools
+import hashlib
 
 import numpy as np
 
@@ -56,6 +58,15 @@ class ArrayData:
   def label_dtype(self) -> np.dtype:
     """Dtype of the labels, int32 or float32."""
     return self.label.dtype
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """Hash of images and labels, and of their order."""
+    state = hashlib.blake2b(digest_size=8)
+    for array in self.arrays().values():
+      state.update(f'{array.dtype} {array.shape}'.encode())
+      state.update(np.ascontiguousarray(array))
+    return state.hexdigest()
 
   def arrays(self) -> dict[str, np.ndarray]:
     """Returns `{'image': image, 'label': label}`, to be put on a device."""

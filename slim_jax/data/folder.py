@@ -87,6 +87,19 @@ class Folder:
   def __len__(self) -> int:
     return len(self._labels)
 
+  @property
+  def digest(self) -> str:
+    """Hash of the names and labels of the images, in order."""
+    state = hashlib.blake2b(digest_size=8)
+    for array in (self._names, self._labels):
+      state.update(array.tobytes())
+    return state.hexdigest()
+
+  @property
+  def labels(self) -> np.ndarray:
+    """Number of the class of each image, int32 [n]."""
+    return self._labels
+
   def __getitems__(self, keys: Sequence[int]) -> list[dict[str, Any]]:
     """Reads some images; raises DataError naming a file that cannot be read."""
     return [self._read(os.fsdecode(self._names[key]), self._labels[key]) for key in keys]

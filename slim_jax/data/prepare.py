@@ -51,6 +51,12 @@ def directory(name: str, *, data_dir: str = '') -> pathlib.Path:
     DataError: there is no such data set, or it cannot be prepared.
   """
   root = pathlib.Path(data_dir or DEFAULT_DATA_DIR).expanduser()
+  if not root.is_dir() and (root.exists() or (data_dir and not root.parent.is_dir())):
+    raise DataError(
+      f'the data_dir {root} is {"a file" if root.exists() else "below a directory that is missing"}. '
+      f'To prepare data sets there, create the directory first; without a data_dir they are in '
+      f'{DEFAULT_DATA_DIR}'
+    )
   prepared = _find(name, root)
   if prepared is None and name in BUILDERS:
     _prepare(name, root)
@@ -101,7 +107,13 @@ def _prepare(name: str, root: pathlib.Path) -> None:
   if name == 'imagenet2012':
     manual = _imagenet_archives(manual)
   (tfds.enable_progress_bar if sys.stderr.isatty() else tfds.disable_progress_bar)()
-  logging.info('preparing the data set %s in %s', name, root)
+  size = sum(info.size for info in (BUILDERS[name].url_infos or {}).values())
+  logging.info(
+    'preparing the data set %s in %s%s',
+    name,
+    root,
+    f' from a download of {size / 1e6:,.0f} MB, unless its files are there' if size else '',
+  )
   try:
     builder = BUILDERS[name](data_dir=root)
     # TFDS prints that it downloads even if there is nothing to download.

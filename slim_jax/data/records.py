@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import hashlib
 import pathlib
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ class Records:
     title: data set and split, for messages.
     channels: number of channels of the images; None if it is not fixed.
     class_names: names of the classes; '0', '1', ... if the data set has none.
+    digest: hash of the names and labels of the images, or of the files that hold them.
   """
 
   source: Any
@@ -42,9 +44,15 @@ class Records:
   title: str
   channels: int | None
   class_names: tuple[str, ...]
+  digest: str
 
   def __len__(self) -> int:
     return len(self.source)
+
+  @property
+  def labels(self) -> np.ndarray | None:
+    """Number of the class of each example, int32 [n]; None if only the examples themselves say."""
+    return getattr(self.source, 'labels', None)
 
   def __getitem__(self, index: int) -> Record:
     (record,) = self.read([index])
@@ -98,7 +106,7 @@ def open_records(name: str, *, data_dir: str = '', split: str) -> Records:
   """
   if name.startswith(folder.PREFIX):
     source = folder.Folder(name.removeprefix(folder.PREFIX), split=split)
-    return Records(source, source.path, split, None, source.class_names)
+    return Records(source, source.path, split, None, source.class_names, source.digest)
   path = prepare.directory(name, data_dir=data_dir)
   builder = _builder(path)
   features = builder.info.features
@@ -111,7 +119,17 @@ def open_records(name: str, *, data_dir: str = '', split: str) -> Records:
     f'{name} {split}',
     image.shape[-1],
     tuple(label.names),
+    _digest(builder, split),
   )
+
+
+def _digest(builder: tfds.core.DatasetBuilder, split: str) -> str:
+  """Returns a hash of the version of a data set, and of the parts of its files that are read."""
+  parts = [
+    (pathlib.Path(part.filename).name, part.skip, part.take, part.examples_in_shard)
+    for part in builder.info.splits[split].file_instructions
+  ]
+  return hashlib.blake2b(repr((builder.info.full_name, parts)).encode(), digest_size=8).hexdigest()
 
 
 def _builder(path: pathlib.Path) -> tfds.core.DatasetBuilder:

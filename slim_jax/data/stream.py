@@ -53,6 +53,11 @@ class StreamData:
     return len(self.records)
 
   @property
+  def digest(self) -> str:
+    """Hash of the names and labels of the images, or of the files that hold them."""
+    return self.records.digest
+
+  @property
   def num_classes(self) -> int:
     """Number of classes of the data set."""
     return len(self.records.class_names)

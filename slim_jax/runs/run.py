@@ -97,6 +97,13 @@ def open_run(config: Config, workdir: Workdir) -> Run:
   }
   if train_data.dtype != 'uint8':
     dataset['dtype'] = train_data.dtype.name
+  by_split = {config.train_split: train_data, config.test_split: test_data}
+  if valid_data is not None:
+    by_split[config.valid_split] = valid_data
+  dataset['splits'] = {
+    split: {'images': len(split_data), 'digest': split_data.digest}
+    for split, split_data in by_split.items()
+  }
   workdir.check_unchanged('dataset.json', dataset)
   files.write_json(workdir.path / 'dataset.json', dataset)
   return Run(config, workdir, train_data, test_data, valid_data, objective)

@@ -160,6 +160,8 @@ class Workdir:
     there = read_json(path)
     if name == 'config.json':
       there = schema.complete_json(there)
+    if name == 'dataset.json' and 'splits' not in there:  # of an older run
+      value = {field: part for field, part in value.items() if field != 'splits'}
     before, now = _flatten(there), _flatten(value)
     lines = [
       f'  {".".join(p)}: {before.get(p)} there, {now.get(p)} now'
