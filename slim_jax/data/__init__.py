@@ -30,7 +30,7 @@ from slim_jax.data.batches import (
   normalize,
   take_batch,
 )
-from slim_jax.data.describe import describe
+from slim_jax.data.description import describe
 from slim_jax.data.errors import DataError
 
 if TYPE_CHECKING:
