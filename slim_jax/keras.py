@@ -12,9 +12,11 @@ them. Set the environment variable KERAS_BACKEND=jax before Keras is imported.
 import base64
 import collections
 from collections.abc import Mapping, Sequence
+import contextlib
 import dataclasses
 import inspect
 import io
+import os
 import re
 from typing import Any, Unpack
 import warnings
@@ -155,16 +157,20 @@ class ThinModel(keras.Model):
     self.full = full
     own = {}
     for (group, name), variable in full.members.items():
-      own[group, name] = self.add_weight(
-        shape=full.plan.cuts[group, name].thin_shape,
-        dtype=variable.dtype,
-        initializer='zeros',
-        trainable=group == 'trainable',
-        autocast=False,
-        regularizer=variable.regularizer,
-        constraint=variable.constraint,
-        name=name.replace('/', '_'),
-      )
+      *layers, leaf = name.split('/')
+      with contextlib.ExitStack() as stack:
+        for layer in layers:  # names tell what a variable is, also inside another model
+          stack.enter_context(keras.name_scope(layer))
+        own[group, name] = self.add_weight(
+          shape=full.plan.cuts[group, name].thin_shape,
+          dtype=variable.dtype,
+          initializer='zeros',
+          trainable=group == 'trainable',
+          autocast=False,
+          regularizer=variable.regularizer,
+          constraint=variable.constraint,
+          name=leaf,
+        )
     self.own = _Full(self, own, None)
     self.built = True
 
@@ -202,15 +208,22 @@ class ThinModel(keras.Model):
     self.plan.save(file)
     model = keras.saving.serialize_keras_object(self.full.model)
     model.pop('compile_config', None)
-    return {'model': model, 'plan': base64.b64encode(file.getvalue()).decode(), 'name': self.name}
+    return {
+      'model': model,
+      'names': [list(name) for name in self.full.members],
+      'plan': base64.b64encode(file.getvalue()).decode(),
+      'name': self.name,
+    }
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any], custom_objects: Any = None) -> 'ThinModel':
     """Returns the model of `get_config`, with new weights."""
     model = keras.saving.deserialize_keras_object(config['model'], custom_objects=custom_objects)
     plan = Plan.load(io.BytesIO(base64.b64decode(config['plan'])))
-    members = _named(model)
-    return cls(_Full(model, members, _for_names(plan, list(members))), name=config['name'])
+    # Keras may give a loaded model other names. The order is the same.
+    names = [(group, name) for group, name in config['names']]
+    members = dict(zip(names, _named(model).values(), strict=True))
+    return cls(_Full(model, members, plan), name=config['name'])
 
 
 class AddL1(keras.callbacks.Callback):
@@ -332,7 +345,8 @@ def _for_names(plan: Plan, names: Sequence[tree.Path]) -> Plan:
   """Returns a plan for the variables of another instance of the model.
 
   Keras numbers layers without a name in the order in which a process makes them: conv2d_7. So the
-  names of two instances agree once the numbers after each word are counted from 0.
+  names of two instances agree once the numbers after each word are counted from 0. The name of a
+  `Sequential` itself comes first until the model is saved and loaded.
   """
   if set(names) == set(plan.cuts):
     return plan
@@ -344,15 +358,19 @@ def _for_names(plan: Plan, names: Sequence[tree.Path]) -> Plan:
   return Plan(new(plan.cuts), plan.unknown, new(plan.reasons), new(plan.folds))
 
 
+_SEED = 'seed_generator_state'
 _NUMBERED = re.compile(r'(.+?)(?:_(\d+))?((?:#\d+)?)')
 
 
 def _counted(names: Sequence[tree.Path]) -> list[tree.Path]:
   """Returns names whose parts are numbered from 0, in the order of their own numbers."""
   numbers = collections.defaultdict(set)
+  own = os.path.commonprefix([p.split('/')[:-2] for _, p in names if not p.endswith(_SEED)])
 
   def parts(path: str) -> list[tuple[str, int, str]]:
-    matches = (_NUMBERED.fullmatch(part) for part in path.split('/'))
+    inner = path.split('/')
+    inner = inner[len(own) :] if inner[: len(own)] == own else inner
+    matches = map(_NUMBERED.fullmatch, inner)
     return [(m[1], int(m[2] or 0), m[3]) for m in matches if m]
 
   for _, path in names:

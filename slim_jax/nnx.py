@@ -48,6 +48,7 @@ def functions(
   clone = _as(nnx.clone(model), cls)
   clone.eval()
   infer_def, variables = nnx.split(clone)
+  known = set(dict(nnx.to_flat_state(variables)))
   clone.train()
   train_def, _ = nnx.split(clone)
 
@@ -59,7 +60,8 @@ def functions(
     del key
     called = nnx.merge(train_def, variables, copy=True)
     results = found.call(getattr(called, method), True, args, kwargs)
-    return results, nnx.state(called, nnx.Not(nnx.Param))
+    state = nnx.state(called, nnx.Not(nnx.Param))
+    return results, nnx.filter_state(state, lambda path, _: path in known)  # nothing that it sows
 
   return Functions(variables, infer_f, train_f, (None, ''))
 
@@ -182,30 +184,35 @@ def _thin_method(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _call(module: ThinModule, name: str, args: Any, kwargs: Any) -> Any:
   """Calls a method of the full model on thin variables, and updates them."""
-  graphdef, state = nnx.split(module)
-  after: list[Any] = []
+  planned = {path[:n] for path in module.plan.cuts for n in range(len(path) + 1)}
+  in_plan = lambda path, _: tuple(map(str, path)) in planned
+  graphdef, state, others = nnx.split(module, in_plan, ...)
+  before = {path for part in (state, others) for path, _ in nnx.to_flat_state(part)}
+  changes_attributes: list[bool] = []
 
-  def f(state: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-    model = _as(nnx.merge(graphdef, state, copy=True), module.full_class)
+  def f(state: Any, others: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    model = _as(nnx.merge(graphdef, state, others, copy=True), module.full_class)
     results = getattr(model, name)(*args, **kwargs)
-    new_def, new = nnx.split(_as(model, type(module)))
-    after.append(new_def)
+    sown = nnx.pop(model, lambda path, _: path not in before)
+    after, new, others = nnx.split(_as(model, type(module)), in_plan, ...)
+    changes_attributes.append(after != graphdef)
     old = tree.flatten(state)
     changed = {p: leaf for p, leaf in tree.flatten(new).items() if leaf is not old.get(p)}
-    return results, calls.nested(changed)
+    return (results, sown, others), calls.nested(changed)
 
-  results, new = calls.run(f, module.plan, state, *args, **kwargs)
-  if after[-1] != graphdef:
+  (results, *outside), new = calls.run(f, module.plan, state, others, *args, **kwargs)
+  if changes_attributes[-1]:
     raise AdapterError(
-      f'{module.full_class.__name__}.{name} adds variables or changes attributes that are not '
-      'variables (sow, a counter), which a thin module cannot take over. Call it on the full module, '
-      'or keep the value in an nnx.Variable that exists before the call.'
+      f'{module.full_class.__name__}.{name} changes attributes that are not variables, such as a '
+      'counter, which a thin module cannot take over. Call it on the full module, or keep the value '
+      'in an nnx.Variable that exists before the call.'
     )
   changed = tree.flatten(new)
-  if changed:
-    values = tree.map_with_path(lambda path, leaf: changed.get(path, leaf), state)
-    roots = {path[:n] for path in changed for n in range(len(path) + 1)}
-    nnx.update(module, nnx.filter_state(values, lambda path, _: tuple(map(str, path)) in roots))
+  values = tree.map_with_path(lambda path, leaf: changed.get(path, leaf), state)
+  roots = {path[:n] for path in changed for n in range(len(path) + 1)}
+  inside = nnx.filter_state(values, lambda path, _: tuple(map(str, path)) in roots)
+  for part in (inside, *outside):
+    nnx.update(module, part)
   return results
 
 

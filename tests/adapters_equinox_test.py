@@ -61,6 +61,7 @@ def masked(model, state, dead):
   return eqx.combine(params, static), state
 
 
+@eqx.filter_jit
 def batch(model, state, x, y, keys=None, gain=1.0):
   """The call of Equinox's examples: one example, mapped by the user."""
   one = lambda x, y, state, key: model(x, y, state, gain=gain, key=key)

@@ -46,7 +46,7 @@ def make(dtype):
   x = jax.random.normal(jax.random.key(0), (3, 4, 4, 2), dtype)
   y = jax.random.normal(jax.random.key(1), (3, 4, 4, 6), dtype)
   net = Net(dtype)
-  variables = net.init(jax.random.key(2), x, y, False)
+  variables = jax.eval_shape(lambda: net.init(jax.random.key(2), x, y, False))
   return net, randomise(variables, dtype, 0), x, y
 
 
@@ -129,7 +129,7 @@ def test_apply_takes_what_linen_takes():
   new = thin.init({'params': key}, x, y, False)
   assert laws.distance(new, info.plan.slice(net.init({'params': key}, x, y, False))) == 0
   out, again = thin.init_with_output(key, x, y, False)
-  assert laws.distance(again, thin.init(key, x, y, False)) == 0 and out.shape == (3, 3)
+  assert laws.distance(again, new) == 0 and out.shape == (3, 3)
   shapes = jax.eval_shape(lambda: thin.init(key, x, y, False))
   assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, small)
   assert hash(thin) == hash(thin.clone()) and thin == thin.clone()

@@ -17,14 +17,17 @@ import pytest
 import slim_jax
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / 'launch' / 'examples'
-LOOPS = ('linen_loop', 'nnx_loop', 'equinox_loop', 'keras_fit')
+LOOPS = ('nnx_loop', 'keras_fit')
+ALIKE = ('linen_loop', 'equinox_loop')  # the functions they call have tests of their own
 
 
 def test_there_are_no_others():
-  assert {path.stem for path in EXAMPLES.glob('*.py')} == {*LOOPS, 'serve'}
+  assert {path.stem for path in EXAMPLES.glob('*.py')} == {*LOOPS, *ALIKE, 'serve'}
 
 
-@pytest.mark.parametrize('name', LOOPS)
+@pytest.mark.parametrize(
+  'name', [*LOOPS, *(pytest.param(name, marks=pytest.mark.slow) for name in ALIKE)]
+)
 def test_loops_run(name, monkeypatch, capsys):
   path = EXAMPLES / f'{name}.py'
   assert len(path.read_text().splitlines()) <= 60

@@ -43,6 +43,7 @@ def train_step(model, f, tx, variables, opt_state, key):
   )
 
 
+@pytest.mark.slow  # adapters_*_test.py takes such steps with small networks
 @library
 def test_one_step_of_the_thin_network_is_the_thin_part_of_one_step(name, x64):
   """Slicing commutes with a training step, momentum included, in every library."""
