@@ -1,6 +1,7 @@
 """How the code is laid out: imports point down, public things are documented."""
 
 import ast
+import configparser
 import inspect
 import re
 import subprocess
@@ -128,3 +129,12 @@ def test_experiments_import_only_the_default_config():
       if isinstance(node, (ast.Import, ast.ImportFrom))
     ]
     assert imports == ['from slim_jax.runs import default'], path
+
+
+def test_every_package_is_installed():
+  """setup.cfg lists them, since one of them is a folder of another name."""
+  setup = configparser.ConfigParser()
+  setup.read(house.ROOT / 'setup.cfg')
+  listed = set(setup['options']['packages'].split())
+  here = {'.'.join(path.parent.relative_to(house.ROOT).parts) for path in house.sources()}
+  assert listed == here | {'slim_jax.configs'}
