@@ -11,7 +11,6 @@ import re
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from slim_jax import tree
 from slim_jax.tree import Path
@@ -104,60 +103,6 @@ def _is_function(mask: Any) -> bool:
   return isinstance(mask, jax.tree_util.Partial) or jax.tree_util.all_leaves([mask])
 
 
-def zeroed(variables: Any, dead: Any, bias: str = 'zero') -> dict[Path, np.ndarray]:
-  """Returns which channels of which leaves a `dead` tree sets to zero: scales and their biases.
-
-  Args:
-    variables: the tree of variables (arrays or shapes).
-    dead: a tree like it with a bool vector at each scale leaf, None elsewhere. At stacked layers
-      [layers, channels] it may also have their shape: a channel is dead if it is dead in all.
-    bias: 'zero', or 'keep' for scales alone.
-
-  Returns:
-    Bool vectors [channels] by path, along `channel_axis` of the leaf.
-
-  Raises:
-    ValueError: `dead` does not fit, with the name of the leaf; or `bias` is something else.
-  """
-  if bias not in ('zero', 'keep'):
-    raise ValueError(f"bias must be 'zero' or 'keep', got {bias!r}")
-  leaves = tree.flatten(variables)
-  vectors = {path: np.asarray(v) for path, v in tree.flatten(dead).items()}
-  if extra := [tree.show(path) for path in vectors if path not in leaves]:
-    raise ValueError(f'dead names leaves that the variables do not have: {", ".join(extra)}')
-  biases = _biases(leaves) if bias == 'zero' else {}
-  zero = {}
-  for path, v in vectors.items():
-    vector = _vector(path, v, leaves[path])
-    for target in (path, biases.get(path)):
-      if target is not None:
-        zero[target] = zero.get(target, False) | vector
-  return zero
-
-
-def _vector(path: Path, dead: np.ndarray, leaf: Any) -> np.ndarray:
-  """Returns what is dead at a leaf as bool [channels]."""
-  shape = tuple(leaf.shape)
-  axis = channel_axis(leaf)
-  size = shape[axis] if shape else 0
-  if dead.ndim > 1 and dead.shape == shape:
-    dead = np.asarray(dead.all(axis=tuple(i for i in range(dead.ndim) if i != axis)))
-  if dead.dtype != bool or dead.shape != (size,):
-    raise ValueError(
-      f'dead at {tree.show(path)} must be bool[{size}], it is {dead.dtype}{list(dead.shape)}'
-    )
-  return dead
-
-
-def without(leaf: Any, dead: np.ndarray | None) -> Any:
-  """Returns a scale or bias with zeros at the dead channels, bool [channels]; None: unchanged."""
-  if dead is None:
-    return leaf
-  shape = [1] * leaf.ndim
-  shape[channel_axis(leaf)] = -1
-  return leaf * (~dead.reshape(shape)).astype(leaf.dtype)
-
-
 def channel_axis(leaf: Any) -> int:
   """Returns the axis of a leaf's channels: its only axis longer than 1, else the last.
 
@@ -167,32 +112,12 @@ def channel_axis(leaf: Any) -> int:
   return long[0] if len(long) == 1 else len(leaf.shape) - 1
 
 
-def _biases(leaves: Mapping[Path, Any]) -> dict[Path, Path]:
-  """Returns the bias of each other leaf: in the same module, with as many channels."""
-  paths = {_names(path, leaf): path for path, leaf in leaves.items()}
-  biases = {}
-  for names, path in paths.items():
-    for name in BIASES:
-      other = paths.get((*names[:-1], name))
-      if (
-        names
-        and names[-1] not in BIASES
-        and other is not None
-        and leaves[path].shape
-        and leaves[other].shape[-1:]
-        and leaves[path].shape[channel_axis(leaves[path])]
-        == leaves[other].shape[channel_axis(leaves[other])]
-      ):
-        biases[path] = other
-  return biases
-
-
-def _names(path: Path, leaf: Any) -> Path:
+def names_of(path: Path, leaf: Any) -> Path:
   """Returns the path as module names: Haiku and Keras join them by '/', NNX adds 'value'."""
   if isinstance(getattr(leaf, 'path', None), str):  # a keras.Variable
     path = tuple(leaf.path.split('/'))
-  names = tuple(name for part in path for name in part.split('/'))
-  return names[:-1] if names and names[-1] in ('value', 'raw_value') else names
+  parts = tuple(name for part in path for name in part.split('/'))
+  return parts[:-1] if parts and parts[-1] in ('value', 'raw_value') else parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +141,7 @@ class _Named:
   @classmethod
   def of(cls, variables: Any) -> '_Named':
     leaves = tree.flatten(variables)
-    named = ((path, _names(path, leaf)) for path, leaf in leaves.items())
+    named = ((path, names_of(path, leaf)) for path, leaf in leaves.items())
     names = {path: parts for path, parts in named if parts}
     statistics: dict[Path, list[Path]] = {}
     for path, parts in names.items():

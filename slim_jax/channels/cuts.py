@@ -1,6 +1,5 @@
 """What is left of one variable: `Cut`, its live indices, and `Fold`, slices that are summed."""
 
-from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
@@ -17,11 +16,29 @@ class Cut:
 
   Attributes:
     shape: shape of the leaf in the original network.
-    live: the live region.
+    live: the live region: what the thin leaf holds.
+    filled: what the thin leaf takes from the full one; the rest of it is zero. It is `live`, but for
+      a BatchNorm of which only some biases stay (`bias='keep'`): its leaves keep the same channels.
+    support: where the masked leaf may be non-zero. What was removed inside it is not zero: no
+      planned function needs it.
   """
 
   shape: tuple[int, ...]
   live: Region
+  filled: Region
+  support: Region
+
+  @staticmethod
+  def of(
+    shape: tuple[int, ...],
+    live: Region,
+    *,
+    filled: Region | None = None,
+    support: Region | None = None,
+  ) -> 'Cut':
+    """Returns a cut; by default all that is live is filled, and all that was removed is zero."""
+    filled = live if filled is None else filled
+    return Cut(shape, live, filled, filled if support is None else support)
 
   @property
   def thin_shape(self) -> tuple[int, ...]:
@@ -31,34 +48,65 @@ class Cut:
   @property
   def indices(self) -> tuple[np.ndarray, ...]:
     """Live indices of every axis, increasing."""
-    return tuple(
-      np.flatnonzero(regions.vector(axis, size))
-      for axis, size in zip(self.live.axes, self.shape, strict=True)
-    )
-
-  @staticmethod
-  def at(shape: tuple[int, ...], indices: Sequence[np.ndarray]) -> 'Cut':
-    """Returns the cut whose live indices are these, for every axis."""
-    axes = []
-    for size, index in zip(shape, indices, strict=True):
-      axis = np.zeros(size, bool)
-      axis[index] = True
-      axes.append(axis)
-    return Cut(shape, regions.normal(axes))
+    return regions.indices(self.live, self.shape)
 
   def slice(self, leaf: Any) -> Any:
     """Returns the live part of an array (NumPy in, NumPy out; else JAX arrays)."""
     if isinstance(leaf, np.ndarray):
-      return leaf[np.ix_(*self.indices)] if self.shape else leaf
-    return regions.take(leaf, regions.whole(len(self.shape)), self.live, self.shape)
+      return self._cleared(leaf[np.ix_(*self.indices)] if self.shape else leaf)
+    whole = regions.whole(len(self.shape))
+    return self._cleared(regions.take(leaf, whole, self.live, self.shape))
 
   def expand(self, thin: Any) -> Any:
     """Undoes `slice`, with zeros where indices were removed."""
+    thin = self._cleared(thin)
     if isinstance(thin, np.ndarray):
       full = np.zeros(self.shape, thin.dtype)
       full[np.ix_(*self.indices) if self.shape else ()] = thin
       return full
     return regions.take(thin, self.live, regions.whole(len(self.shape)), self.shape)
+
+  def _cleared(self, thin: Any) -> Any:
+    """Returns the thin array with zeros where it is not filled."""
+    if regions.same(self.filled, self.live):
+      return thin
+    filled = np.zeros(self.thin_shape, bool)
+    inside = regions.indices(self.filled, self.shape)
+    filled[np.ix_(*map(np.searchsorted, self.indices, inside))] = True
+    where = np.where if isinstance(thin, np.ndarray) else jnp.where
+    return where(filled, thin, np.zeros((), thin.dtype))
+
+  def then(self, other: 'Cut') -> 'Cut':
+    """Returns the cut equal to this one followed by `other`, a cut of the thin leaf."""
+
+    def outside(inner: Region, beyond: bool) -> Region:
+      """A region of the thin leaf in indices of the full one, with or without what was removed."""
+      axes = []
+      for size, live, axis in zip(self.shape, self.indices, inner.axes, strict=True):
+        full = np.full(size, beyond)
+        full[live] = regions.vector(axis, len(live))
+        axes.append(full)
+      return regions.normal(axes, empty=inner.empty)
+
+    return Cut(
+      self.shape,
+      outside(other.live, False),
+      regions.intersect(self.filled, outside(other.filled, False)),
+      # Of what this cut removed, only its own support tells whether it is zero.
+      regions.intersect(self.support, outside(other.support, True)),
+    )
+
+  def relative_to(self, earlier: 'Cut') -> 'Cut':
+    """Returns the cut that takes the thin leaf of `earlier` to that of this one."""
+
+    def within(region: Region) -> Region:
+      if region.empty:
+        return region
+      return region.with_axes(
+        None if axis is None else axis[i] for axis, i in zip(region.axes, earlier.indices)
+      )
+
+    return Cut(earlier.thin_shape, within(self.live), within(self.filled), within(self.support))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +148,14 @@ class Fold:
     kernel = kernel.copy()
     kernel[at] = total
     return kernel
+
+  def is_close(self, other: 'Fold') -> bool:
+    """Returns whether two folds of a kernel are the same, up to rounding."""
+    return (
+      (self.axis, self.carrier) == (other.axis, other.carrier)
+      and np.array_equal(self.sources, other.sources)
+      and np.allclose(self.weights, other.weights)
+    )
 
   def renumbered(self, number: np.ndarray) -> 'Fold':
     """Returns the fold with index i renamed to `number[i]`; -1 where it was removed."""

@@ -57,11 +57,7 @@ class _Leaf(NamedTuple):
 
 
 def live_indices(
-  tx: optax.GradientTransformation,
-  opt_state: Any,
-  params: Any,
-  thin_params: Any,
-  cuts: Mapping[Path, Cut],
+  tx: optax.GradientTransformation, opt_state: Any, params: Any, cuts: Mapping[Path, Cut]
 ) -> list[Indices | None]:
   """Returns what is left of each leaf of an optimiser's state.
 
@@ -69,7 +65,6 @@ def live_indices(
     tx: the transformation that the state belongs to.
     opt_state: its state over `params`.
     params: the full parameters, arrays or shapes.
-    thin_params: the thin ones, likewise.
     cuts: what is left of each parameter, by path.
 
   Returns:
@@ -80,6 +75,9 @@ def live_indices(
     OptStateError: the state is not that of `tx` over these parameters, or no part of a leaf belongs
       to the channels that are left.
   """
+  thin_params = tree.map_with_path(
+    lambda path, leaf: jax.ShapeDtypeStruct(cuts[path].thin_shape, leaf.dtype), params
+  )
   full, thin = (_leaves_of(tx, each) for each in (params, thin_params))
   paths = list(tree.flatten(opt_state))
   shapes = [np.shape(leaf) for leaf in jax.tree.leaves(opt_state)]

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 import optax
 
-from slim_jax import batch_norms, tree
 from slim_jax import shardings as shardings_module
+from slim_jax import tree
 from slim_jax.channels import opt_state as opt_state_module
 from slim_jax.channels import regions
 from slim_jax.channels.cuts import Cut, Fold
+from slim_jax.channels.dead import bias_of_each, zeros_of
 from slim_jax.channels.regions import Region
 from slim_jax.shardings import Change
 from slim_jax.tree import Path
@@ -76,7 +77,7 @@ class Plan:
 
     def change(path: Path) -> Change | None:
       cut, folds = self.cuts[path], self.folds.get(path, ())
-      if cut.live.is_whole and not folds:
+      if cut.filled.is_whole and not folds:
         return None
       return Change(lambda leaf: cut.slice(_folded(leaf, folds)), cut.thin_shape)
 
@@ -97,7 +98,7 @@ class Plan:
 
     def change(path: Path) -> Change | None:
       cut = self.cuts[path]
-      return None if cut.live.is_whole else Change(cut.expand, cut.shape)
+      return None if cut.filled.is_whole else Change(cut.expand, cut.shape)
 
     return _changed(thin, change, shardings)
 
@@ -127,19 +128,20 @@ class Plan:
     cuts = {path: cut for path, cut in self.cuts.items() if path in paths}
     Plan(cuts)._check(params, lambda cut: cut.shape, 'slice the optimiser state of')
     cuts = {path: cuts[path] for path in paths}  # in the order of the leaves
-    thin_params = tree.map_with_path(
-      lambda path, leaf: jax.ShapeDtypeStruct(cuts[path].thin_shape, leaf.dtype), params
-    )
-    kept = opt_state_module.live_indices(tx, opt_state, params, thin_params, cuts)
     leaves = tree.flatten(opt_state)
+    shapes = [np.shape(leaf) for leaf in leaves.values()]
+    live, filled = (
+      list(map(_region, shapes, opt_state_module.live_indices(tx, opt_state, params, each)))
+      for each in (cuts, {path: Cut.of(cut.shape, cut.filled) for path, cut in cuts.items()})
+    )
     cuts = {
-      path: Cut.at(np.shape(leaf), indices)
-      for (path, leaf), indices in zip(leaves.items(), kept, strict=True)
-      if indices is not None
+      path: Cut.of(shape, held, filled=inside)
+      for path, shape, held, inside in zip(leaves, shapes, live, filled, strict=True)
     }
 
     def change(path: Path) -> Change | None:
-      return Change(cuts[path].slice, cuts[path].thin_shape) if path in cuts else None
+      cut = cuts[path]
+      return None if cut.filled.is_whole else Change(cut.slice, cut.thin_shape)
 
     return _changed(opt_state, change, shardings)
 
@@ -159,11 +161,7 @@ class Plan:
         'the second plan does not continue the first: they differ at '
         + ', '.join(map(tree.show, wrong))
       )
-    cuts = {}
-    for path, cut in self.cuts.items():
-      inner = other.cuts[path]
-      kept = [i[j] for i, j in zip(cut.indices, inner.indices, strict=True)]
-      cuts[path] = Cut.at(cut.shape, kept)
+    cuts = {path: cut.then(other.cuts[path]) for path, cut in self.cuts.items()}
     folds = dict(self.folds)
     for path, more in other.folds.items():
       original = self.cuts[path].indices
@@ -183,8 +181,7 @@ class Plan:
       before = earlier.cuts[path]
       if not regions.contains(before.live, cut.live):
         raise ValueError(f'{tree.show(path)}: the plan keeps what the earlier plan removed')
-      kept = [np.searchsorted(i, j) for i, j in zip(before.indices, cut.indices, strict=True)]
-      cuts[path] = Cut.at(before.thin_shape, kept)
+      cuts[path] = cut.relative_to(before)
     folds = {
       path: tuple(fold.renumbered(_positions(earlier.cuts[path], fold.axis)) for fold in folds)
       for path, folds in self.folds.items()
@@ -195,20 +192,29 @@ class Plan:
     """Returns `dead` of the thin variables in the indices of the original network.
 
     What this plan removed from a leaf with a dead vector is dead too, so the result describes all
-    passes so far: `plan(f, original_shapes, x, dead=earlier.lift(dead))`.
+    passes so far: `plan(f, original_shapes, x, dead=earlier.lift(dead))`. Where only the bias of a
+    channel was left (`bias='keep'`), the scale is dead, and a vector at the bias says which biases
+    are.
 
     Args:
       dead: tree like the thin variables: bool [channels] at each scale leaf, None elsewhere.
     """
-
-    def lifted(key_path: Any, vector: Any) -> Any:
-      cut = self.cuts[tree.path_of(key_path)]
-      axis = batch_norms.channel_axis(jax.ShapeDtypeStruct(cut.shape, bool))
-      all_dead = np.ones(cut.shape[axis], bool)
-      all_dead[cut.indices[axis]] = np.asarray(vector)
-      return all_dead
-
-    return jax.tree_util.tree_map_with_path(lifted, dead)
+    shapes = {path: jax.ShapeDtypeStruct(cut.thin_shape, bool) for path, cut in self.cuts.items()}
+    lifted: dict[Path, Any] = {}
+    for path, vector in tree.flatten(dead).items():
+      axis, channels = zeros_of(path, np.asarray(vector), shapes[path])
+      cut, bias = self.cuts[path], bias_of_each(shapes).get(path)
+      held, size = regions.vector(cut.filled.axes[axis], cut.shape[axis]), cut.shape[axis]
+      all_dead = np.ones(size, bool)
+      all_dead[cut.indices[axis]] = channels
+      lifted[path] = all_dead | ~held
+      if bias is not None and not regions.same(cut.filled, cut.live):
+        lifted.setdefault(bias, all_dead)
+    return jax.tree_util.tree_map_with_path(
+      lambda key_path, _: lifted.get(tree.path_of(key_path)),
+      dead,
+      is_leaf=lambda leaf: leaf is None,
+    )
 
   def save(self, path: str | os.PathLike[str] | BinaryIO) -> None:
     """Writes the plan to an .npz file, given by name or open (NumPy's format, no pickles)."""
@@ -220,14 +226,16 @@ class Plan:
           'path': leaf,
           'shape': cut.shape,
           'empty': cut.live.empty,
+          'filled': None if regions.same(cut.filled, cut.live) else cut.filled.empty,
+          'support': cut.support.empty,
           'folds': [[fold.axis, fold.carrier] for fold in folds],
         }
       )
       for i, fold in enumerate(folds):
         arrays |= {f'{n}.fold{i}.sources': fold.sources, f'{n}.fold{i}.weights': fold.weights}
-      for i, axis in enumerate(cut.live.axes):
-        if axis is not None and not cut.live.empty:
-          arrays[f'{n}.{i}'] = axis
+      arrays |= _axes(f'{n}', cut.live) | _axes(f'{n}.support', cut.support)
+      if leaves[-1]['filled'] is not None:
+        arrays |= _axes(f'{n}.filled', cut.filled)
     head = {
       'version': 1,
       'leaves': leaves,
@@ -258,9 +266,7 @@ class Plan:
       raise ValueError(f'{path} is not a plan, or is damaged: {error}') from error
     cuts, folds = {}, {}
     for n, leaf in enumerate(head['leaves']):
-      axes = tuple(arrays.get(f'{n}.{i}') for i in range(len(leaf['shape'])))
-      live = regions.nothing(len(axes)) if leaf['empty'] else Region(axes)
-      cuts[tuple(leaf['path'])] = Cut(tuple(leaf['shape']), live)
+      cuts[tuple(leaf['path'])] = _cut(n, leaf, arrays)
       if leaf.get('folds'):
         folds[tuple(leaf['path'])] = tuple(
           Fold(axis, arrays[f'{n}.fold{i}.sources'], arrays[f'{n}.fold{i}.weights'], carrier)
@@ -322,6 +328,33 @@ def _changed(arrays: Any, change: Callable[[Path], Change | None], shardings: An
     {path: change(path) for path in leaves}, leaves, dict(zip(leaves, given, strict=True))
   )
   return jax.tree.unflatten(jax.tree.structure(arrays), results)
+def _region(shape: tuple[int, ...], indices: Sequence[np.ndarray] | None) -> Region:
+  """The region of these indices of every axis; None: of all."""
+  if indices is None:
+    return regions.whole(len(shape))
+  return regions.normal(np.isin(np.arange(n), i) for n, i in zip(shape, indices, strict=True))
+
+
+def _axes(name: str, region: Region) -> dict[str, np.ndarray]:
+  """The index sets of a region by the names under which a file keeps them."""
+  if region.empty:
+    return {}
+  return {f'{name}.{i}': axis for i, axis in enumerate(region.axes) if axis is not None}
+
+
+def _cut(number: int, leaf: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Cut:
+  """Reads a cut of a file; of earlier versions, files hold the live region alone."""
+  shape = tuple(leaf['shape'])
+
+  def region(name: str, empty: bool) -> Region:
+    axes = tuple(arrays.get(f'{name}.{i}') for i in range(len(shape)))
+    return regions.nothing(len(axes)) if empty else Region(axes)
+
+  live = region(f'{number}', leaf['empty'])
+  if 'support' not in leaf:
+    return Cut.of(shape, live)
+  filled = live if leaf['filled'] is None else region(f'{number}.filled', leaf['filled'])
+  return Cut(shape, live, filled, region(f'{number}.support', leaf['support']))
 
 
 def _positions(cut: Cut, axis: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from slim_jax import batch_norms, jaxprs, tree
 from slim_jax.channels import absorb, analysis, explain, programs, regions
 from slim_jax.channels.cuts import Cut, Fold
+from slim_jax.channels.dead import Zeros, without, zeroed
 from slim_jax.channels.plan import Plan
 from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import RULES, Fact, Rule, Walk
@@ -78,7 +79,7 @@ def plan(
     ValueError: if `dead` does not fit the variables, if the results would no longer depend on
       `args`, or if `bias='keep'` gets shapes for variables.
   """
-  zero = batch_norms.zeroed(variables, dead, bias)
+  zero = zeroed(variables, dead, bias)
   traced = f if isinstance(f, Traced) else Traced(f, variables, *args, rules=rules)
   networks = [_network(traced, variables, outs)]
   networks += [
@@ -88,7 +89,13 @@ def plan(
   folds: dict[Path, Fold] = {}
   after = [_after(network, _zeroed_supports(network, zero)) for network in networks]
   if bias == 'keep':
-    folds = _folds(networks[0], after[0].facts, zero, args)
+    given = [args, *(further for _, further, _ in also)]
+    folds = _common(
+      [
+        (network, _folds(network, state.facts, zero, own))
+        for network, state, own in zip(networks, after, given, strict=True)
+      ]
+    )
     after = [
       _after(network, _folded_supports(network, state.supports, folds))
       for network, state in zip(networks, after, strict=True)
@@ -97,7 +104,10 @@ def plan(
   for network, needed in zip(networks, needs, strict=True):
     _check_alive(network, needed, zero)
   return Plan(
-    {path: Cut(tuple(leaf.shape), left[path]) for path, leaf in networks[0].leaves.items()},
+    {
+      path: Cut(tuple(leaf.shape), left[path].live, left[path].filled, support)
+      for (path, leaf), support in zip(networks[0].leaves.items(), after[0].supports)
+    },
     tuple(dict.fromkeys(_without_rule(networks, needs))),
     {} if traced is f else _reasons(networks, needs),
     {path: (fold,) for path, fold in folds.items()},
@@ -203,13 +213,14 @@ def _network(traced: Traced, variables: Any, outs: Any) -> _TracedNetwork:
   return _TracedNetwork(traced, program, leaves, numbers, states, norms, statistics)
 
 
-def _zeroed_supports(network: _TracedNetwork, zero: Mapping[Path, np.ndarray]) -> list[Region]:
+def _zeroed_supports(network: _TracedNetwork, zero: Mapping[Path, Zeros]) -> list[Region]:
   """Where each input may be non-zero when these channels of leaves are zero."""
   program = network.program
   supports = [regions.whole(len(program.avals[i].shape)) for i in program.inputs]
-  for n, (path, leaf) in enumerate(network.leaves.items()):
+  for n, path in enumerate(network.leaves):
     if path in zero:
-      supports[n] = regions.along(supports[n], batch_norms.channel_axis(leaf), ~zero[path])
+      axis, channels = zero[path]
+      supports[n] = regions.along(supports[n], axis, ~channels)
   return supports
 
 
@@ -238,7 +249,7 @@ def _after(network: _TracedNetwork, supports: list[Region]) -> _After:
 
 
 def _needed(
-  network: _TracedNetwork, facts: list[Fact], kept: Mapping[Path, Region], walk: Walk
+  network: _TracedNetwork, facts: list[Fact], kept: Mapping[Path, '_Left'], walk: Walk
 ) -> analysis.Analysis:
   """Follows need backward; of new statistics only those of `kept` channels are wanted."""
   demands = []
@@ -247,13 +258,13 @@ def _needed(
     if path is None or path not in network.statistics:
       demands.append(regions.whole(rank))
     else:
-      demands.append(kept.get(path, regions.nothing(rank)))
+      demands.append(kept[path].filled if path in kept else regions.nothing(rank))
   return analysis.backward(network.program, facts, demands, walk=walk)
 
 
 def _settled(
   networks: Sequence[_TracedNetwork], after: Sequence[_After]
-) -> tuple[list[analysis.Analysis], dict[Path, Region]]:
+) -> tuple[list[analysis.Analysis], dict[Path, '_Left']]:
   """Analyses until the statistics that are wanted are those of the channels that are kept.
 
   Returns:
@@ -262,7 +273,7 @@ def _settled(
   wants_statistics = any(not n.statistics.isdisjoint(n.states) for n in networks)
   bases = [_base(network) for network in networks]
   norms = networks[0].norms
-  kept: dict[Path, Region] = {}
+  kept: dict[Path, _Left] = {}
   while True:
     needs = [
       _needed(network, state.facts, kept, state.walk)
@@ -275,9 +286,9 @@ def _settled(
       for (path, leaf), support in zip(networks[0].leaves.items(), after[0].supports)
     }
     before, kept = kept, dict(pair for norm in norms for pair in _together(norm, leaves))
-    settled = all(path in before and regions.same(before[path], r) for path, r in kept.items())
+    settled = all(path in before and before[path].is_same(left) for path, left in kept.items())
     if settled or not wants_statistics:
-      return needs, {path: kept.get(path, _left(leaf)) for path, leaf in leaves.items()}
+      return needs, {path: kept.get(path) or _left(leaf) for path, leaf in leaves.items()}
 
 
 def _base(network: _TracedNetwork) -> analysis.Analysis:
@@ -307,14 +318,26 @@ class _Leaf(NamedTuple):
   live: Region
 
 
+class _Left(NamedTuple):
+  """What is left of a leaf, and which of it is not zero; see `Cut`."""
+
+  live: Region
+  filled: Region
+
+  def is_same(self, other: '_Left') -> bool:
+    return all(map(regions.same, self, other))
+
+
 def _together(
   norm: batch_norms.BatchNorm, leaves: Mapping[Path, _Leaf]
-) -> list[tuple[Path, Region]]:
+) -> list[tuple[Path, _Left]]:
   """The leaves of one BatchNorm lose the same channels: those that no function may need.
 
   Inference and training read them differently. With a zero input, training needs the bias of a
   channel alone, inference its running mean and scale too. A channel that is not read even with
-  nothing dead is removed too: its inputs may be gone, so its statistics could not be updated.
+  nothing dead is removed too: its inputs may be gone, so its statistics could not be updated. Where
+  a bias stays without its scale, scale and statistics stay as zeros, so that all leaves have the
+  same channels.
   """
   own = [norm.scale] if norm.bias is None else [norm.scale, norm.bias]
   read = [path for path in own if not leaves[path].base.empty] or own
@@ -329,10 +352,14 @@ def _together(
   for path in (*own, *norm.statistics):
     shape = leaves[path].shape
     if shape and shape[_channel_axis(shape)] == kept.size:
-      # The bias of a channel without a scale may stay alone.
-      channels = kept if path == norm.bias else scaled
-      alike.append((path, regions.along(regions.whole(len(shape)), _channel_axis(shape), channels)))
+      filled = kept & _channels(leaves[path].support, shape) if path == norm.bias else scaled
+      alike.append((path, _Left(_along(shape, kept), _along(shape, filled))))
   return alike
+
+
+def _along(shape: tuple[int, ...], channels: np.ndarray) -> Region:
+  """The region of a leaf at these channels, bool [channels]."""
+  return regions.along(regions.whole(len(shape)), _channel_axis(shape), channels)
 
 
 def _channels(region: Region, shape: tuple[int, ...]) -> np.ndarray:
@@ -345,22 +372,23 @@ def _channel_axis(shape: tuple[int, ...]) -> int:
   return batch_norms.channel_axis(jax.ShapeDtypeStruct(shape, bool))
 
 
-def _left(leaf: _Leaf) -> Region:
+def _left(leaf: _Leaf) -> _Left:
   """What is left of a leaf: all but what was removed because of dead channels, axis by axis.
 
   An index that is not read even with nothing dead stays, unless it was zeroed itself.
   """
   if leaf.live.empty and not leaf.base.empty:
-    return leaf.live
+    return _Left(leaf.live, leaf.live)
   axes = [
     regions.vector(now, size) | ~regions.vector(always, size)
     for now, always, size in zip(leaf.live.axes, leaf.base.axes, leaf.shape, strict=True)
   ]
-  return regions.intersect(regions.normal(axes), leaf.support)
+  left = regions.intersect(regions.normal(axes), leaf.support)
+  return _Left(left, left)
 
 
 def _folds(
-  network: _TracedNetwork, after: list[Fact], zero: Mapping[Path, np.ndarray], args: tuple[Any, ...]
+  network: _TracedNetwork, after: list[Fact], zero: Mapping[Path, Zeros], args: tuple[Any, ...]
 ) -> dict[Path, Fold]:
   """Kernels that take over what the biases of dead channels contribute."""
   leaves = network.leaves
@@ -368,21 +396,38 @@ def _folds(
     raise ValueError(
       f"bias='keep' needs the values of the variables, not their shapes: {tree.show(shapes[0])}"
     )
-  arrays = [batch_norms.without(leaf, zero.get(path)) for path, leaf in leaves.items()]
+  arrays = [without(leaf, zero.get(path)) for path, leaf in leaves.items()]
   data = dict(zip(network.data, jax.tree.leaves(args), strict=True))
   traced = network.traced
   folds = absorb.find(network.program, traced.whole_facts(), after, arrays, data, traced.walk)
   return {list(leaves)[n]: fold for n, fold in folds.items()}
 
 
+def _common(found: Sequence[tuple[_TracedNetwork, Mapping[Path, Fold]]]) -> dict[Path, Fold]:
+  """The folds that hold in every function that reads the kernel.
+
+  Dropout or noise in training, for one, makes of a constant what changes.
+  """
+  (_, first), *others = found
+
+  def holds(path: Path, fold: Fold) -> bool:
+    return all(
+      _base(network).live[network.numbers[path]].empty
+      or (path in folds and fold.is_close(folds[path]))
+      for network, folds in others
+    )
+
+  return {path: fold for path, fold in first.items() if holds(path, fold)}
+
+
 def _check_alive(
-  network: _TracedNetwork, needed: analysis.Analysis, zero: Mapping[Path, np.ndarray]
+  network: _TracedNetwork, needed: analysis.Analysis, zero: Mapping[Path, Zeros]
 ) -> None:
   """Raises if the arguments that are read with nothing dead are no longer read at all."""
   base = _base(network)
   read = [i for i in network.data if not base.live[i].empty]
   if read and all(needed.live[i].empty for i in read):
-    gone = [tree.show(path) for path in zero if zero[path].all()]
+    gone = [tree.show(path) for path in zero if zero[path].channels.all()]
     ends = [str(eqn) for eqn in _dead_ends(network, needed.facts)]
     raise DisconnectedError(
       'the network is disconnected: its results no longer depend on its inputs. '

@@ -128,6 +128,19 @@ def contains(a: Region, b: Region) -> bool:
   return same(union(a, b), a)
 
 
+def removed(wanted: Region, have: Region, shape: Sequence[int]) -> str:
+  """Says which indices are wanted beyond those there are: 'axis 1: 3 of 6 (0, 1, 2)'."""
+  if have.empty:
+    return 'all of it'
+  parts = []
+  for axis, (want, there, size) in enumerate(zip(wanted.axes, have.axes, shape, strict=True)):
+    beyond = np.flatnonzero(vector(want, size) & ~vector(there, size))
+    if beyond.size:
+      some = ', '.join(map(str, beyond[:5])) + (', ...' if beyond.size > 5 else '')
+      parts.append(f'axis {axis}: {beyond.size} of {size} ({some})')
+  return '; '.join(parts)
+
+
 def same(a: Region, b: Region) -> bool:
   """Whether two regions hold the same elements."""
   return a is b or (a.empty == b.empty and all(map(same_axis, a.axes, b.axes)))
@@ -153,6 +166,13 @@ def vector(axis: Axis, size: int) -> np.ndarray:
   if axis is None:
     return np.ones(size, bool)
   return np.zeros(size, bool) if axis is NO_INDEX else axis
+
+
+def indices(region: Region, shape: Sequence[int]) -> tuple[np.ndarray, ...]:
+  """The indices of every axis, increasing."""
+  return tuple(
+    np.flatnonzero(vector(axis, size)) for axis, size in zip(region.axes, shape, strict=True)
+  )
 
 
 def at(axis: Axis, index: Any) -> Axis:

@@ -54,10 +54,11 @@ def counted(call: TracedCall, plan: Plan | None) -> counting.Cost:
     return counting.of_program(program, shapes)
   shapes = plan.slice(shapes)
   leaves = jax.tree.leaves((shapes, args))
-  have = [cut.live for cut in plan.cuts.values()]
-  have += [regions.whole(len(leaf.shape)) for leaf in leaves[len(have) :]]
+  cuts = list(plan.cuts.values())
+  whole = [regions.whole(len(leaf.shape)) for leaf in leaves[len(cuts) :]]
+  have, support = [cut.live for cut in cuts] + whole, [cut.support for cut in cuts] + whole
   demands = [regions.whole(len(program.avals[i].shape)) for i in program.outputs]
-  needed = analysis.analyse(program, [Fact(region) for region in have], demands)
+  needed = analysis.analyse(program, list(map(Fact, support)), demands)
   thin_program, _ = jaxprs.trace(
     lambda *arrays: analysis.run(program, needed, list(arrays), have, demands), *leaves
   )

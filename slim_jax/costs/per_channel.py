@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from slim_jax import batch_norms, jaxprs, tree
-from slim_jax.channels import analysis, programs, regions
+from slim_jax.channels import analysis, dead, programs, regions
 from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import Context, Fact, Walk
 from slim_jax.costs import counting
@@ -121,24 +121,25 @@ def saved_by_channel(
   numbers = dict(zip(leaves, program.inputs))
   saved = {}
   for path in batch_norms.chosen(variables, scales):
-    channels = leaves[path].shape[batch_norms.channel_axis(leaves[path])]
+    axis = dead.unit_axis(path, leaves[path])
+    channels = leaves[path].shape[axis]
     # A channel's bias is dead with its scale.
-    every = tree.like(variables, {path: np.ones(channels, bool)})
-    together = batch_norms.zeroed(shapes[0], every)
+    every = tree.like(
+      variables, {path: dead.spelled(leaves[path], dead.Zeros(axis, np.ones(channels, bool)))}
+    )
+    together = dead.zeroed(shapes[0], every)
 
     def saves(channel: int, together=together, channels=channels) -> int:
       left = np.arange(channels) != channel
       return network.saves(
-        {numbers[target]: _along_channels(leaves[target], left) for target in together}
+        {
+          numbers[target]: regions.along(regions.whole(len(leaves[target].shape)), axis, left)
+          for target, (axis, _) in together.items()
+        }
       )
 
     saved[path] = evaluate(saves, channels)
   return saved
-
-
-def _along_channels(leaf: Any, left: np.ndarray) -> Region:
-  """Returns the region of a leaf that holds the channels `left`, bool [channels]."""
-  return regions.along(regions.whole(len(leaf.shape)), batch_norms.channel_axis(leaf), left)
 
 
 class _Incremental:
