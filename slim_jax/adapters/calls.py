@@ -8,7 +8,7 @@ import numpy as np
 
 from slim_jax import tree
 from slim_jax.channels.plan import Plan
-from slim_jax.channels.thin import thin
+from slim_jax.channels.thin import RemovedError, thin
 from slim_jax.tree import Path
 
 
@@ -53,6 +53,7 @@ def run(
   """
   arrays, rebuild = split((args, kwargs))
   rebuild_results: list[Callable[[Sequence[Any]], Any]] = []
+  counts: list[int] = []
 
   def on_arrays(variables: Any, arrays: list[Any]) -> tuple[list[Any], Any]:
     args, kwargs = rebuild(arrays)
@@ -69,10 +70,37 @@ def run(
       return results, structure.unflatten([by_path[path] for path in leaves])
 
     rebuild_results.append(assemble)
+    counts.append(len(split(results)[0]))
     return whole, nested(state)
 
-  parts = thin(on_arrays, plan, ins=('', None), outs=(None, ''))(variables, arrays)
+  parts = _evaluate(on_arrays, plan, variables, arrays, counts)
   return rebuild_results[-1](parts)
+
+
+def _evaluate(
+  f: Callable[..., Any], plan: Plan, variables: Any, arrays: list[Any], counts: list[int]
+) -> Any:
+  """Evaluates `f` thin. In state that the plan does not have, removed channels are zero.
+
+  Args:
+    f: returns a list of arrays and the new state.
+    plan: of the variables.
+    variables: thin.
+    arrays: the other argument of `f`.
+    counts: how many of the arrays are results and no state, once `f` was called.
+  """
+  ins, outs = ('', None), (None, '')
+  try:
+    return thin(f, plan, ins=ins, outs=outs)(variables, arrays)
+  except RemovedError:
+
+    def results(variables: Any, arrays: list[Any]) -> Any:
+      whole, state = f(variables, arrays)
+      return whole[: counts[-1]], state
+
+    # Intermediate values, for one, may be of removed channels; results may not.
+    jax.eval_shape(thin(results, plan, ins=ins, outs=outs), variables, arrays)
+    return thin(f, plan, ins=ins, outs=outs, missing='zero')(variables, arrays)
 
 
 def nested(leaves: Mapping[Path, Any]) -> Any:
