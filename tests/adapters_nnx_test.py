@@ -191,6 +191,6 @@ def test_training_is_planned_with_inference():
   alone, info = slim_jax.nnx.slim(model, x, True, fraction=0.5, train=False)
   assert both.last.kernel.shape[0] == 8 > alone.last.kernel.shape[0]
   with pytest.raises(SlimError, match='counted changes attributes'):
-    alone.counted(jnp.ones((4, 8)))
+    both.counted(jnp.ones((4, 8)))
   with pytest.raises(SlimError, match='needs a flax.nnx.Module'):
     slim_jax.nnx.thin(len, info.plan)

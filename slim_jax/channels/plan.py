@@ -328,6 +328,8 @@ def _changed(arrays: Any, change: Callable[[Path], Change | None], shardings: An
     {path: change(path) for path in leaves}, leaves, dict(zip(leaves, given, strict=True))
   )
   return jax.tree.unflatten(jax.tree.structure(arrays), results)
+
+
 def _region(shape: tuple[int, ...], indices: Sequence[np.ndarray] | None) -> Region:
   """The region of these indices of every axis; None: of all."""
   if indices is None:

@@ -6,11 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-<<<<<<< HEAD
-from slim_jax import batch_norms, jaxprs, shardings, tree
-=======
-from slim_jax import jaxprs, tree
->>>>>>> a1ae4ed (A function that reads what its plan removed is refused by name)
+from slim_jax import jaxprs, shardings, tree
 from slim_jax.channels import analysis, programs, regions
 from slim_jax.channels.analysis import Analysis
 from slim_jax.channels.cuts import Cut
@@ -38,8 +34,9 @@ def thin(
       thin(f, plan)(plan.slice(v), *args) == f(plan.expand(plan.slice(v)), *args)
 
   for every `f` that reads nothing that the plan removed; and then both equal
-  `f(mask(v, dead), *args)`. Derivatives obey the same law. It is a function like any other: wrap it in `jit`, `grad`,
-  `vmap`, `pmap`, `jax.checkpoint`, `jax.export`. Outside `jit`, every call traces `f` again.
+  `f(mask(v, dead), *args)`. Derivatives obey the same law. It is a function like any other: wrap it
+  in `jit`, `grad`, `vmap`, `pmap`, `jax.checkpoint`, `jax.export`. Outside `jit`, every call traces
+  `f` again.
 
   Args:
     f: a pure function of pytrees.
@@ -71,35 +68,21 @@ def thin(
     full_args, full_kwargs = jax.tree.unflatten(structure, shapes)
     program, results = programs.trace(f, *full_args, **full_kwargs)
     demands = _demands(plan, outs, program, results)
-<<<<<<< HEAD
-    walk, inputs = Walk(rules), list(map(Fact, have))
-    needed = analysis.analyse(program, inputs, demands, walk=walk)
-    if widen:
-      widening = Widening(program, needed, Costs() if widen is True else widen)
-      needed = analysis.backward(program, needed.facts, demands, walk=walk, widening=widening)
-    avals = [program.avals[number] for number in program.outputs]
-
-    def run(*leaves: Any) -> list[Any]:
-      arrays = analysis.run(program, needed, leaves, have, demands)
-      return [_nothing(a) if x is None else x for x, a in zip(arrays, avals, strict=True)]
-
-    thins = [
-      jaxprs.struct(aval, regions.shape_of(demand, aval.shape))
-      for aval, demand in zip(avals, demands, strict=True)
-=======
-    walk = Walk(rules)
-    needed = None
+    walk, needed = Walk(rules), None
     if missing == 'error':
       needed = _checked(f, plan, program, held, demands, results, walk)
     if needed is None or widen:
       needed = _with_zeros(program, held, demands, walk, widen)
     have, wanted = [leaf.live for leaf in held], [demand.live for demand in demands]
-    arrays = [
-      _nothing(program.avals[n]) if array is None else array
-      for array, n in zip(
-        analysis.run(program, needed, leaves, have, wanted), program.outputs, strict=True
-      )
->>>>>>> a1ae4ed (A function that reads what its plan removed is refused by name)
+    avals = [program.avals[number] for number in program.outputs]
+
+    def run(*leaves: Any) -> list[Any]:
+      arrays = analysis.run(program, needed, leaves, have, wanted)
+      return [_nothing(a) if x is None else x for x, a in zip(arrays, avals, strict=True)]
+
+    thins = [
+      jaxprs.struct(aval, regions.shape_of(demand, aval.shape))
+      for aval, demand in zip(avals, wanted, strict=True)
     ]
     return jax.tree.unflatten(
       jax.tree.structure(results), shardings.automatic(run, leaves, thins, program.avals)
@@ -274,11 +257,7 @@ def _original(cut: Cut, path: tree.Path, thin_leaf: jax.ShapeDtypeStruct) -> jax
       f'from {cut.shape}). Slice the variables with plan.slice; if this is state that a thin '
       'function returned, declare it with outs=.'
     )
-<<<<<<< HEAD
-  return cut.live, jaxprs.struct(thin_leaf, cut.shape)
-=======
-  return jax.ShapeDtypeStruct(cut.shape, thin_leaf.dtype, weak_type=thin_leaf.weak_type)
->>>>>>> a1ae4ed (A function that reads what its plan removed is refused by name)
+  return jaxprs.struct(thin_leaf, cut.shape)
 
 
 def _nothing(aval: Any) -> jax.Array:
