@@ -221,6 +221,46 @@ def test_training_is_planned_with_inference():
   assert kernel(both) == 8 > kernel(alone)
 
 
+class Transformer(nn.Module):
+  """No BatchNorm; noise in training."""
+
+  dtype: type
+
+  @nn.compact
+  def __call__(self, x, deterministic):
+    kinds = dict(dtype=self.dtype, param_dtype=self.dtype)
+    y = nn.LayerNorm(**kinds)(x)
+    x = x + nn.MultiHeadDotProductAttention(4, **kinds)(y)
+    y = nn.gelu(nn.Dense(12, **kinds)(nn.LayerNorm(**kinds)(x)))
+    x = x + nn.Dense(8, **kinds)(nn.Dropout(0.3)(y, deterministic))
+    return nn.Dense(3, **kinds)(x.mean(1))
+
+
+def test_networks_without_batch_norm(x64):
+  net, x = Transformer(jnp.float64), jax.random.normal(jax.random.key(0), (2, 5, 8), jnp.float64)
+  shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), x, True))
+  variables, tx = randomise(shapes, jnp.float64, 0), optax.adam(1e-2)
+  opt_state = cosines(tx, variables['params'])
+  options = dict(where='heads,neurons', fraction=0.4, tx=tx, opt_state=opt_state)
+  once, first = linen.slim(net, variables, x, **options)
+  assert 0.3 < first.removed < 0.5 and first.after.macs < first.before.macs
+  full = first.plan.expand(first.variables)  # removed units are zeros
+  key = {'dropout': jax.random.key(1)}
+  got = once.apply(first.variables, x, False, rngs=key)
+  assert laws.distance(got, net.apply(full, x, False, rngs=key)) < 1e-12
+  units = slim_jax.units(linen.functions(net, variables).infer, variables, x, where='heads,neurons')
+  gates = {name: ~dead * jnp.ones(dead.shape) for name, dead in first.dead.items()}
+  want = net.apply(slim_jax.fold(variables, gates, units), x, False, rngs=key)
+  assert laws.distance(got, want) < 1e-12
+  moments = jax.tree.map(jnp.shape, first.opt_state[0].mu)
+  assert moments == jax.tree.map(jnp.shape, first.variables['params'])
+
+  twice, second = linen.slim(once, first.variables, x, where='neurons', budget='macs:0.9')
+  assert second.after.macs <= 0.9 * second.before.macs
+  got = twice.apply(second.variables, x, True)
+  assert laws.distance(got, net.apply(second.plan.expand(second.variables), x, True)) < 1e-12
+
+
 @pytest.mark.parametrize(
   'options, words',
   [
@@ -228,6 +268,8 @@ def test_training_is_planned_with_inference():
     ({'fraction': 0.5, 'budget': 'macs:0.5'}, 'give one of'),
     ({'fraction': 0.5, 'tx': optax.sgd(0.1)}, 'both tx and opt_state'),
     ({'dead': {}, 'min_channels': 1}, 'chosen already'),
+    ({'fraction': 0.5, 'where': '*', 'bias': 'keep'}, 'where= and bias='),
+    ({'fraction': 0.5, 'where': '*', 'tied': True}, 'which are whole'),
     ({'fraction': 0.5, 'train': {'mode': 'train'}}, 'infer= is needed'),
   ],
 )

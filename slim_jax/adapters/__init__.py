@@ -2,5 +2,6 @@
 
 functions   a model as pure functions of its variables
 calls       which arguments of a call are arrays, and thin calls with any arguments
-cut         the whole cut: select, plan, slice
+chosen      what a cut removes: channels, or units
+cut         the whole cut: choose, plan, slice
 """

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -9,16 +10,12 @@ import numpy as np
 import optax
 
 from slim_jax import tree
-from slim_jax.adapters import calls
+from slim_jax.adapters import calls, chosen
 from slim_jax.adapters.functions import AdapterError, Functions
-from slim_jax.channels import planning
 from slim_jax.channels.plan import Plan
 from slim_jax.channels.thin import thin
-from slim_jax.channels.ties import streams
 from slim_jax.costs.counting import Cost, count
-from slim_jax.selection.budget import select_budget
 from slim_jax.selection.options import SelectionKeywords
-from slim_jax.selection.select import select_global
 
 
 class CutKeywords(SelectionKeywords, total=False):
@@ -32,6 +29,9 @@ class CutKeywords(SelectionKeywords, total=False):
     bias: 'zero' or 'keep', as in `plan`.
     tx: the optax transformation of `opt_state`.
     opt_state: the optimiser's state, to be cut like the parameters.
+    where: for networks without BatchNorm: which units to choose from, as in `slim_jax.units`:
+      'heads,neurons', or '*' for all. They are ranked by `slim_jax.scores.unit_norm`, or by
+      `scores` as a tree over the units.
     tied: as in `SelectionOptions`; or True for the ties that `streams` finds.
     scores: as in `SelectionOptions`; or a function `scores(infer, variables, *args)` that returns
       them, such as `slim_jax.scores.kernel_norm`.
@@ -44,6 +44,7 @@ class CutKeywords(SelectionKeywords, total=False):
   bias: str
   tx: optax.GradientTransformation | None
   opt_state: Any
+  where: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Info:
     further: the plan of this cut alone, from the variables before it; equal to `plan` at the first.
     variables: the thin variables.
     opt_state: the thin optimiser state; None if none was given.
-    dead: which channels were removed, a tree like the variables before the cut.
+    dead: which channels were removed, a tree like the variables before the cut; with `where`, which
+      units by name.
     before: cost of one call in inference before the cut.
     after: the same after it.
   """
@@ -128,23 +130,23 @@ def cut(
     args, kwargs = rebuild(arrays)
     return _with_new_state(model, variables, model.train(variables, *args, key=key, **kwargs))
 
-  now = infer if earlier is None else thin(infer, earlier)
-  dead = _dead(now, model.variables, arrays, choice)
-  full, all_dead = model.variables, dead
-  if earlier is not None:
-    full, all_dead = earlier.expand(model.variables), earlier.lift(dead)
-  also = []
   if training:
-    _check_training(train, full, arrays)
-    also = [(train, (jax.random.key(0), *arrays), (None, ''))]
-  plan = planning.plan(infer, full, *arrays, dead=all_dead, bias=bias, also=also)
-  further = plan if earlier is None else plan.relative_to(earlier)
+    _check_training(train, _full(model, earlier), arrays)
+  call = chosen.Calls(infer, train if training else None, arrays, earlier)
+  where = choice.pop('where', None)
+  if where is None:
+    choose = functools.partial(chosen.channels, bias=bias)
+  elif bias == 'zero':
+    choose = functools.partial(chosen.of_units, where=where)
+  else:
+    raise AdapterError('units have no biases of their own: where= and bias= contradict each other')
+  dead, further, folded = choose(call, model.variables, choice=choice)
   plan = further if earlier is None else earlier.then(further)
-  variables = further.slice(model.variables)
+  variables = further.slice(folded)
   if tx is not None:
     part = further[path] if path else further
     opt_state = part.slice_opt_state(tx, opt_state, trained(model.variables))
-  before = count(now, model.variables, *arrays)
+  before = count(call.now, model.variables, *arrays)
   after = count(thin(infer, plan), variables, *arrays)
   return Info(
     plan,
@@ -157,30 +159,10 @@ def cut(
   )
 
 
-def _dead(
-  infer: Callable[..., Any], variables: Any, arrays: list[Any], choice: dict[str, Any]
-) -> Any:
-  """Returns the channels to remove, as `select_global` returns them."""
-  ways = ('fraction', 'threshold', 'budget', 'dead')
-  given = {name: choice.pop(name, None) for name in ways}
-  chosen = [name for name, value in given.items() if value is not None]
-  if len(chosen) != 1:
-    raise AdapterError(
-      f'give one of {", ".join(ways)}; given: {", ".join(chosen) or "none of them"}'
-    )
-  if given['dead'] is not None:
-    if choice:
-      raise AdapterError(f'dead is chosen already, so {", ".join(choice)} cannot change it')
-    return given['dead']
-  if choice.get('tied') is True:
-    choice['tied'] = streams(infer, variables, *arrays, scales=choice.get('scales'))
-  if callable(choice.get('scores')):
-    choice['scores'] = choice['scores'](infer, variables, *arrays)
-  if given['budget'] is not None:
-    return select_budget(infer, variables, *arrays, target=given['budget'], **choice)
-  return select_global(
-    variables, fraction=given['fraction'], threshold=given['threshold'], **choice
-  )
+def _full(model: Functions, earlier: Plan | None) -> Any:
+  """Returns the shapes of the original variables."""
+  structs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.variables)
+  return structs if earlier is None else earlier.expand(structs)
 
 
 def _check_training(train: Callable[..., Any], variables: Any, arrays: list[Any]) -> None:
