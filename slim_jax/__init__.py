@@ -32,6 +32,7 @@ from slim_jax.sparsity.pull import l1_pull
 from slim_jax.structure.alignment import align
 from slim_jax.structure.find import units
 from slim_jax.structure.gates import fold, gate
+from slim_jax.structure.native import native
 from slim_jax.structure.unit import Units
 
 # setup.cfg reads the version from this line, without importing the package.
@@ -94,6 +95,7 @@ __all__ = [
   'load',
   'macs_per_channel',
   'mask',
+  'native',
   'plan',
   'reconstruct',
   'scale_shares',

@@ -10,7 +10,7 @@ from slim_jax.structure.unit import Place, Unit, Units
 _ROLES = {
   'readers': ('reader',),
   'makers': ('maker', 'batch'),
-  'all': ('reader', 'maker', 'batch', 'scale', 'bias'),
+  'all': ('reader', 'maker', 'batch', 'norm', 'scale', 'bias'),
 }
 
 

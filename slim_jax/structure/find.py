@@ -116,13 +116,23 @@ def _named(
       _params([p for p in places if p.path not in statistics], leaves),
       macs[candidate.atom],
       'constants differ from position to position' if 'positions' in candidate.notes else '',
+      _norm(candidate, of_kind[candidate]),
     )
   return list(result.values())
 
 
+def _norm(candidate: Candidate, kind: str) -> str:
+  """What kind of norm runs over a unit's channels."""
+  if not any('norm' in spot.roles for spot in candidate.spots) or 'summed' not in candidate.notes:
+    return ''
+  if 'centred' in candidate.notes or kind == 'group_positions':
+    return 'centred'
+  return 'other' if 'changed' in candidate.notes else 'rms'
+
+
 def _place(spot: Spot, gated: bool, stacks: dict[int, tuple[int, int]]) -> Place:
   layers, _ = stacks.get(spot.variable, (None, None))
-  role = next(r for r in ('reader', 'batch', 'maker', 'bias', 'scale') if r in spot.roles)
+  role = next(r for r in ('reader', 'batch', 'maker', 'bias', 'norm', 'scale') if r in spot.roles)
   return Place(spot.path, spot.axis, spot.member, role, gated, layers)
 
 

@@ -27,11 +27,15 @@ class Axis(NamedTuple):
     term: how it is made.
     sources: axes of variables that it comes from, while no data is involved.
     stretched: whether a value was repeated along it.
+    normed: whether the data were just divided by something that is the same along it.
+    changed: whether the variables that it comes from went through arithmetic.
   """
 
   term: Term
   sources: frozenset[Source] = _NOWHERE
   stretched: bool = False
+  normed: bool = False
+  changed: bool = False
 
 
 class Value(NamedTuple):
@@ -79,7 +83,8 @@ class Structure:
     notes: how terms are used, as (term, note): see `transfers`.
     pins: terms of which nothing can go, with the reason.
     roles: how an axis of a variable is used: 'reader' (summed over in a contraction), 'maker',
-      'batch' (of a contraction of variables with data), 'scale', 'bias'.
+      'batch' (of a contraction of variables with data), 'norm' (the scale of a norm over it),
+      'scale', 'bias'.
     stacked: axes of variables along which a scan runs, with the number of the scan.
     contractions: of the program, for costs.
     runs: how often the equation at hand runs.

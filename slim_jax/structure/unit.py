@@ -34,7 +34,8 @@ class Place:
     path: of the variable.
     axis: of the variable.
     member: int32 [axis size]: the unit that each index goes with, -1 for none.
-    role: 'reader' if the axis is summed over with the channels, 'maker', 'batch', 'scale' or 'bias'.
+    role: 'reader' if the axis is summed over with the channels, 'maker', 'batch', 'norm' (the scale
+      of a norm over the channels), 'scale' or 'bias'.
     gated: whether `gate` multiplies the gates into this axis.
     layers: axis of the variable along which a scan runs over layers; None if there is none.
   """
@@ -67,6 +68,8 @@ class Unit:
     params: number of parameters that go with one unit (in all stacked layers).
     macs: multiply-accumulates that go with one unit, for the batch of the traced arguments.
     fixed: why units cannot change places (see `align`); '' if they can.
+    norm: 'rms' if an RMSNorm runs over the channels, 'centred' if a norm subtracts their mean,
+      'other' if the scale of the norm is computed from a variable, as 1 + w; '' if there is none.
   """
 
   name: str
@@ -77,6 +80,7 @@ class Unit:
   params: int
   macs: int
   fixed: str = ''
+  norm: str = ''
 
   @property
   def shape(self) -> tuple[int, ...]:

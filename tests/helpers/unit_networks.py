@@ -143,44 +143,54 @@ def rotated(x):
 class LlamaLayer(Net):
   """RMSNorm, grouped queries, rotary positions, SwiGLU; called as the body of a scan, too."""
 
+  groups: int = 2
+  neurons: int = 20
+  epsilon: float = 1e-6
+
   @nn.compact
   def __call__(self, x, _=None):
     kinds = dict(dtype=self.dtype, param_dtype=self.dtype)
+    norm = functools.partial(nn.RMSNorm, epsilon=self.epsilon, **kinds)
     dense = functools.partial(nn.Dense, use_bias=False, **kinds)
-    y = nn.RMSNorm(**kinds)(x)
+    y, n = norm()(x), self.groups
     q, k, v = (
-      dense(n * 4, name=name)(y).reshape(*x.shape[:2], n, 4)
-      for name, n in (('q', 4), ('k', 2), ('v', 2))
+      dense(m * 4, name=name)(y).reshape(*x.shape[:2], m, 4)
+      for name, m in (('q', 2 * n), ('k', n), ('v', n))
     )
-    q, k = rotated(q).reshape(*x.shape[:2], 2, 2, 4), rotated(k)
+    q, k = rotated(q).reshape(*x.shape[:2], n, 2, 4), rotated(k)
     weights = jnp.einsum('btkgd,bskd->bkgts', q, k) / 2.0
     weights = nn.softmax(jnp.where(np.tri(x.shape[1], dtype=bool)[None, None, None], weights, -1e9))
-    y = jnp.einsum('bkgts,bskd->btkgd', weights, v).reshape(*x.shape[:2], 16)
+    y = jnp.einsum('bkgts,bskd->btkgd', weights, v).reshape(*x.shape[:2], -1)
     x = x + dense(x.shape[-1], name='o')(y)
-    y = nn.RMSNorm(**kinds)(x)
-    y = nn.silu(dense(20, name='gate')(y)) * dense(20, name='up')(y)
+    y = norm()(x)
+    y = nn.silu(dense(self.neurons, name='gate')(y)) * dense(self.neurons, name='up')(y)
     return x + dense(x.shape[-1], name='down')(y), None
 
 
 class Llama(Net):
-  """Two layers, one after the other, with a tied head."""
+  """Two layers, one after the other or stacked under a scan, with a tied head."""
 
+  width: int = 12
+  groups: int = 2
+  neurons: int = 20
+  epsilon: float = 1e-6
   stacked: bool = False
 
   @nn.compact
   def __call__(self, x, train):
     kinds = dict(dtype=self.dtype, param_dtype=self.dtype)
-    embed = nn.Embed(11, 12, **kinds)
+    embed = nn.Embed(11, self.width, **kinds)
     x = embed(x)
+    layer = functools.partial(LlamaLayer, self.dtype, self.groups, self.neurons, self.epsilon)
     if self.stacked:
       layers = nn.scan(
         nn.remat(LlamaLayer), variable_axes={'params': 0}, split_rngs={'params': True}, length=2
       )
-      x, _ = layers(self.dtype)(x, None)
+      x, _ = layers(self.dtype, self.groups, self.neurons, self.epsilon)(x, None)
     else:
       for _ in range(2):
-        x, _ = LlamaLayer(self.dtype)(x)
-    return embed.attend(nn.RMSNorm(**kinds)(x))
+        x, _ = layer()(x)
+    return embed.attend(nn.RMSNorm(epsilon=self.epsilon, **kinds)(x))
 
 
 class Recurrent(Net):

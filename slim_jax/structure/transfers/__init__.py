@@ -3,6 +3,8 @@
 Notes on terms, from operations on data:
 
     summed      a sum runs over it, as in the mean and variance of a norm
+    centred     a value that is the same along it is subtracted, as the mean of a LayerNorm is
+    changed     the scale of a norm over it is computed from a variable, as 1 + w
     mixed       an operation reads it whole: a maximum (as in softmax), a window ...
     ordered     an operation compares its indices with each other: a sort, top_k, argmax
     added       a sum of values made by different layers runs over it, as in a residual stream

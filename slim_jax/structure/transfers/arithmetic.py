@@ -34,10 +34,27 @@ def along_result(found: Structure, ctx: Context, operands: list[Value]) -> list[
     ]
     for other in tied[1:]:
       found.same(tied[0].term, other.term, where(ctx.eqn))
-    axes.append(joined(tied, tied[0].term) if tied else Axis(Term(size)))
+    axis = joined(tied, tied[0].term) if tied else Axis(Term(size))
+    axes.append(_met(ctx.eqn, axis, [v.axes[j] for v in operands if v.is_data and v.axes]))
   return [Value(tuple(axes), is_data)] * len(ctx.eqn.out_avals)
 
 
+def _met(eqn: Equation, axis: Axis, data: list[Axis]) -> Axis:
+  """The axis of a result, with what is known of the data along it."""
+  if not data:
+    return axis._replace(changed=axis.changed or eqn.primitive not in _COPIES)
+  stretched = list(map(_is_stretched, data))
+  divided = eqn.primitive in _SCALES and any(stretched) and not all(stretched)
+  normed = data[0].normed if len(data) == 1 else divided
+  return axis._replace(stretched=all(stretched), normed=normed)
+
+
+def _is_stretched(axis: Axis) -> bool:
+  """Whether a value is the same along an axis, or meets others as if it were."""
+  return axis.stretched or axis.term.size == 1
+
+
+_COPIES = {p.convert_element_type_p, p.copy_p, p.name_p, p.stop_gradient_p}
 _SCALES = {p.mul_p, p.div_p}
 _ADDS = {p.add_p, p.add_jaxvals_p, p.sub_p}
 
@@ -46,12 +63,26 @@ def _combined(found: Structure, eqn: Equation, operands: list[Value]) -> None:
   """Notes how variables meet data, and where values are added."""
   for value in operands:
     if not value.is_data:
-      for axis in value.axes:
-        found.role('scale' if eqn.primitive in _SCALES else 'bias', axis)
+      for j, axis in enumerate(value.axes):
+        met = [other.axes[j] for other in operands if other.is_data and other.axes]
+        role = _role(eqn, met)
+        found.role(role, axis)
+        if role == 'norm' and axis.changed:
+          found.note('changed', axis.term)
   if eqn.primitive in _ADDS and all(v.is_data and v.axes for v in operands):
     for one, other in zip(operands[0].axes, operands[1].axes, strict=True):
-      if not (one.stretched or other.stretched or terms.find(one.term) is terms.find(other.term)):
-        found.note('added', one.term, other.term)
+      if eqn.primitive is p.sub_p and _is_stretched(other):
+        found.note('centred', one.term)
+      elif not _is_stretched(one) and not _is_stretched(other):
+        if terms.find(one.term) is not terms.find(other.term):
+          found.note('added', one.term, other.term)
+
+
+def _role(eqn: Equation, data: list[Axis]) -> str:
+  """How a variable meets data."""
+  if eqn.primitive not in _SCALES:
+    return 'bias'
+  return 'norm' if any(axis.normed or _is_stretched(axis) for axis in data) else 'scale'
 
 
 def _same(found: Structure, ctx: Context, operands: list[Value]) -> list[Value]:

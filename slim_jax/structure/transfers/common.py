@@ -13,7 +13,9 @@ def joined(axes: Iterable[Axis], term: Term) -> Axis:
   """An axis of this term that comes from all of these."""
   axes = list(axes)
   sources = frozenset().union(*(axis.sources for axis in axes))
-  return Axis(term, sources, all(axis.stretched for axis in axes))
+  return Axis(
+    term, sources, all(axis.stretched for axis in axes), changed=any(axis.changed for axis in axes)
+  )
 
 
 def depends(operands: Sequence[Value]) -> bool:
