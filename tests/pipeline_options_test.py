@@ -401,3 +401,16 @@ def test_batches_are_the_same_on_any_number_of_devices(finished):
     assert part.sharding.num_devices == count and part.shape == (count, 256 // count)
     seen.append(sorted(np.asarray(part)[:, 64 // count : 128 // count].ravel()))
   assert seen[0] == seen[1]
+
+
+def test_a_pull_that_is_far_too_large_is_warned_of(digits_dir, tmp_path, caplog):
+  """In the first epoch that shows it, and in the record."""
+  config = configs.with_options(
+    data_dir=digits_dir,
+    **{'train.term': 'proximal', 'train.pull': 50, 'train.epochs': 2, 'baseline_epochs': 0},
+  )
+  with caplog.at_level('WARNING', 'absl'):
+    (sparse,) = pipeline.run(config, tmp_path, last=stages.named(config, 'sparse'))
+  early = [r.getMessage() for r in caplog.records if 'Lower config.train.strength' in r.getMessage()]
+  assert len(early) == 1 and early[0].startswith('sparse, pass 1, epoch 1: 100% of the scales')
+  assert sparse['warning'].startswith('100% of the scales are below 0.01')

@@ -51,6 +51,13 @@ def test_pull_of_the_paper():
   assert distance == pytest.approx(6.6, abs=0.1)
 
 
+def test_far_too_many_small_scales_are_warned_of():
+  assert not pull.excess(0.85, fraction=0.7)
+  assert '94% of the scales are below 0.01 and 70% of the channels are to go' in pull.excess(
+    0.94, fraction=0.7
+  )
+
+
 def test_warning_names_pull_start_and_strength():
   text = pull.warning(start=0.5, pull=0.1, strength=1e-4)
   assert 'by 0.1 in all' in text and 'start at 0.5' in text and 'strength to 0.0005' in text

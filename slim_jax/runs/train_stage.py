@@ -13,7 +13,7 @@ from slim_jax.runs import recording, stages, tracking
 from slim_jax.runs.run import Run
 from slim_jax.runs.stages import Stage
 from slim_jax.runtime import interrupt
-from slim_jax.sparsity import observe
+from slim_jax.sparsity import observe, pull
 from slim_jax.training import checkpoint, evaluation, loop
 from slim_jax.training.train_state import TrainState, variables_of
 
@@ -69,7 +69,7 @@ def train(
       )
     ) as epochs,
   ):
-    patience = _Patience(run, stage)
+    patience, warning = _Patience(run, stage), ''
     for epoch in () if patience.is_over else epochs:
       state, score = epoch.state, None
       due = epoch.is_complete and (
@@ -81,6 +81,7 @@ def train(
         scores = _scores(run, stage, epoch, evaluate, validated=due)
         line = _metrics(epoch, scores)
         record(**line)
+        warning = warning or warn_of_excess(run, stage, line)
         track({name: value for name, value in line.items() if name != 'scales'})
         score = _score(run, scores)
         patience.add(epoch.number, score)
@@ -105,6 +106,18 @@ def train(
         number,
       )
   return state, time.monotonic() - began
+
+
+def warn_of_excess(run: Run, stage: Stage, line: dict[str, Any]) -> str:
+  """Warns, and returns the warning, if far more scales are small than the config removes."""
+  prune = run.config.prune
+  # A budget does not say which share of the channels it takes.
+  if 'scales_below' not in line or prune.target:
+    return ''
+  small = line['scales_below'][f'{observe.SMALL:g}']
+  if warning := pull.excess(small, fraction=prune.fraction):
+    logging.warning('%s, epoch %d: %s', stage, line['epoch'], warning)
+  return warning
 
 
 class _Patience:

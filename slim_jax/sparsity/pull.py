@@ -14,6 +14,8 @@ for ResNet-164 and DenseNet-40. The pulls of the other penalties follow from thi
 import numpy as np
 import optax
 
+from slim_jax.sparsity import observe
+
 
 def by_step(schedule: optax.Schedule, steps: int) -> np.ndarray:
   """Returns the values of a schedule at the first `steps` steps, float64 [steps]."""
@@ -62,4 +64,22 @@ def warning(*, start: float, pull: float, strength: float) -> str:
     f'scales start at {start:.3g}. Set config.train.strength to '
     f'{strength * start / pull:.2g} or more (it is {strength:.2g}), or config.train.pull to '
     f'{start:.2g} or more'
+  )
+
+
+def excess(small: float, *, fraction: float) -> str:
+  """Returns a warning if far more scales are small than channels are to be removed, else ''.
+
+  Such a network has lost channels that it needs, and the pruning cannot give them back.
+
+  Args:
+    small: share of the scales below `observe.SMALL`.
+    fraction: share of the channels to remove.
+  """
+  if small <= (1 + fraction) / 2:
+    return ''
+  return (
+    f'{small:.0%} of the scales are below {observe.SMALL:g} and {fraction:.0%} of the channels are to '
+    'go: the penalty takes channels that are in use. Lower config.train.strength or '
+    'config.train.pull, to a half at first'
   )
