@@ -411,6 +411,8 @@ def test_a_pull_that_is_far_too_large_is_warned_of(digits_dir, tmp_path, caplog)
   )
   with caplog.at_level('WARNING', 'absl'):
     (sparse,) = pipeline.run(config, tmp_path, last=stages.named(config, 'sparse'))
-  early = [r.getMessage() for r in caplog.records if 'Lower config.train.strength' in r.getMessage()]
+  early = [
+    r.getMessage() for r in caplog.records if 'Lower config.train.strength' in r.getMessage()
+  ]
   assert len(early) == 1 and early[0].startswith('sparse, pass 1, epoch 1: 100% of the scales')
   assert sparse['warning'].startswith('100% of the scales are below 0.01')
