@@ -15,6 +15,7 @@ import contextlib
 from typing import Any, NamedTuple
 
 import jax
+import jax.custom_batching
 import jax.export
 from jax.extend import core
 from jax.extend.core import primitives
@@ -401,6 +402,32 @@ pivots_ps = emitted(
   lambda x: jax.lax.linalg.lu_pivots_to_permutation(x, 2),
   jax.ShapeDtypeStruct((2,), np.int32),
 )
+(ragged_dot_general_p,) = emitted(
+  'ragged_dot_general',
+  jax.lax.ragged_dot,
+  *(jax.ShapeDtypeStruct(shape, np.float32) for shape in ((2, 2), (1, 2, 2))),
+  jax.ShapeDtypeStruct((1,), np.int32),
+)
+(platform_index_p,) = emitted(
+  'platform_index',
+  lambda x: jax.lax.platform_dependent(x, cpu=jax.numpy.sin, default=jax.numpy.cos),
+  _vector,
+)
+(symmetric_product_p,) = emitted(
+  'symmetric_product',
+  jax.lax.linalg.symmetric_product,
+  *[jax.ShapeDtypeStruct((2, 2), np.float32)] * 2,
+)
+
+
+def _custom_vmap() -> Any:
+  """A function with a batching rule of its own."""
+  f = jax.custom_batching.custom_vmap(lambda x: -x)
+  f.def_vmap(lambda size, is_batched, x: (-x, is_batched[0]))
+  return f
+
+
+(custom_vmap_call_p,) = emitted('custom_vmap_call', _custom_vmap(), _vector)
 composite_ps = emitted('composite', jax.lax.composite(lambda x: -x, name='slim.neg'), _vector)
 
 

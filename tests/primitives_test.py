@@ -23,8 +23,8 @@ REASONS = {
     unreduced_psum unreduced_reduce_scatter vary_unreduced_cast vary_unreduced_cast_p""",
   'JAX makes it of others when it differentiates, batches or lowers': """
     broadcast_to call_hi_primitive call_hi_primitive_linearized custom_jvp_call_jaxpr custom_lin
-    dim_as_value dimension_size eval_jaxpr from_edtype geqp3 geqrf iota_2x32_shape ormqr
-    platform_index remat_opt to_edtype zeros_like""",
+    dimension_size eval_jaxpr from_edtype geqp3 geqrf iota_2x32_shape ormqr
+    remat_opt to_edtype zeros_like""",
   'it is a kernel of accelerators': """
     dot_product_attention_bwd dot_product_attention_bwd_wrapper dot_product_attention_fp8_bwd
     dot_product_attention_fp8_bwd_wrapper dot_product_attention_fp8_fwd
@@ -32,9 +32,9 @@ REASONS = {
     dot_product_attention_fwd_wrapper layout_constraint philox2x32 philox4x32 relayout scaled_dot
     scaled_matmul scaled_matmul_wrapper threefry4x32 with_memory_space_constraint""",
   'every element depends on every other': """
-    cholesky_update custom_linear_solve polynomial symmetric_product""",
+    cholesky_update custom_linear_solve polynomial""",
   'rare, and correct at full width': """
-    custom_vmap_call linear_call ragged_dot_general select_and_scatter""",
+    linear_call select_and_scatter""",
 }
 
 LIST = """

@@ -292,7 +292,7 @@ def _fold(eqn: Equation, operands: list[Fact]) -> list[Fact] | None:
     return None
   if any(value.shape != aval.shape for value, aval in zip(known, eqn.in_avals, strict=True)):
     return None
-  if eqn.primitive is jaxprs.dim_as_value_p:
+  if eqn.primitive in (jaxprs.dim_as_value_p, jaxprs.platform_index_p):
     return None
   if eqn.primitive in _SAME:  # not run: within `shard_map` alone has it a meaning
     return [constant(known[0], eqn.out_avals[0])]

@@ -11,6 +11,7 @@ from slim_jax.channels.rules import (  # noqa: F401  pylint: disable=unused-impo
   movement,
   pieces,
   placement,
+  ragged,
   reduction,
   scatter,
   shard_maps,

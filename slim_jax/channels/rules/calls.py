@@ -234,7 +234,8 @@ def _custom_vjp_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
 register([p.custom_vjp_call_p], Rule(_custom_vjp_support, _custom_vjp_reads, _custom_vjp_evaluate))
 
 
-# composite: an operation with a name, by which an export may know it. The thin one is its body.
+# composite: an operation with a name, by which an export may know it; custom_vmap_call: one with a
+# batching rule of its own. The thin one is its body.
 
 
 def _composite_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
@@ -243,7 +244,9 @@ def _composite_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
   return _thin(ctx, _body(ctx.eqn), ctx.facts, ctx.reads, ctx.live)(*arrays)
 
 
-register(jaxprs.composite_ps, Rule(_support, _reads, _composite_evaluate))
+register(
+  [*jaxprs.composite_ps, jaxprs.custom_vmap_call_p], Rule(_support, _reads, _composite_evaluate)
+)
 
 
 # remat: `jax.checkpoint` with the policy of the call.

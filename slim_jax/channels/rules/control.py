@@ -299,7 +299,12 @@ def _cond_evaluate(ctx: Context, index: Any, *operands: Any) -> list[Any]:
     return run
 
   thins = [thin(branch, needed) for branch, needed in _cond_analyses(ctx)]
-  return restore(lax.switch(index, thins, *present(operands, operands)), wanted)
+  given, platforms = present(operands, operands), ctx.params.get('branches_platforms')
+  if platforms is None:
+    return restore(lax.switch(index, thins, *given), wanted)
+  by_name = {name: f for names, f in zip(platforms, thins) for name in names or ()}
+  default = dict(zip(platforms, thins)).get(None)
+  return restore(lax.platform_dependent(*given, default=default, **by_name), wanted)
 
 
 def _union(lists: list[list[Region]]) -> list[Region]:

@@ -24,6 +24,7 @@ register(
     jaxprs.random_unwrap_p,
     *jaxprs.random_clone_ps,
     jaxprs.dim_as_value_p,
+    jaxprs.platform_index_p,
   ],
   FULL_WIDTH,
 )

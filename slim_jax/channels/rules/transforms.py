@@ -67,6 +67,7 @@ register(
     p.qr_p,
     p.schur_p,
     p.svd_p,
+    jaxprs.symmetric_product_p,
     p.triangular_solve_p,
     p.tridiagonal_p,
   ],
