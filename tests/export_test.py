@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 from helpers import commands, configs
+import house
 import numpy as np
 import pytest
 
@@ -179,24 +180,46 @@ def normal(name):
   return name.lower().replace('-', '_')
 
 
-def test_imports_are_requirements():
-  """Of what the program imports, and of flatbuffers, which jax.export needs and JAX leaves out."""
-  setup = configparser.ConfigParser()
-  setup.read(commands.ROOT / 'setup.cfg')
-  required = {
-    normal(re.split(r'[\[<>=]', line)[0]) for line in setup['options']['install_requires'].split()
-  }
-  distributions = {
-    package: set(map(normal, names)) for package, names in metadata.packages_distributions().items()
-  }
-  packages = {'flatbuffers'}
-  for path in (commands.ROOT / 'slim_jax').rglob('*.py'):
+def required(setup, extras):
+  """The distributions that pip installs for some extras."""
+  lists = [
+    setup['options']['install_requires'],
+    *(setup['options.extras_require'][e] for e in extras),
+  ]
+  lines = [line for text in lists for line in text.splitlines() if line]
+  return {normal(re.split(r'[\[<>=;]', line)[0].strip()) for line in lines}
+
+
+def imported(paths):
+  """The packages that files import, but for the standard library and ours."""
+  packages = set()
+  for path in paths:
     for node in ast.walk(ast.parse(path.read_text())):
       if isinstance(node, ast.Import):
         packages |= {alias.name.split('.')[0] for alias in node.names}
-      elif isinstance(node, ast.ImportFrom) and node.module:
+      elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
         packages.add(node.module.split('.')[0])
-  packages -= {*sys.stdlib_module_names, 'slim_jax'}
-  assert {'jax', 'jinja2', 'flatbuffers'} <= packages
-  missing = {package for package in packages if not required & distributions[package]}
+  return packages - {*sys.stdlib_module_names, 'slim_jax'}
+
+
+# Rooms of the library that import another library, which whoever uses them has.
+OF_OTHER_LIBRARIES = {'models', 'adapters', 'linen', 'nnx', 'equinox', 'haiku', 'keras'}
+
+
+@pytest.mark.parametrize('extras', [(), ('train',)], ids=['library', 'program'])
+def test_imports_are_requirements(extras):
+  """Those of the program too; and flatbuffers, which jax.export needs and JAX leaves out."""
+  setup = configparser.ConfigParser()
+  setup.read(commands.ROOT / 'setup.cfg')
+  library = set().union(*house.LIBRARY) - OF_OTHER_LIBRARIES
+  rooms = set().union(*house.PROGRAM) | {'models'} if extras else library
+  packages = imported(path for path in house.sources() if house.room_of(path) in rooms)
+  packages |= {'flatbuffers'} if extras else set()
+  assert ({'jinja2', 'flatbuffers', 'flax'} if extras else {'jax', 'optax'}) <= packages
+  distributions = {
+    package: set(map(normal, names)) for package, names in metadata.packages_distributions().items()
+  }
+  # The library meets flax in parameters of NNX alone, whose owner has it.
+  wanted = required(setup, extras) | {'flax'}
+  missing = {package for package in packages if not wanted & distributions[package]}
   assert not missing, missing

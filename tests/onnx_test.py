@@ -251,3 +251,51 @@ def test_latency_in_onnxruntime():
 def test_flags_of_latency_are_checked(tmp_path):
   command = [sys.executable, '-m', 'slim_jax.latency', f'--workdir={tmp_path}', '--batches=0']
   assert 'must be positive numbers' in commands.run(command, code=1)
+
+
+# int8.
+
+
+@needs_onnx
+@theirs
+def test_biases_are_those_of_the_products():
+  import onnx
+
+  rng = np.random.default_rng(0)
+  kernels = [jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((6, 5), (5, 4))]
+  bias = jnp.arange(5.0)[None]
+
+  def f(x):
+    hidden = jax.nn.relu(x @ kernels[0] + bias)
+    return hidden @ kernels[1]  # without a bias
+
+  model = onnx.load_from_string(onnx_file.convert(f, (6,), dtype='float32'))
+  shapes = {each.name: list(each.dims) for each in model.graph.initializer}
+  products = [node for node in model.graph.node if node.op_type == 'Gemm']
+  assert [shapes[node.input[2]] for node in products] == [[5], [4]]
+  assert 'Add' not in {node.op_type for node in model.graph.node}
+
+
+@needs_onnx
+@theirs
+def test_int8_is_close_and_small(run, tmp_path):
+  path = tmp_path / 'int8.onnx'
+  command = [
+    *(sys.executable, '-m', 'slim_jax.export', f'--workdir={run}', '--format=onnx-int8'),
+    *(f'--output={path}', '--calibration=100'),
+  ]
+  output = commands.run(command)
+  about = json.loads((tmp_path / 'int8.onnx.json').read_text())
+  rows = {row['file']: row for row in about['files']}
+  assert list(rows) == ['float32', 'int8'] and 'int8' in output
+  # Accuracy is that of the run, and int8 changes few answers and logits.
+  assert rows['float32']['accuracy'] == pytest.approx(about['accuracy'], abs=0.011)
+  assert abs(rows['int8']['accuracy'] - rows['float32']['accuracy']) <= 0.1
+  assert rows['int8']['bytes'] == len(path.read_bytes())
+  assert all(rows[name][f'seconds_{n}'] > 0 for name in rows for n in (1, 64))
+  session = onnx_file.session(path.read_bytes())
+  assert json.loads(session.get_modelmeta().custom_metadata_map['class_names'])[9] == '9'
+  image = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
+  apply, variables = finished.load(run, dtype='float32')
+  want, (got,) = np.asarray(apply(variables, image)), session.run(None, {'image': image})
+  assert np.abs(got - want).max() < 0.2 * np.abs(want).max()

@@ -129,6 +129,24 @@ def show_latency(rows: Sequence[dict[str, Any]]) -> None:
   RESULTS.print(result)
 
 
+def show_files(rows: Sequence[dict[str, Any]]) -> None:
+  """Prints what `onnx_int8.compare` returns on the standard output."""
+  own = ('file', 'bytes', 'seconds_1', 'seconds_64')
+  figures = [name for name in rows[0] if name not in own]
+  result = _plain()
+  result.add_column('file', no_wrap=True)
+  for name in (*figures, 'kB', '1 image, ms', '64 images, ms'):
+    result.add_column(name.replace('_', ' '), justify='right', no_wrap=True)
+  for row in rows:
+    result.add_row(
+      row['file'],
+      *(quantities.show(name, row[name]) for name in figures),
+      f'{row["bytes"] / 1e3:,.0f}',
+      *(f'{1e3 * row[name]:.3g}' for name in own[2:]),
+    )
+  RESULTS.print(result)
+
+
 def show_look(rows: Sequence[dict[str, Any]], best: dict[str, Any] | None) -> None:
   """Prints what `look.run` returns, and the suggested cut, on the standard output."""
   result = _plain()

@@ -1,7 +1,7 @@
 """Exports the network of a run to a file that works without slim_jax.
 
-  python -m slim_jax.export --workdir=DIR [--format=stablehlo|onnx|safetensors] [--output=PATH]
-    [--platforms=cpu,cuda,tpu] [--opset=17]
+  python -m slim_jax.export --workdir=DIR [--format=stablehlo|onnx|onnx-int8|safetensors]
+    [--output=PATH] [--platforms=cpu,cuda,tpu] [--opset=17] [--calibration=256]
 
 Formats:
 
@@ -9,6 +9,8 @@ Formats:
                jax.export.deserialize(open(PATH, 'rb').read()).call(images)
   onnx         the same for other runtimes, computed in float32 (needs the extra `onnx`):
                onnxruntime.InferenceSession(PATH).run(None, {'image': images})
+  onnx-int8    the same with int8 weights, a scale for each channel, and activations that are
+               calibrated on training images; a table compares it with the float file on test images
   safetensors  the thin weights by path: safetensors.numpy.load_file(PATH); the metadata has the
                indices of the original weights that they are
 
@@ -23,12 +25,13 @@ from absl import flags, logging
 from etils import epath
 
 from slim_jax import command
-from slim_jax.export import onnx_file, safetensors_file, stablehlo
+from slim_jax.display import tables
+from slim_jax.export import calibration, onnx_file, onnx_int8, safetensors_file, stablehlo
 from slim_jax.runs import finished
 from slim_jax.runtime import files
 
 _FORMAT = flags.DEFINE_enum(
-  'format', 'stablehlo', ['stablehlo', 'onnx', 'safetensors'], 'Format of the file.'
+  'format', 'stablehlo', ['stablehlo', 'onnx', 'onnx-int8', 'safetensors'], 'Format of the file.'
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'Path of the file; by default DIR/network.FORMAT.')
 _PLATFORMS = flags.DEFINE_list(
@@ -42,6 +45,9 @@ _OPSET = flags.DEFINE_integer(
   "Version of ONNX's operations in an onnx file.",
   lower_bound=onnx_file.OPSET,
 )
+_CALIBRATION = flags.DEFINE_integer(
+  'calibration', 256, 'Training images for the calibration of an onnx-int8 file.', lower_bound=1
+)
 flags.declare_key_flag('workdir')
 flags.register_validator(
   'platforms',
@@ -54,9 +60,15 @@ def main() -> None:
   """Exports the run given on the command line."""
   workdir = files.path_of(command.WORKDIR.value)
   about = {**finished.about(workdir), 'format': _FORMAT.value}
-  convert = {'stablehlo': _stablehlo, 'onnx': _onnx, 'safetensors': _safetensors}[_FORMAT.value]
+  convert = {
+    'stablehlo': _stablehlo,
+    'onnx': _onnx,
+    'onnx-int8': _onnx_int8,
+    'safetensors': _safetensors,
+  }[_FORMAT.value]
   content = convert(workdir, about)
-  path = files.path_of(_OUTPUT.value or workdir / f'network.{_FORMAT.value}')
+  name = 'int8.onnx' if _FORMAT.value == 'onnx-int8' else _FORMAT.value
+  path = files.path_of(_OUTPUT.value or workdir / f'network.{name}')
   files.write(path, content)
   files.write_json(path.with_name(path.name + '.json'), about)
   logging.info('%s: %s bytes', path, f'{len(content):,}')
@@ -83,6 +95,21 @@ def _onnx(workdir: epath.Path, about: dict[str, Any]) -> bytes:
     opset=_OPSET.value,
     about=about,
   )
+
+
+def _onnx_int8(workdir: epath.Path, about: dict[str, Any]) -> bytes:
+  content = _onnx(workdir, about)
+  training = calibration.images(workdir, 'train_split', most=_CALIBRATION.value)
+  quantised = onnx_int8.convert(content, training.image)
+  test = calibration.images(workdir, 'test_split')
+  rows = onnx_int8.compare(
+    {'float32': content, 'int8': quantised},
+    test.image,
+    lambda outputs: calibration.measure(workdir, outputs, test),
+  )
+  tables.show_files(rows)
+  about['files'] = rows
+  return quantised
 
 
 def _safetensors(workdir: epath.Path, about: dict[str, Any]) -> bytes:

@@ -21,7 +21,7 @@ import jax.typing
 import numpy as np
 
 from slim_jax.errors import SlimError
-from slim_jax.export import onnx_rewrites
+from slim_jax.export import onnx_biases, onnx_rewrites
 
 _PACKAGES = ('jax2onnx', 'onnx', 'onnxruntime')
 
@@ -66,7 +66,7 @@ def convert(
     OnnxError: the packages are missing, or do not fit this JAX; the function has operations that
       they cannot write; or the results differ.
   """
-  jax2onnx, onnx, _ = map(_load, _PACKAGES)
+  jax2onnx, onnx, _ = map(package, _PACKAGES)
   batch = jax.ShapeDtypeStruct((*jax.export.symbolic_shape('batch'), *shape), jnp.dtype(dtype))
   try:
     model = jax2onnx.to_onnx(
@@ -80,6 +80,7 @@ def convert(
     # Its own optimisations leave wrong shapes of intermediate results.
     del model.graph.value_info[:]
     model = _simplify(model)
+    onnx_biases.merge(model, onnx)
   # Each of these packages raises errors of its own for what it does not support.
   except Exception as error:  # pylint: disable=broad-except
     raise OnnxError(
@@ -109,7 +110,7 @@ def session(content: bytes, *, providers: Sequence[str] | None = None, **options
   Raises:
     OnnxError: onnxruntime is missing.
   """
-  onnxruntime = _load('onnxruntime')
+  onnxruntime = package('onnxruntime')
   session_options = onnxruntime.SessionOptions()
   session_options.log_severity_level = 3  # errors
   # Threads that spin while they wait would slow down whatever runs next.
@@ -126,8 +127,8 @@ def missing() -> list[str]:
   return [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
 
 
-def _load(name: str) -> Any:
-  """Imports a package of the extra `onnx`."""
+def package(name: str) -> Any:
+  """Imports a package of the extra `onnx`; raises OnnxError if that is impossible."""
   try:
     return importlib.import_module(name)
   except ImportError as error:
@@ -149,7 +150,7 @@ def _first_line(error: Exception) -> str:
 
 def _simplify(model: Any) -> Any:
   """Returns the model after onnxruntime's optimisations that keep to ONNX's operations."""
-  onnx, onnxruntime = _load('onnx'), _load('onnxruntime')
+  onnx, onnxruntime = package('onnx'), package('onnxruntime')
   with tempfile.TemporaryDirectory() as directory:
     path = pathlib.Path(directory) / 'simple.onnx'
     session(

@@ -122,6 +122,11 @@ def about(workdir: files.PathLike) -> dict[str, Any]:
   }
 
 
+def config_of(workdir: files.PathLike) -> tuple[Config, dict[str, Any]]:
+  """Returns the config of a run and its dataset.json; raises WorkdirError if there are none."""
+  return _read(Workdir(files.path_of(workdir)))
+
+
 def dtype(workdir: files.PathLike) -> str:
   """Returns the dtype of the images that the function of `load` takes: 'uint8' or 'float32'."""
   _, dataset = _read(Workdir(files.path_of(workdir)))

@@ -79,9 +79,9 @@ def open_run(config: Config, workdir: Workdir) -> Run:
   """
   # One process at a time, because the first prepares the data set if necessary.
   with processes.one_after_another('data'):
-    train_data = _load(config, config.train_split)
-    test_data = _load(config, config.test_split)
-    valid_data = _load(config, config.valid_split) if config.valid_split else None
+    train_data = load_split(config, config.train_split)
+    test_data = load_split(config, config.test_split)
+    valid_data = load_split(config, config.valid_split) if config.valid_split else None
   checks.check_data(config, train_data, test_data, 'test_split')
   if valid_data is not None:
     checks.check_data(config, train_data, valid_data, 'valid_split')
@@ -158,7 +158,8 @@ def config_to_json(config: Config) -> dict[str, Any]:
   return json.loads(json.dumps(config.to_dict()))
 
 
-def _load(config: Config, split: str) -> Data:
+def load_split(config: Config, split: str) -> Data:
+  """Loads a split of the data of a config."""
   return data.load(
     config.dataset,
     data_dir=config.data_dir,
