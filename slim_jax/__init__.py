@@ -31,7 +31,7 @@ from slim_jax.sparsity.penalties import add_l1, add_polarization, clip_scales, s
 from slim_jax.sparsity.pull import l1_pull
 from slim_jax.structure.alignment import align
 from slim_jax.structure.find import units
-from slim_jax.structure.gates import fold, gate
+from slim_jax.structure.gates import fold, gate, without_gates
 from slim_jax.structure.native import native
 from slim_jax.structure.unit import Units
 
@@ -106,4 +106,5 @@ __all__ = [
   'streams',
   'thin',
   'units',
+  'without_gates',
 ]

@@ -1,6 +1,6 @@
 """Thin networks that are ordinary narrower models."""
 
-from helpers import laws, unit_networks
+from helpers import laws, unit_laws, unit_networks
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +14,11 @@ def cut(case, **fractions):
   """A model, its units, and the plan that removes shares of units, by kind, alike in all layers."""
   model = unit_networks.build(next(c for c in unit_networks.CASES if c.name == case), jnp.float64)
   units = slim_jax.units(model.infer, model.variables, model.x)
-  gated, gates = slim_jax.gate(model.infer, model.variables, units)
   dead = {
     name: np.arange(unit.size)[::-1] < unit.size * fractions.get(unit.kind, 0)
     for name, unit in units.items()
   }
-  plan = slim_jax.plan(gated, (model.variables, gates), model.x, dead=(None, dead))['0']
+  plan = unit_laws.cut(model, units, dead)
   return model, units, plan
 
 

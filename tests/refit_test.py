@@ -1,6 +1,6 @@
 """Kernels that lose inputs are fitted so that their outputs stay."""
 
-from helpers import laws, unit_networks
+from helpers import laws, unit_laws, unit_networks
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,12 +27,11 @@ def twins(case, kind, dtype=jnp.float64, seed=0):
 
 def without_copies(model, units):
   """The plan that removes all copies."""
-  gated, gates = slim_jax.gate(model.infer, model.variables, units)
   dead = {
     name: (np.arange(unit.size) % 2 == 1) & (np.arange(unit.size) < unit.size // 2 * 2)
     for name, unit in units.items()
   }
-  return slim_jax.plan(gated, (model.variables, gates), model.x, dead=(None, dead))['0']
+  return unit_laws.cut(model, units, dead)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +61,8 @@ def test_what_others_can_stand_in_for_is_recovered(case, kind, x64):
 def test_fitted_networks_are_nearer(x64):
   """Whatever goes, the outputs on the batch are nearer than without."""
   model, units = twins('vit', 'neurons,heads,value_dims', seed=1)
-  gated, gates = slim_jax.gate(model.infer, model.variables, units)
   dead = {name: np.arange(unit.size) < unit.size // 2 for name, unit in units.items()}
-  plan = slim_jax.plan(gated, (model.variables, gates), model.x, dead=(None, dead))['0']
+  plan = unit_laws.cut(model, units, dead)
   thin, want = jax.jit(slim_jax.thin(model.infer, plan)), model.infer(model.variables, model.x)
   fitted = slim_jax.reconstruct(model.infer, model.variables, model.x, plan=plan)
   plain, near = (
@@ -75,9 +73,8 @@ def test_fitted_networks_are_nearer(x64):
 
 def test_nothing_removed_nothing_changes(x64):
   model, units = twins('mlp', 'neurons')
-  gated, gates = slim_jax.gate(model.infer, model.variables, units)
   nothing = {name: np.zeros(unit.size, bool) for name, unit in units.items()}
-  plan = slim_jax.plan(gated, (model.variables, gates), model.x, dead=(None, nothing))['0']
+  plan = unit_laws.cut(model, units, nothing)
   same = slim_jax.reconstruct(model.infer, model.variables, model.x, plan=plan)
   assert all(map(np.array_equal, jax.tree.leaves(same), jax.tree.leaves(model.variables)))
   with pytest.raises(ValueError, match='ridge'):

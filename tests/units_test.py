@@ -143,7 +143,8 @@ def test_gates_train_with_the_penalties_of_scales():
   of_second = next(dead[1][name] for name, unit in units.items() if unit.size == 4)
   assert of_second[:2].all() and not of_second[2:].any()
   plan = slim_jax.plan(gated, both, x, dead=dead)
-  thin = slim_jax.thin(apply, plan['0'])(plan['0'].slice(slim_jax.fold(*both, units)), x)
+  plan = slim_jax.without_gates(plan, dead[1], units)
+  thin = slim_jax.thin(apply, plan)(plan.slice(slim_jax.fold(*both, units)), x)
   assert laws.distance(thin, gated(both, x)) < 1e-5
 
 
@@ -183,6 +184,9 @@ def test_misuse_of_gates_is_named():
   _, gates = slim_jax.gate(apply, variables, units)
   with pytest.raises(UnitsError, match='no unit .other.'):
     slim_jax.fold(variables, gates | {'other': jnp.ones(3)}, units)
+  with pytest.raises(UnitsError, match='not one of'):
+    plan = slim_jax.plan(apply, variables, x, dead=dict.fromkeys(variables))
+    slim_jax.without_gates(plan, {}, units)
   with pytest.raises(UnitsError, match='must have shape'):
     slim_jax.fold(variables, {name: jnp.ones(3) for name in gates}, units)
   with pytest.raises(UnitsError, match='not those'):

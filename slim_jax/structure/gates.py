@@ -7,6 +7,7 @@ at 0 the unit is dead.
 """
 
 from collections.abc import Callable, Mapping
+import dataclasses
 from typing import Any
 
 import jax
@@ -14,6 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from slim_jax import tree
+from slim_jax.channels import regions
+from slim_jax.channels.cuts import Cut
+from slim_jax.channels.plan import Plan
+from slim_jax.channels.regions import Region
 from slim_jax.structure.unit import Place, Unit, Units, UnitsError
 
 _Gates = dict[str, Any]
@@ -26,6 +31,7 @@ def gate(f: Callable[..., Any], variables: Any, units: Units) -> tuple[Callable[
       logits = gated((variables, gates), x)              # as apply(variables, x), bit for bit
       dead = None, slim_jax.select_global(gates, fraction=0.5, scales=True)
       plan = slim_jax.plan(gated, (variables, gates), x, dead=dead)
+      thin = slim_jax.thin(gated, plan)                  # or without gates: see `without_gates`
 
   Gates are parameters like BatchNorm scales: train them with `add_l1`, `soft_threshold` or
   `add_polarization`, whose `mask=` is `(False, True)` for the tree `(variables, gates)`.
@@ -112,6 +118,48 @@ def _factor(gates: Any, unit: Unit, place: Place, leaf: Any) -> jax.Array:
     if place.layers > place.axis:
       factor = factor.T
   return factor.reshape(shape)
+
+
+def without_gates(plan: Plan, dead: Mapping[str, Any], units: Units) -> Plan:
+  """Returns the plan of the variables alone from the plan of `gated`.
+
+      plan = slim_jax.plan(gated, (variables, gates), x, dead=(None, dead))
+      plan = slim_jax.without_gates(plan, dead, units)
+      thin_variables = plan.slice(slim_jax.fold(variables, slim_jax.mask(gates, dead), units))
+      thin_apply = slim_jax.thin(apply, plan)            # of the function without gates
+
+  It knows that variables are zero where dead gates are multiplied into them.
+
+  Args:
+    plan: of `gated`.
+    dead: what it was made with: bool [size] by the unit's name.
+    units: of `slim_jax.units`.
+
+  Raises:
+    UnitsError: `dead` names no unit, or the plan is not of the variables and their gates.
+  """
+  if unknown := [name for name in dead if name not in units]:
+    raise UnitsError(f'dead: there is no unit {", ".join(map(repr, unknown[:5]))}')
+  if {path[0] for path in plan.cuts if path} - {'0', '1'}:
+    raise UnitsError(
+      'the plan is not one of (variables, gates): plan the function that gate returned'
+    )
+  plan = plan['0']
+  cuts = dict(plan.cuts)
+  for name, vector in dead.items():
+    gone: np.ndarray = np.all(np.reshape(vector, (-1, units[name].size)), axis=0)
+    for place in units[name].gated:
+      cut = cuts[place.path]
+      left = (place.member < 0) | ~gone[place.member]
+      cuts[place.path] = Cut(
+        cut.shape, *(_along(r, place.axis, left) for r in (cut.live, cut.filled, cut.support))
+      )
+  return dataclasses.replace(plan, cuts=cuts)
+
+
+def _along(region: Region, axis: int, left: np.ndarray) -> Region:
+  """The region without the indices that are not left of an axis."""
+  return regions.along(region, axis, regions.both(region.axes[axis], left))
 
 
 def check(variables: Any, units: Units) -> None:

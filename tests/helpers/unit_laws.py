@@ -55,6 +55,13 @@ def uneven(gates, seed=0):
   }
 
 
+def cut(model, units, dead):
+  """The plan of the variables without dead units, bool [size] by name."""
+  infer, gates = slim_jax.gate(model.infer, model.variables, units)
+  plan = slim_jax.plan(infer, (model.variables, gates), model.x, dead=(None, dead))
+  return slim_jax.without_gates(plan, dead, units)
+
+
 def check_inference(model, units, fraction=0.5, seed=0, tolerance=1e-10) -> Row:
   """Gates at 1 are the identity, folding is exact, thin equals masked with random units dead."""
   with_gates = gated(model, units)
@@ -68,8 +75,9 @@ def check_inference(model, units, fraction=0.5, seed=0, tolerance=1e-10) -> Row:
   dead = laws.random_dead(with_gates.variables, fraction, seed, scales=with_gates.scales)
   plan = slim_jax.plan(with_gates.infer, with_gates.variables, model.x, dead=dead)
   masked = slim_jax.mask(with_gates.variables, dead)
-  thin_variables = plan['0'].slice(slim_jax.fold(*masked, units))
-  thin = slim_jax.thin(model.infer, plan['0'])
+  alone = slim_jax.without_gates(plan, dead[1], units)
+  thin_variables = alone.slice(slim_jax.fold(*masked, units))
+  thin = slim_jax.thin(model.infer, alone)
   error = laws.distance(jax.jit(thin)(thin_variables, model.x), run(masked, model.x))
   assert error < tolerance
   before = slim_jax.count(model.infer, model.variables, model.x)
@@ -92,14 +100,13 @@ def check_training(model, units, fraction=0.5, seed=0, tolerance=1e-10):
 
 def check_costs(model, units):
   """What is removed with one unit is what the unit says: parameters, MACs and indices."""
-  with_gates = gated(model, units)
-  nothing = jax.tree.map(lambda gate: np.zeros(gate.shape[-1], bool), with_gates.variables[1])
-  plan = slim_jax.plan(with_gates.infer, with_gates.variables, model.x, dead=(None, nothing))['0']
+  nothing = {name: np.zeros(unit.size, bool) for name, unit in units.items()}
+  plan = cut(model, units, nothing)
   # What is never read, as all but one token at the end, is not computed with nothing dead.
   before = slim_jax.count(slim_jax.thin(model.infer, plan), model.variables, model.x)
   for name, unit in units.items():
     dead = {name: np.arange(unit.size) == 0}
-    plan = slim_jax.plan(with_gates.infer, with_gates.variables, model.x, dead=(None, dead))['0']
+    plan = cut(model, units, dead)
     for place in unit.places:
       kept = plan.cuts[place.path].indices[place.axis]
       np.testing.assert_array_equal(kept, np.flatnonzero(place.member != 0), f'{name}: {place}')
