@@ -402,6 +402,7 @@ pivots_ps = emitted(
   lambda x: jax.lax.linalg.lu_pivots_to_permutation(x, 2),
   jax.ShapeDtypeStruct((2,), np.int32),
 )
+random_gamma_grad_ps = emitted('random_gamma_grad', jax.lax.random_gamma_grad, _vector, _vector)
 (ragged_dot_general_p,) = emitted(
   'ragged_dot_general',
   jax.lax.ragged_dot,

@@ -202,6 +202,10 @@ BINARY = [
     of(3, 4, fill='unit'),
     grad=False,
   ),
+  *(
+    case('random_gamma_grad', lax.random_gamma_grad, POSITIVE, POSITIVE, grad=False)
+    for _ in jaxprs.random_gamma_grad_ps
+  ),
   case('zeta', lax.zeta, of(3, 4, fill='above one', whole=True), POSITIVE, grad=False),
 ] + [
   case(f'{name} {how}', f, *operands)
@@ -707,6 +711,46 @@ def sliced_by_gather(starts):
 
 
 INDEXING = [
+  case(
+    'take_along_axis of columns',
+    lambda x, i: jnp.take_along_axis(x, i, 0, mode='clip'),
+    X,
+    at(3, 2, 4),
+    single=False,
+  ),
+  case(
+    'take_along_axis, filled',
+    lambda x, i: jnp.take_along_axis(x, i, 1, mode='fill', fill_value=0),
+    X,
+    at(4, 3, 2, whole=True),
+    single=False,
+  ),
+  case(
+    'scatter in a batch',
+    jax.vmap(lambda x, i, y: x.at[i].set(y), 1, 1),
+    X,
+    at(3, 2, 4, whole=True),
+    of(2, 4),
+    single=False,
+    grad=False,
+  ),
+  case(
+    'scatter-add in a batch',
+    jax.vmap(lambda x, i, y: x.at[i].add(y, mode='drop'), (1, 1, 0), 1),
+    X,
+    at(4, 2, 4),
+    of(4, 2),
+    single=False,
+  ),
+  case(
+    'put_along_axis',
+    lambda x, i, y: jnp.put_along_axis(x, i, y, 0, inplace=False),
+    X,
+    at(3, 2, 4, whole=True),
+    of(2, 4),
+    single=False,
+    grad=False,
+  ),
   case('gather rows', gather(ROWS, (1, 4)), of(5, 4), at(5, 6, 1)),
   case('gather columns', gather(COLUMNS, (3, 1)), of(3, 4), at(4, 5, 1)),
   case('gather to a grid', gather(GRID, (1, 4)), of(5, 4), at(5, 2, 3, 1)),
@@ -1378,6 +1422,7 @@ CUT_BY_CONSTANTS = {
   'gather, constant and never filled',
   'x[:, constant]',
   'gather, one slice',
+  'put_along_axis',
   'gather, one slice of two axes',
   'take of constants',
   'dynamic_slice, a start known',

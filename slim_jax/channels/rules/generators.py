@@ -19,7 +19,6 @@ register(
     p.rng_uniform_p,
     p.threefry2x32_p,
     p.axis_index_p,
-    p.bitcast_convert_type_p,
     jaxprs.random_wrap_p,
     jaxprs.random_unwrap_p,
     *jaxprs.random_clone_ps,

@@ -27,6 +27,7 @@ class GatherAxes(NamedTuple):
   selected: int | None  # operand axis followed by constant indices
   constant: np.ndarray | None  # the constant indices, in the shape of the result's batch axes
   sliced: tuple[tuple[int, int, int], ...]  # operand axis, result axis, constant start of one slice
+  tied: tuple[tuple[int, int, int], ...]  # operand axis, indices axis, result axis: index by index
 
 
 def gather_axes(eqn: Equation, facts: list[Fact]) -> GatherAxes:
@@ -58,7 +59,11 @@ def gather_axes(eqn: Equation, facts: list[Fact]) -> GatherAxes:
     fixed = jaxprs.is_fixed(shape[axis])
     if fixed and known.size and 0 <= known.min() and known.max() < shape[axis]:
       selected, index = axis, known[..., 0]
-  return GatherAxes(passing, batch, selected, index, _sliced(eqn, known, window))
+  tied = tuple(
+    (i, j, outer[j])
+    for i, j in zip(dims.operand_batching_dims, dims.start_indices_batching_dims, strict=True)
+  )
+  return GatherAxes(passing, batch, selected, index, _sliced(eqn, known, window), tied)
 
 
 def _sliced(
@@ -92,6 +97,8 @@ def _gather_support(ctx: Context) -> list[Region]:
   axes: list[Axis] = [None] * rank
   for i, o in how.passing:
     axes[o] = support.axes[i]
+  for i, _, o in how.tied:
+    axes[o] = support.axes[i]
   for i, o, start in how.sliced:
     stop = start + ctx.params['slice_sizes'][i]
     axes[o] = regions.at(support.axes[i], slice(start, stop))
@@ -105,6 +112,8 @@ def _gather_reads(ctx: Context) -> list[Region]:
   shape, indices_shape = (a.shape for a in ctx.eqn.in_avals)
   x: list[Axis] = [None] * len(shape)
   for i, o in how.passing:
+    x[i] = live.axes[o]
+  for i, _, o in how.tied:
     x[i] = live.axes[o]
   for i, o, start in how.sliced:
     size = ctx.params['slice_sizes'][i]
@@ -120,6 +129,8 @@ def _gather_reads(ctx: Context) -> list[Region]:
   indices: list[Axis] = [None] * len(indices_shape)
   for i, o in how.batch:
     indices[i] = live.axes[o]
+  for _, j, o in how.tied:
+    indices[j] = live.axes[o]
   return [regions.normal(x), regions.normal(indices)]
 
 
@@ -140,6 +151,8 @@ def _gather_evaluate(ctx: Context, x: Any, indices: Any) -> list[Any]:
   for i, o in how.passing:
     sizes[i], have[o] = x.shape[i], live.axes[o]
   for _, o in how.batch:
+    have[o] = live.axes[o]
+  for _, _, o in how.tied:
     have[o] = live.axes[o]
   for i, o, _ in how.sliced:  # the operand is exactly what is wanted
     sizes[i], have[o] = x.shape[i], live.axes[o]

@@ -138,6 +138,30 @@ def _broadcast_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
 register([p.broadcast_in_dim_p], Rule(_broadcast_support, _broadcast_reads, _broadcast_evaluate))
 
 
+# bitcast_convert_type: elements become several smaller ones along a new last axis, or the reverse.
+
+
+def _recast(region: Region, rank: int) -> Region:
+  axes = list(region.axes)
+  return region.with_axes([*axes, None] if rank > len(axes) else axes[:rank])
+
+
+def _bitcast_support(ctx: Context) -> list[Region]:
+  return [_recast(ctx.supports[0], len(ctx.eqn.out_avals[0].shape))]
+
+
+def _bitcast_reads(ctx: Context) -> list[Region]:
+  return [_recast(ctx.live[0], len(ctx.eqn.in_avals[0].shape))]
+
+
+def _bitcast_evaluate(ctx: Context, array: Any) -> list[Any]:
+  have = _recast(ctx.reads[0], len(ctx.eqn.out_avals[0].shape))
+  return live_parts(ctx, jaxprs.bind(ctx.eqn, array), [have])
+
+
+register([p.bitcast_convert_type_p], Rule(_bitcast_support, _bitcast_reads, _bitcast_evaluate))
+
+
 # tile: every axis is repeated as a whole.
 
 

@@ -15,7 +15,7 @@ from slim_jax.jaxprs import primitives as p
 
 
 def _passing(eqn: Equation) -> list[tuple[int, int]]:
-  """Pairs of operand axis and updates axis that are one."""
+  """Pairs of operand axis and updates axis that every update covers in full."""
   dims = eqn.params['dimension_numbers']
   operand, _, updates = (a.shape for a in eqn.in_avals)
   indexed = (*dims.inserted_window_dims, *dims.operand_batching_dims)
@@ -27,16 +27,31 @@ def _passing(eqn: Equation) -> list[tuple[int, int]]:
   ]
 
 
+def _tied(eqn: Equation) -> list[tuple[int, int, int]]:
+  """Operand axis, indices axis and updates axis that are one: each index writes to its own."""
+  dims = eqn.params['dimension_numbers']
+  outer = [u for u in range(len(eqn.in_avals[2].shape)) if u not in dims.update_window_dims]
+  return [
+    (i, j, outer[j])
+    for i, j in zip(dims.operand_batching_dims, dims.scatter_indices_batching_dims, strict=True)
+  ]
+
+
+def _pairs(eqn: Equation) -> list[tuple[int, int]]:
+  """Pairs of operand axis and updates axis that are one."""
+  return _passing(eqn) + [(i, u) for i, _, u in _tied(eqn)]
+
+
 def _kept(eqn: Equation, region: Region) -> Region:
   """The region with every axis that does not pass through made whole."""
-  passing = dict(_passing(eqn))
+  passing = dict(_pairs(eqn))
   return region.with_axes(axis if i in passing else None for i, axis in enumerate(region.axes))
 
 
 def _from_updates(eqn: Equation, support: Region) -> Region:
   """Where updates may write something other than zero."""
   axes: list[Axis] = [None] * len(eqn.in_avals[0].shape)
-  for i, u in _passing(eqn):
+  for i, u in _pairs(eqn):
     axes[i] = support.axes[u]
   return support.with_axes(axes)
 
@@ -52,11 +67,14 @@ def _multiplied_support(ctx: Context) -> list[Region]:
 
 def _reads(ctx: Context) -> list[Region]:
   operand = _kept(ctx.eqn, ctx.live[0])
-  _, indices, updates = (len(a.shape) for a in ctx.eqn.in_avals)
+  _, rank, updates = (len(a.shape) for a in ctx.eqn.in_avals)
   axes: list[Axis] = [None] * updates
-  for i, u in _passing(ctx.eqn):
+  indices: list[Axis] = [None] * rank
+  for i, u in _pairs(ctx.eqn):
     axes[u] = operand.axes[i]
-  return [operand, regions.whole(indices), operand.with_axes(axes)]
+  for i, j, _ in _tied(ctx.eqn):
+    indices[j] = operand.axes[i]
+  return [operand, operand.with_axes(indices), operand.with_axes(axes)]
 
 
 def _evaluate(ctx: Context, *arrays: Any) -> list[Any]:
