@@ -177,7 +177,7 @@ def flags_of(command):
 
 def module_of(command):
   """The program that a command starts with flags, or None."""
-  if chosen := re.search(r'MODULE=(slim_jax\.\w+)|python -m (slim_jax\.\w+)', command):
+  if chosen := re.search(r'MODULE=(slim_jax\.\w+)|python -m (slim_jax\.\w+)(?![\w.])', command):
     return chosen[1] or chosen[2]
   if re.search(r'launch/(demo|train|processes|slurm|tpu|sweep)\.sh', command):
     return 'slim_jax.sweep' if 'sweep.sh' in command else 'slim_jax.main'
