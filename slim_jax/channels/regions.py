@@ -215,7 +215,9 @@ def take(array: Any, have: Region, want: Region, shape: Sequence[int]) -> Any:
       array = _pick(array, axis, position[wanted & held])
       index = np.flatnonzero(present)
       step = _even_step(index)
-      if step and not isinstance(array, np.ndarray):
+      if len(index) == 1 and not isinstance(array, np.ndarray):
+        array = _surround(array, axis, int(index[0]), len(present) - 1 - int(index[0]))
+      elif step and not isinstance(array, np.ndarray):
         padding[axis] = int(index[0]), len(present) - 1 - int(index[-1]), step - 1
       else:
         array = _place(array, axis, present)
@@ -254,6 +256,19 @@ def _place(array: Any, axis: int, present: np.ndarray) -> Any:
   source = np.where(present, np.cumsum(present) - 1, array.shape[axis]).astype(np.int32)
   at = (slice(None),) * axis + (source,)
   return array.at[at].get(mode='fill', fill_value=0)
+
+
+def _surround(array: Any, axis: int, before: int, after: int) -> Any:
+  """Puts zeros before and after a single index of `array` along `axis`.
+
+  The transpose of `lax.pad` removes indices by negative padding. XLA's partitioner (of JAX 0.10 and
+  0.12) computes that wrongly where a single index is left of an axis that devices share.
+  """
+  zeros = [
+    jnp.zeros(array.shape[:axis] + (count,) + array.shape[axis + 1 :], array.dtype)
+    for count in (before, after)
+  ]
+  return lax.concatenate([zeros[0], array, zeros[1]], axis)
 
 
 def _even_step(index: np.ndarray) -> int:

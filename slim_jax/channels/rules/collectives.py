@@ -109,8 +109,6 @@ def _sent(ctx: Context, region: Region, split: int, concat: int) -> Region:
   """What all devices hold if they split and put together as many parts as there are."""
   if split == concat:
     return regions.along(region, split, None)
-  if not ctx.params['tiled']:
-    return insert(drop(region, [split]), [concat], [None])
   count = ctx.eqn.in_avals[0].shape[ctx.params['split_axis']]
   count //= ctx.eqn.out_avals[0].shape[ctx.params['split_axis']]
   axes = list(region.axes)
