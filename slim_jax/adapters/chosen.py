@@ -1,14 +1,12 @@
 """What a cut removes: channels with small scales, or units where there is no BatchNorm."""
 
-from collections.abc import Callable, Mapping
-import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from slim_jax.adapters.functions import AdapterError
-from slim_jax.channels import planning, regions
+from slim_jax.channels import planning
 from slim_jax.channels.plan import Plan
 from slim_jax.channels.thin import mask, thin
 from slim_jax.channels.ties import streams
@@ -16,8 +14,7 @@ from slim_jax.selection.budget import select_budget
 from slim_jax.selection.scores import unit_norm
 from slim_jax.selection.select import select_global
 from slim_jax.structure.find import units
-from slim_jax.structure.gates import fold, gate
-from slim_jax.structure.unit import Units
+from slim_jax.structure.gates import fold, gate, without_gates
 
 
 class Calls(NamedTuple):
@@ -107,19 +104,7 @@ def of_units(call: Calls, variables: Any, where: Any, choice: dict[str, Any]) ->
   dead = _by_one_way(select, choice)
   also = call.also('0', with_gates)
   plan = planning.plan(gated, both, *call.arrays, dead=(None, dead), also=also)
-  return Chosen(dead, _folded(plan['0'], dead, found), fold(variables, mask(gates, dead), found))
-
-
-def _folded(plan: Plan, dead: Mapping[str, Any], units: Units) -> Plan:
-  """Returns a plan of gated variables as one of folded ones, which are zero where gates are."""
-  cuts = dict(plan.cuts)
-  for name, gone in dead.items():
-    for place in units[name].gated:
-      zero = np.append(gone, False)[place.member]  # -1, no unit, stays
-      cut = cuts[place.path]
-      support = regions.along(cut.support, place.axis, ~zero)
-      cuts[place.path] = dataclasses.replace(cut, support=support)
-  return dataclasses.replace(plan, cuts=cuts)
+  return Chosen(dead, without_gates(plan, dead, found), fold(variables, mask(gates, dead), found))
 
 
 def _by_one_way(select: Callable[..., Any], choice: dict[str, Any]) -> Any:
