@@ -41,29 +41,57 @@ def settle(traced: planning.Traced, base: Sequence[Region], candidates: list[Can
     base: the region of every value that is needed with nothing dead.
     candidates: what may go.
   """
-  base = [base[i] for i in traced.trace[0].inputs]
-  read = {c: [i for i, spot in enumerate(c.spots) if _is_read(base, spot)] for c in candidates}
-  choices = {candidate: choices_of(candidate) for candidate in candidates}
-  tried: dict[Candidate, list[Answer]] = {
-    candidate: [] for candidate in candidates if read[candidate]
-  }
-  pending = list(tried)
-  for k in itertools.count():
-    pending = [c for c in pending if k < len(choices[c])]
-    if not pending:
-      break
-    zero = [c.spots[i] for c in pending for i in choices[c][k]]
-    needed = regions_needed(traced, zero)
-    live = [needed[i] for i in traced.trace[0].inputs]
-    for candidate in list(pending):
-      gone = frozenset(i for i in read[candidate] if not _is_read(live, candidate.spots[i]))
-      tried[candidate].append(Answer(frozenset(choices[candidate][k]), gone))
-      if len(gone) == len(read[candidate]) and _shows(candidate, tried[candidate][-1]):
-        pending.remove(candidate)
-  tried = {c: [a for a in answers if _shows(c, a)] for c, answers in tried.items()}
-  best = {c: max(answers, key=lambda a: len(a.gone)) for c, answers in tried.items() if answers}
-  answers = {c: a for c, a in best.items() if _is_enough(c, a, read[c])}
-  return Settled(answers, [c for c in tried if c not in answers])
+  asked = _Asked(traced, [base[i] for i in traced.trace[0].inputs])
+  read = [c for c in candidates if asked.read(c)]
+  answers = asked.together(read)
+  if len(answers) < len(read):  # what was asked for in vain may have helped others
+    doubtful = asked.differ(answers)
+    answers = {c: a for c, a in answers.items() if c not in doubtful}
+    for candidate in doubtful:
+      answers |= asked.together([candidate])
+  return Settled(answers, [c for c in read if c not in answers])
+
+
+class _Asked:
+  """The questions about one program."""
+
+  def __init__(self, traced: planning.Traced, base: list[Region]):
+    self.traced = traced
+    self.base = base
+
+  def read(self, candidate: Candidate) -> list[int]:
+    """The spots that are read with nothing dead."""
+    return [i for i, spot in enumerate(candidate.spots) if _is_read(self.base, spot)]
+
+  def together(self, candidates: list[Candidate]) -> dict[Candidate, Answer]:
+    """The best answers for candidates, whose choices are asked for at once."""
+    choices = {candidate: choices_of(candidate) for candidate in candidates}
+    tried: dict[Candidate, list[Answer]] = {candidate: [] for candidate in candidates}
+    pending = candidates
+    for k in itertools.count():
+      pending = [c for c in pending if k < len(choices[c]) and not self._is_done(c, tried[c])]
+      if not pending:
+        break
+      for c, gone in self._gone({c: choices[c][k] for c in pending}).items():
+        tried[c].append(Answer(frozenset(choices[c][k]), gone))
+    shown = {c: [a for a in answers if _shows(c, a)] for c, answers in tried.items()}
+    best = {c: max(a, key=lambda a: len(a.gone)) for c, a in shown.items() if a}
+    return {c: a for c, a in best.items() if _is_enough(c, a, self.read(c))}
+
+  def differ(self, answers: dict[Candidate, Answer]) -> list[Candidate]:
+    """The candidates of which less goes when only the answers' gates are zero."""
+    gone = self._gone({c: sorted(a.gated) for c, a in answers.items()})
+    return [c for c, a in answers.items() if not a.gone <= gone[c]]
+
+  def _is_done(self, candidate: Candidate, tried: list[Answer]) -> bool:
+    size = len(self.read(candidate))
+    return any(len(a.gone) == size and _shows(candidate, a) for a in tried)
+
+  def _gone(self, gated: dict[Candidate, list[int]]) -> dict[Candidate, frozenset[int]]:
+    """The spots that go when one unit of each candidate is zero at these spots."""
+    needed = regions_needed(self.traced, [c.spots[i] for c, spots in gated.items() for i in spots])
+    live = [needed[i] for i in self.traced.trace[0].inputs]
+    return {c: frozenset(i for i in self.read(c) if not _is_read(live, c.spots[i])) for c in gated}
 
 
 def _shows(candidate: Candidate, answer: Answer) -> bool:

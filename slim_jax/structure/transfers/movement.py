@@ -231,6 +231,16 @@ def _dynamic_slice(found: Structure, ctx: Context, operands: list[Value]) -> lis
   return [Value(tuple(axes), depends(operands))]
 
 
+def _unstack(found: Structure, ctx: Context, operands: list[Value]) -> list[Value]:
+  """Every index of the axis is a value of its own."""
+  (x,), axis = operands, ctx.params['axis']
+  try:
+    terms.singles(x.axes[axis].term)
+  except terms.SizesError:
+    found.pin(f'taken apart{where(ctx.eqn)}', x.axes[axis].term)
+  return [x._replace(axes=(*x.axes[:axis], *x.axes[axis + 1 :]))] * len(ctx.eqn.out_avals)
+
+
 MOVES: dict[Any, Transfer] = {
   p.transpose_p: _transpose,
   p.squeeze_p: _squeeze,
@@ -243,4 +253,5 @@ MOVES: dict[Any, Transfer] = {
   p.pad_p: _pad,
   p.gather_p: _gather,
   p.dynamic_slice_p: _dynamic_slice,
+  **dict.fromkeys(jaxprs.unstack_ps, _unstack),
 }
