@@ -35,7 +35,7 @@ def run(model, epochs, name, callbacks=()):
 epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 20
 images, labels = load_digits(return_X_y=True)
 x, x_test = np.split((images.reshape(-1, 8, 8, 1) / 16).astype('float32'), [1500])
-y, y_test = np.split(labels, [1500])
+y, y_test = np.split(labels.astype('int32'), [1500])
 model = network()
 run(model, epochs, 'sparse', [slim_jax.keras.AddL1(1e-3), slim_jax.keras.ScaleShares()])
 thin, info = slim_jax.keras.slim(model, x[:1], fraction=0.5, per_layer=True)
