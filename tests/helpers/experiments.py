@@ -41,7 +41,7 @@ def tables():
       cells.append(parts.get('Paper', '').rstrip('.'))
       lines.append(f'| {" | ".join([_link(path), *cells])} |')
   others = [_link(path) for path, parts in experiments.items() if parts['Result'] == NOT_RUN]
-  lines += ['', f'Ready and not yet run, for an accelerator: {", ".join(others)}.', '']
+  lines += ['', f'Ready and not yet run, most of them for an accelerator: {", ".join(others)}.', '']
   return '\n'.join(lines)
 
 
