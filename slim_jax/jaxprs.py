@@ -462,3 +462,10 @@ reshard_p = primitive_of(
   lambda x: jax.sharding.reshard(x, jax.sharding.NamedSharding(_single, PartitionSpec('i'))),
   _vector,
 )
+polynomial_ps = list(
+  {
+    e.primitive
+    for e in trace(jax.numpy.sinc, _vector)[0].equations
+    if e.primitive.name == 'polynomial'
+  }
+)

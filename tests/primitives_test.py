@@ -22,17 +22,18 @@ REASONS = {
     all_gather_reduced preduced reduced_vary_cast reduced_vary_cast_p unreduced_pmax unreduced_pmin
     unreduced_psum unreduced_reduce_scatter vary_unreduced_cast vary_unreduced_cast_p""",
   'JAX makes it of others when it differentiates, batches or lowers': """
-    broadcast_to call_hi_primitive call_hi_primitive_linearized custom_jvp_call_jaxpr custom_lin
+    broadcast_to custom_jvp_call_jaxpr custom_lin
     dimension_size eval_jaxpr from_edtype geqp3 geqrf iota_2x32_shape ormqr
     remat_opt to_edtype zeros_like""",
+  'it has a derivative for one shape, since JAX 0.12': """
+    call_hi_primitive call_hi_primitive_linearized""",
   'it is a kernel of accelerators': """
     dot_product_attention_bwd dot_product_attention_bwd_wrapper dot_product_attention_fp8_bwd
     dot_product_attention_fp8_bwd_wrapper dot_product_attention_fp8_fwd
     dot_product_attention_fp8_fwd_wrapper dot_product_attention_fwd
     dot_product_attention_fwd_wrapper layout_constraint philox2x32 philox4x32 relayout scaled_dot
     scaled_matmul scaled_matmul_wrapper threefry4x32 with_memory_space_constraint""",
-  'every element depends on every other': """
-    cholesky_update custom_linear_solve polynomial""",
+  'every element of a matrix depends on every other': 'cholesky_update custom_linear_solve',
   'rare, and correct at full width': """
     linear_call select_and_scatter""",
 }

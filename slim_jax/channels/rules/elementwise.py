@@ -178,6 +178,7 @@ register(
     p.le_to_p,
     p.lt_to_p,
     p.igamma_grad_a_p,
+    *jaxprs.polynomial_ps,
     *jaxprs.random_gamma_grad_ps,
     p.regularized_incomplete_beta_p,
     *jaxprs.newer('log2_p', 'one_minus_square_p'),

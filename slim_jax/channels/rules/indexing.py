@@ -42,7 +42,7 @@ def gather_axes(eqn: Equation, facts: list[Fact]) -> GatherAxes:
   passing = tuple(
     (i, o)
     for i, o in zip(window, dims.offset_dims, strict=True)
-    if sizes[i] == shape[i] and i not in dims.start_index_map
+    if sizes[i] == shape[i] and (i not in dims.start_index_map or not _drops(eqn))
   )
   outer = [o for o in range(rank) if o not in dims.offset_dims]
   batch = tuple((i, o) for i, o in enumerate(outer) if i not in dims.start_indices_batching_dims)
@@ -84,9 +84,14 @@ def _sliced(
   )
 
 
+def _drops(eqn: Equation) -> bool:
+  """Whether a slice out of bounds is not read: else a slice of all indices starts at the first."""
+  return eqn.params['mode'] == lax.GatherScatterMode.FILL_OR_DROP
+
+
 def _fills(eqn: Equation) -> bool:
   """Whether an index out of bounds reads as something other than 0 (by default as NaN)."""
-  return eqn.params['mode'] == lax.GatherScatterMode.FILL_OR_DROP and eqn.params['fill_value'] != 0
+  return _drops(eqn) and eqn.params['fill_value'] != 0
 
 
 def _gather_support(ctx: Context) -> list[Region]:

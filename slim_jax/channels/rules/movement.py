@@ -281,38 +281,52 @@ def _through(region: Region, shape: Sequence[int], out: Sequence[int]) -> Region
   return regions.normal(axes)
 
 
-def _is_plain(eqn: Equation) -> bool:
-  return eqn.params['dimensions'] is None and 0 not in eqn.in_avals[0].shape
+def _has_elements(eqn: Equation) -> bool:
+  return 0 not in eqn.in_avals[0].shape
+
+
+def _order(eqn: Equation) -> Sequence[int]:
+  """The order in which the axes of the operand are read."""
+  return eqn.params['dimensions'] or range(len(eqn.in_avals[0].shape))
+
+
+def _ordered(eqn: Equation) -> list[int]:
+  """Sizes of the operand's axes, in this order."""
+  return [eqn.in_avals[0].shape[i] for i in _order(eqn)]
 
 
 def _reshape_support(ctx: Context) -> list[Region]:
-  support, shape, out = ctx.supports[0], ctx.eqn.in_avals[0].shape, ctx.eqn.out_avals[0].shape
-  if not _is_plain(ctx.eqn):
+  support, out = ctx.supports[0], ctx.eqn.out_avals[0].shape
+  if not _has_elements(ctx.eqn):
     return [support.with_axes((None,) * len(out))]
-  return [_through(support, shape, out)]
+  turned = support.with_axes(support.axes[i] for i in _order(ctx.eqn))
+  return [_through(turned, _ordered(ctx.eqn), out)]
 
 
 def _reshape_reads(ctx: Context) -> list[Region]:
-  if not _is_plain(ctx.eqn):
+  if not _has_elements(ctx.eqn):
     return read_whole(ctx)
-  read = _through(ctx.live[0], ctx.eqn.out_avals[0].shape, ctx.eqn.in_avals[0].shape)
+  read = _through(ctx.live[0], ctx.eqn.out_avals[0].shape, _ordered(ctx.eqn))
+  read = read.with_axes(read.axes[i] for i in np.argsort(_order(ctx.eqn)))
   return [read] + [regions.whole(0) for _ in ctx.facts[1:]]
 
 
 def _reshape_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
-  shape, out = ctx.eqn.in_avals[0].shape, ctx.eqn.out_avals[0].shape
-  if not _is_plain(ctx.eqn):
+  shape, out, order = _ordered(ctx.eqn), ctx.eqn.out_avals[0].shape, _order(ctx.eqn)
+  if not _has_elements(ctx.eqn):
     return live_parts(ctx, jaxprs.bind(ctx.eqn, *arrays), [regions.whole(len(out))])
   have, want, sizes = [], [], []
   for left, right in groups(shape, out):
-    have.append(_flat([ctx.reads[0].axes[i] for i in left], [shape[i] for i in left]))
+    have.append(_flat([ctx.reads[0].axes[order[i]] for i in left], [shape[i] for i in left]))
     want.append(_flat([ctx.live[0].axes[j] for j in right], [out[j] for j in right]))
     sizes.append(math.prod(shape[i] for i in left))
   (array,) = arrays
-  if not all(map(regions.same_axis, have, want)):
-    merged = lax.reshape(array, [regions.width(h, n) for h, n in zip(have, sizes, strict=True)])
-    array = regions.take(merged, Region(tuple(have)), Region(tuple(want)), sizes)
-  return [lax.reshape(array, regions.shape_of(ctx.live[0], out))]
+  thin = regions.shape_of(ctx.live[0], out)
+  if all(map(regions.same_axis, have, want)):
+    return [lax.reshape(array, thin, ctx.params['dimensions'])]
+  counts = [regions.width(h, n) for h, n in zip(have, sizes, strict=True)]
+  merged = lax.reshape(array, counts, ctx.params['dimensions'])
+  return [lax.reshape(regions.take(merged, Region(tuple(have)), Region(tuple(want)), sizes), thin)]
 
 
 register([p.reshape_p], Rule(_reshape_support, _reshape_reads, _reshape_evaluate))
