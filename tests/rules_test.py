@@ -787,7 +787,6 @@ INDEXING = [
   ),
   case(
     'gather of windows',
-    'polynomial',
     lambda x, i: jax.vmap(lambda i: lax.dynamic_slice_in_dim(x, i, 2, 0))(i),
     X,
     at(3, 2, whole=True),
@@ -1432,6 +1431,7 @@ CUT_BY_CONSTANTS = {
   'x[:, constant]',
   'gather, one slice',
   'gather of windows',
+  'polynomial',
   'put_along_axis',
   'gather, one slice of two axes',
   'take of constants',
