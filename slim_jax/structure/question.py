@@ -74,9 +74,20 @@ class _Asked:
         break
       for c, gone in self._gone({c: choices[c][k] for c in pending}).items():
         tried[c].append(Answer(frozenset(choices[c][k]), gone))
+        choices[c] += self._with_readers(c, tried[c][-1])
     shown = {c: [a for a in answers if _shows(c, a)] for c, answers in tried.items()}
     best = {c: max(a, key=lambda a: len(a.gone)) for c, a in shown.items() if a}
     return {c: a for c, a in best.items() if _is_enough(c, a, self.read(c))}
+
+  def _with_readers(self, candidate: Candidate, answer: Answer) -> list[list[int]]:
+    """The same spots and the readers that stay, as of embeddings that read NaN out of bounds."""
+    stay = set(self.read(candidate)) - answer.gone
+    if not stay or 'mixed' in candidate.notes or not answer.gone > answer.gated:
+      return []
+    spots = [candidate.spots[i] for i in stay]
+    only_readers = all('reader' in spot.roles and spot.can_have_gate for spot in spots)
+    makes = any({'maker', 'bias'} & candidate.spots[i].roles for i in answer.gated)
+    return [sorted(answer.gated | stay)] if only_readers and makes else []
 
   def differ(self, answers: dict[Candidate, Answer]) -> list[Candidate]:
     """The candidates of which less goes when only the answers' gates are zero."""

@@ -152,6 +152,14 @@ def on_devices(v, x):
   return mapped(x, v['in'], v['out'])
 
 
+def looked_up(v, x):
+  """An embedding that is NaN out of bounds, a norm, and a reader of the stream without a norm."""
+  y = jnp.take(v['in'], jnp.argmax(x, -1), axis=0)
+  z = y - y.mean(-1, keepdims=True)
+  z = z * jax.lax.rsqrt((z * z).mean(-1, keepdims=True) + 1e-6) * v['scale'][None, None]
+  return (y + jnp.tanh(z @ v['up']) @ v['down']) @ v['out']
+
+
 class Case(NamedTuple):
   """A network [2, 6, 7] -> [..., 5], shapes of its variables, and its units: sizes by kind."""
 
@@ -217,5 +225,6 @@ CASES = [
   Case(low_rank, _ENDS | {'a': (7, 3), 'b': (3, 12)}, {'neurons': [3, 12]}),
   Case(compared, _ENDS | {'out': (6, 5)}, {'neurons': [6]}),
   Case(multiplied, {'in': (7, 4), 'out': (16, 5)}, {}),
+  Case(looked_up, _MLP | {'scale': (12,)}, {'stream': [12], 'neurons': [9]}),
   Case(on_devices, _ENDS, {'neurons': [6]}),
 ]
