@@ -178,7 +178,7 @@ def test_equal_scales(strict, removed):
     config.prune.min_channels = 0
   dead = pruning.select_dead(net, variables, image, config.prune)
   assert sum(mark.sum() for mark in jax.tree.leaves(dead)) == removed
-  difference = pruning.unlike_asked(dead, config.prune)
+  difference = pruning.unlike_asked(dead, config.prune, variables)
   if strict:
     assert difference.startswith('prune.fraction=0.3 asks for 4 of 12 channels, 9 (75.0%) are')
   else:
@@ -208,7 +208,7 @@ def test_a_share_that_is_not_the_one_asked_for(changes, said):
   with config.unlocked():
     config.prune.update(changes)
   difference = pruning.unlike_asked(
-    pruning.select_dead(net, variables, image, config.prune), config.prune
+    pruning.select_dead(net, variables, image, config.prune), config.prune, variables
   )
   assert said in difference and bool(said) == bool(difference)
 

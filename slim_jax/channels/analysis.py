@@ -267,7 +267,7 @@ def constant(value: Any, aval: Any) -> Fact:
   """The fact of a concrete array (nothing is known of captured tracers, keys and float0)."""
   if (
     isinstance(value, Tracer)
-    or aval.dtype == jax.dtypes.float0
+    or jax.dtypes.float0 in (aval.dtype, getattr(value, 'dtype', None))
     or jnp.issubdtype(aval.dtype, jax.dtypes.extended)
   ):
     return Fact(regions.whole(len(aval.shape)))

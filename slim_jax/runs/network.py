@@ -21,6 +21,7 @@ class Network(NamedTuple):
 
   Attributes:
     apply: `(params, batch_stats, image, key)` -> `(outputs, batch_stats)`, in training mode.
+    train: `(variables, image, key)` -> the same, of one device, to be planned.
     predict: `(variables, image)` -> outputs, to be planned, counted and exported.
     infer: the same function in the form to be compiled on this machine.
     init: `(key, image)` -> new variables; image is a shape.
@@ -29,6 +30,7 @@ class Network(NamedTuple):
   """
 
   apply: Callable[..., Any]
+  train: Callable[..., Any]
   predict: Callable[..., Any]
   infer: Callable[..., Any]
   init: Callable[[jax.Array, jax.ShapeDtypeStruct], PyTree]
@@ -83,6 +85,13 @@ def create(config: Config, num_classes: int, plan: slim_jax.Plan | None = None) 
   ) -> tuple[Any, PyTree]:
     return model.train({'params': params, 'batch_stats': batch_stats}, image, key)
 
+  def train(variables: PyTree, image: jax.Array, key: jax.Array) -> tuple[Any, PyTree]:
+    if not config.cross_replica_batch_norm:
+      return model.train(variables, image, key)
+    # As on one device: the axis over which statistics are averaged has to be there.
+    each = jax.vmap(lambda image, key: model.train(variables, image, key), axis_name='batch')
+    return jax.tree.map(lambda result: result[0], each(image[None], key[None]))
+
   def init(key: jax.Array, image: jax.ShapeDtypeStruct) -> PyTree:
     return model.init(key, image, plan)
 
@@ -100,5 +109,7 @@ def create(config: Config, num_classes: int, plan: slim_jax.Plan | None = None) 
       outs=(None, 'batch_stats'),
       widen=widen,
     )
+    train = slim_jax.thin(train, plan, outs=(None, 'batch_stats'))
     predict, infer = (slim_jax.thin(predict, plan, widen=each) for each in (False, widen))
-  return Network(slim_jax.for_cpu(apply), predict, slim_jax.for_cpu(infer), init, shapes, plan)
+  apply, infer = slim_jax.for_cpu(apply), slim_jax.for_cpu(infer)
+  return Network(apply, train, predict, infer, init, shapes, plan)

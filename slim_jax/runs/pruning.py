@@ -14,7 +14,7 @@ from slim_jax.runs.run import Run
 from slim_jax.runs.stages import Stage
 from slim_jax.runtime import parts, processes
 from slim_jax.runtime.config import Config
-from slim_jax.selection import constraints
+from slim_jax.selection import constraints, ranking
 from slim_jax.selection.options import SelectionOptions
 from slim_jax.training.train_state import TrainState, variables_of
 
@@ -98,16 +98,21 @@ def select_dead(
   return slim_jax.select_budget(net.predict, variables, x, target=prune.target, **options)
 
 
-def unlike_asked(dead: PyTree, prune: Config) -> str:
+def unlike_asked(dead: PyTree, prune: Config, variables: PyTree) -> str:
   """Returns how the share that is removed differs from the fraction; '' within one channel.
 
   Args:
     dead: what `select_dead` returns.
     prune: `config.prune`.
+    variables: of the network.
   """
   if prune.target:
     return ''
-  marks = tree.flatten(dead)
+  carriers = ranking.carriers(variables)
+  marks = {
+    path: mark[~carriers[path]] if path in carriers else mark
+    for path, mark in tree.flatten(dead).items()
+  }
   sizes = {path: mark.size for path, mark in marks.items()}
   kept = constraints.resolve(sizes, SelectionOptions(keep=prune.keep)).keep
   ranked = [mark for path, mark in marks.items() if path not in kept]
@@ -125,10 +130,17 @@ def unlike_asked(dead: PyTree, prune: Config) -> str:
 
 def _plan(run: Run, net: Network, variables: PyTree) -> slim_jax.Plan:
   """Returns the plan of the pruned network, which refers to the original network."""
-  dead, full = select_dead(net, variables, run.image, run.config.prune), variables
-  if difference := unlike_asked(dead, run.config.prune):
+  prune = run.config.prune
+  dead = select_dead(net, variables, run.image, prune)
+  if difference := unlike_asked(dead, prune, variables):
     logging.warning('%s', difference)
-  if net.plan is not None:
-    dead, full = net.plan.lift(dead), net.plan.expand(variables)
-  original = run.network()
-  return slim_jax.plan(original.predict, full, run.image, dead=dead, bias=run.config.prune.bias)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  plan = slim_jax.plan(
+    net.predict,
+    variables,
+    run.image,
+    dead=dead,
+    bias=prune.bias,
+    also=[(net.train, (run.image, key), (None, 'batch_stats'))],
+  )
+  return plan if net.plan is None else net.plan.then(plan)

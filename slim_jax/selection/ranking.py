@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from slim_jax import batch_norms, shardings, tree
@@ -51,6 +52,33 @@ def rank(variables: Any, options: SelectionOptions) -> Ranking:
   labels = _labels(scores, options.tied)
   stacks = {path: score.shape[1] for path, score in scores.items()}
   return Ranking(labels, stacks, *_gathered(scores, labels, options.tied_by), _places(labels))
+
+
+def carriers(variables: Any) -> dict[Path, np.ndarray]:
+  """Returns the channels of which `bias='keep'` left the bias alone, by the path of the scale.
+
+  Their scale and running statistics are exactly zero, and their bias is not: they emit a constant.
+
+  Args:
+    variables: arrays. Among parameters without statistics, none is found.
+
+  Returns:
+    Bool [channels], for the BatchNorms that have such channels.
+  """
+  leaves, found = tree.flatten(variables), {}
+  for norm in batch_norms.find(variables):
+    shape = leaves[norm.scale].shape
+    statistics = [leaves[path] for path in norm.statistics if leaves[path].shape == shape]
+    if norm.bias is None or len(statistics) < 2 or leaves[norm.bias].shape != shape:
+      continue
+    arrays = [leaves[norm.scale], *statistics, leaves[norm.bias]]
+    if any(isinstance(array, jax.ShapeDtypeStruct) for array in arrays):
+      continue
+    zero = [~_by_channel(array, leaves[norm.scale]).any(axis=1) for array in arrays]
+    constant = np.logical_and.reduce(zero[:-1]) & ~zero[-1]
+    if constant.any():
+      found[norm.scale] = constant
+  return found
 
 
 def _by_channel(array: Any, leaf: Any) -> np.ndarray:

@@ -27,6 +27,7 @@ import numpy as np
 
 from slim_jax import batch_norms, shardings, tree
 from slim_jax.channels.ties import streams
+from slim_jax.selection import ranking
 from slim_jax.selection.unit_scores import unit_norm
 from slim_jax.tree import Path
 
@@ -152,11 +153,13 @@ def kernel_norm(
     powers = np.abs(_values(leaves[path])) ** ord
     np.add.at(total, label, powers.sum(axis=tuple(i for i in range(powers.ndim) if i != axis)))
     np.add.at(makers, label, 1)
+  constant = ranking.carriers(variables)
   for path, label in zip(chosen, labels, strict=True):
-    if not makers[label].all():
+    without = (makers[label] == 0) & ~constant.get(path, False)
+    if without.any():
       raise ValueError(
         f'{tree.show(path)}: no kernel produces channels '
-        f'{np.flatnonzero(makers[label] == 0)[:10].tolist()}, so they have no score'
+        f'{np.flatnonzero(without)[:10].tolist()}, so they have no score'
       )
   return tree.like(
     variables, {path: total[label] ** (1 / ord) for path, label in zip(chosen, labels)}

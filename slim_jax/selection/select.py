@@ -13,7 +13,7 @@ import numpy as np
 from slim_jax import tree
 from slim_jax.selection import constraints
 from slim_jax.selection.options import SelectionKeywords, SelectionOptions
-from slim_jax.selection.ranking import rank
+from slim_jax.selection.ranking import carriers, rank
 
 # From the scores of decisions, ascending, and the number of scales that each is about, to the number
 # of decisions that are removed.
@@ -37,6 +37,8 @@ def select_global(
   number takes, or all with `strict=True`, which is the paper's rule to the letter. They are many
   only where scales are exactly equal: not yet trained, clipped, or zero after proximal steps. A
   channel of stacked layers, scales [layers, channels], is removed if it is small in all of them.
+  A channel whose scale and running statistics are exactly zero and whose bias is not is not ranked:
+  `plan(..., bias='keep')` left it to emit a constant.
 
   Args:
     variables: tree with the scales (concrete arrays).
@@ -126,6 +128,9 @@ def selector(variables: Any, **options: Unpack[SelectionKeywords]) -> Callable[[
   free = np.ones(len(score), bool)
   for path in limits.keep:
     free[labels[path]] = False
+  for path, constant in carriers(variables).items():
+    if path in labels:
+      free[labels[path][constant]] = False
 
   def smallest(cutoff: Cutoff, size: np.ndarray) -> np.ndarray:
     """Returns which decisions a cutoff removes of those with a size, bool [decisions]."""

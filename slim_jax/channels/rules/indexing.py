@@ -7,6 +7,7 @@ index. One from which indices select that are only known at run time is read who
 from typing import Any, NamedTuple
 
 from jax import lax
+import jax.numpy as jnp
 import numpy as np
 
 from slim_jax import jaxprs
@@ -25,7 +26,8 @@ class GatherAxes(NamedTuple):
   passing: tuple[tuple[int, int], ...]  # operand axis, result axis: taken in full
   batch: tuple[tuple[int, int], ...]  # indices axis, result axis
   selected: int | None  # operand axis followed by constant indices
-  constant: np.ndarray | None  # the constant indices, in the shape of the result's batch axes
+  # The constant indices, in the shape of the result's batch axes; -1 where a zero is read instead.
+  constant: np.ndarray | None
   sliced: tuple[tuple[int, int, int], ...]  # operand axis, result axis, constant start of one slice
   tied: tuple[tuple[int, int, int], ...]  # operand axis, indices axis, result axis: index by index
 
@@ -56,9 +58,10 @@ def gather_axes(eqn: Equation, facts: list[Fact]) -> GatherAxes:
     and dims.collapsed_slice_dims == dims.start_index_map
   ):
     (axis,) = dims.start_index_map
-    fixed = jaxprs.is_fixed(shape[axis])
-    if fixed and known.size and 0 <= known.min() and known.max() < shape[axis]:
-      selected, index = axis, known[..., 0]
+    if jaxprs.is_fixed(shape[axis]) and known.size:
+      inside = (0 <= known) & (known < shape[axis])
+      if inside.all() or _reads_zero_beyond(eqn):
+        selected, index = axis, np.where(inside, known, -1)[..., 0]
   tied = tuple(
     (i, j, outer[j])
     for i, j in zip(dims.operand_batching_dims, dims.start_indices_batching_dims, strict=True)
@@ -89,6 +92,11 @@ def _drops(eqn: Equation) -> bool:
   return eqn.params['mode'] == lax.GatherScatterMode.FILL_OR_DROP
 
 
+def _reads_zero_beyond(eqn: Equation) -> bool:
+  """Whether an index out of bounds reads as 0."""
+  return eqn.params['mode'] == lax.GatherScatterMode.FILL_OR_DROP and eqn.params['fill_value'] == 0
+
+
 def _fills(eqn: Equation) -> bool:
   """Whether an index out of bounds reads as something other than 0 (by default as NaN)."""
   return _drops(eqn) and eqn.params['fill_value'] != 0
@@ -108,7 +116,8 @@ def _gather_support(ctx: Context) -> list[Region]:
     stop = start + ctx.params['slice_sizes'][i]
     axes[o] = regions.at(support.axes[i], slice(start, stop))
   if how.selected is not None and how.constant is not None and how.constant.ndim == 1:
-    axes[how.batch[0][1]] = regions.at(support.axes[how.selected], how.constant)
+    held = regions.vector(support.axes[how.selected], ctx.eqn.in_avals[0].shape[how.selected])
+    axes[how.batch[0][1]] = held[how.constant] & (how.constant >= 0)
   return [support.with_axes(axes)]
 
 
@@ -127,7 +136,8 @@ def _gather_reads(ctx: Context) -> list[Region]:
     x[i] = read
   if how.selected is not None:
     read = np.zeros(shape[how.selected], bool)
-    read[_wanted(how, live)] = True
+    wanted = _wanted(how, live)
+    read[wanted[wanted >= 0]] = True
     x[how.selected] = read
   if how.selected is not None or how.sliced:
     return [regions.normal(x), regions.nothing(len(indices_shape))]
@@ -151,6 +161,9 @@ def _wanted(how: GatherAxes, live: Region) -> Any:
 
 def _gather_evaluate(ctx: Context, x: Any, indices: Any) -> list[Any]:
   how, (live,) = gather_axes(ctx.eqn, ctx.facts), ctx.live
+  if x is None:  # all that is wanted is out of bounds
+    (aval,) = ctx.eqn.out_avals
+    return [jnp.zeros(regions.shape_of(live, aval.shape), aval.dtype)]
   sizes: list[int] = list(ctx.params['slice_sizes'])
   have: list[Axis] = [None] * len(live.axes)
   for i, o in how.passing:
@@ -167,7 +180,9 @@ def _gather_evaluate(ctx: Context, x: Any, indices: Any) -> list[Any]:
     # The operand arrives with the selected indices alone: count among those.
     size = ctx.eqn.in_avals[0].shape[how.selected]
     held = regions.vector(ctx.reads[0].axes[how.selected], size)
-    indices = (np.cumsum(held) - 1)[_wanted(how, live)][..., None].astype(np.int32)
+    wanted = _wanted(how, live)
+    position = np.where(wanted < 0, held.sum(), (np.cumsum(held) - 1)[wanted])
+    indices = position[..., None].astype(np.int32)
   results = jaxprs.bind(ctx.eqn, x, indices, slice_sizes=tuple(sizes))
   return live_parts(ctx, results, [regions.normal(have)])
 

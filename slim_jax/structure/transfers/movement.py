@@ -195,7 +195,12 @@ def _gather(found: Structure, ctx: Context, operands: list[Value]) -> list[Value
   for i, o in how.batch:
     axes[o] = indices.axes[i] if indices.is_data else axes[o]
   looked_up = [i for i in range(len(x.axes)) if i not in passing]
-  if how.selected is not None and how.constant is not None and how.constant.ndim == 1:
+  if (
+    how.selected is not None
+    and how.constant is not None
+    and how.constant.ndim == 1
+    and (how.constant >= 0).all()
+  ):
     (_, o), axis = how.batch[0], x.axes[how.selected]
     axes[o] = _picked(found, ctx, axis, how.constant)
     looked_up.remove(how.selected)
