@@ -106,3 +106,14 @@ def test_every_pass_obeys_the_law(network, passes):
     for norm in slim_jax.batch_norms.find(thin):  # the leaves of a BatchNorm stay alike
       leaves = tree.flatten(thin)
       assert len({leaves[p].shape for p in (norm.scale, norm.bias, *norm.statistics)}) == 1
+
+
+def test_outputs_of_kernels_count_once():
+  """However many inputs a kernel has: half of all outputs, with and without scores of their own."""
+  draw = np.random.default_rng(0).normal
+  params = {'a': {'kernel': draw(size=(2, 50))}, 'b': {'kernel': draw(size=(40, 5, 50))}}
+  marks = jax.tree.map(lambda _: True, params)
+  sums = jax.tree.map(lambda kernel: np.abs(kernel).mean(tuple(range(kernel.ndim - 1))), params)
+  for options in ({}, {'scores': sums}):
+    dead = slim_jax.select_global(params, fraction=0.5, scales=marks, **options)
+    assert sum(int(np.sum(mark)) for mark in jax.tree.leaves(dead)) == 51

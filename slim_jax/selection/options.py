@@ -54,7 +54,8 @@ class SelectionOptions:
     scores: what ranks channels instead of |scale|: a tree of float [channels], or of the scale's
       shape, at each scale leaf, as the functions of `slim_jax.scores` return. Larger ones stay.
     scales: which leaves are scales, if not those that `batch_norm_scales` finds: a tree of bools,
-      a prefix of it, or a function that returns one for the variables.
+      a prefix of it, or a function that returns one for the variables. Of a kernel that is marked,
+      each index of the last axis is ranked once, by its largest element.
 
   Raises:
     ValueError: a value is out of range.

@@ -49,6 +49,10 @@ def rank(variables: Any, options: SelectionOptions) -> Ranking:
     }
   else:
     scores = _given(chosen, options.scores)
+  norms = {norm.scale for norm in batch_norms.find(variables)}
+  for path, leaf in chosen.items():
+    if path not in norms and batch_norms.names_of(path, leaf)[-1:] not in (('scale',), ('gamma',)):
+      scores[path] = scores[path].max(axis=1, keepdims=True)  # of a kernel, an output counts once
   labels = _labels(scores, options.tied)
   stacks = {path: score.shape[1] for path, score in scores.items()}
   return Ranking(labels, stacks, *_gathered(scores, labels, options.tied_by), _places(labels))
