@@ -136,3 +136,20 @@ def test_files_of_earlier_versions_are_read(made, tmp_path):
   noisy, _ = READS_MORE['noise']
   want = noisy(old.expand(thin_params), x)
   assert laws.distance(slim_jax.thin(noisy, old)(thin_params, x), want) < 1e-12
+
+
+def test_mask_selects_whatever_stands_at_a_dead_channel():
+  params = {
+    'bn': {'scale': jnp.array([np.nan, 1.0, np.inf]), 'bias': jnp.array([np.nan, 2.0, 3.0])}
+  }
+  dead = tree.like(params, {('bn', 'scale'): np.array([True, False, True])})
+  masked = slim_jax.mask(params, dead)['bn']
+  assert masked['scale'].tolist() == [0, 1, 0] and masked['bias'].tolist() == [0, 2, 0]
+
+
+def test_a_bias_goes_with_the_outputs_of_its_layer_alone():
+  """A `weight` is [outputs, inputs]: its last axis is not that of the bias, square or not."""
+  layer = {'weight': jnp.ones((4, 4)), 'bias': jnp.ones(4)}
+  for dead, left in ((np.arange(4) < 1, 4), ((np.arange(4) < 1)[:, None], 3)):
+    masked = slim_jax.mask(layer, {'weight': dead, 'bias': None})
+    assert masked['bias'].sum() == left and masked['weight'].sum() == 12
