@@ -65,7 +65,7 @@ class ArrayData:
     state = hashlib.blake2b(digest_size=8)
     for array in self.arrays().values():
       state.update(f'{array.dtype} {array.shape}'.encode())
-      state.update(np.ascontiguousarray(array))
+      state.update(np.ascontiguousarray(array).data)
     return state.hexdigest()
 
   def arrays(self) -> dict[str, np.ndarray]:
