@@ -103,7 +103,7 @@ def test_command_line_says_what_is_wrong(tmp_path):
 @pytest.mark.parametrize(
   'text, message',
   [
-    (None, 'ConfigError: .* cannot be used: .*No such file'),
+    (None, 'ConfigError: .* there is no such file'),
     (
       'def get_config(:',
       r'ConfigError: .* cannot be used: SyntaxError: invalid syntax \(own.py, line 1\)',

@@ -62,4 +62,5 @@ def test_warning_names_pull_start_and_strength():
   text = pull.warning(start=0.5, pull=0.1, strength=1e-4)
   assert 'by 0.1 in all' in text and 'start at 0.5' in text and 'strength to 0.0005' in text
   assert not pull.warning(start=0.5, pull=0.6, strength=1e-4)
+  assert not pull.warning(start=1.0, pull=1 - 1e-9, strength=1e-4)
   assert not pull.warning(start=0.5, pull=0.0, strength=0.0)

@@ -88,7 +88,7 @@ def test_a_study_in_a_bucket_shares_its_stages(store, digits_dir):
   'path, message',
   [
     ('s3://bucket/run', 'only gs:// can be used'),
-    ('gs://bucket/run', r'needs the extra gcs: python -m pip install -e .\[gcs\]'),
+    ('gs://bucket/run', r'needs the extra gcs: python -m pip install .slim_jax\[gcs\]'),
   ],
 )
 def test_store_that_cannot_be_used(path, message, monkeypatch):

@@ -95,7 +95,7 @@ OPERATIONS = {
   'resize': lambda h, v: jax.image.resize(
     h, (h.shape[0], h.shape[1] * 2, h.shape[2] * 2, C), 'bilinear'
   ),
-  'cumsum': lambda h, v: jnp.cumsum(h, 1),
+  'cumsum': lambda h, v: jnp.cumsum(h, axis=1),
   'sort': lambda h, v: jnp.sort(h, 1),
   'argmax': lambda h, v: h * (jnp.argmax(h, 1, keepdims=True) + 1),
   'max': lambda h, v: h.max(1),

@@ -215,7 +215,7 @@ def take(array: Any, have: Region, want: Region, shape: Sequence[int]) -> Any:
       array = _pick(array, axis, position[wanted & held])
       index = np.flatnonzero(present)
       step = _even_step(index)
-      if len(index) == 1 and not isinstance(array, np.ndarray):
+      if len(index) == 1 < len(present) and not isinstance(array, np.ndarray):
         array = _surround(array, axis, int(index[0]), len(present) - 1 - int(index[0]))
       elif step and not isinstance(array, np.ndarray):
         padding[axis] = int(index[0]), len(present) - 1 - int(index[-1]), step - 1
@@ -264,11 +264,13 @@ def _surround(array: Any, axis: int, before: int, after: int) -> Any:
   The transpose of `lax.pad` removes indices by negative padding. XLA's partitioner (of JAX 0.10 and
   0.12) computes that wrongly where a single index is left of an axis that devices share.
   """
-  zeros = [
-    jnp.zeros(array.shape[:axis] + (count,) + array.shape[axis + 1 :], array.dtype)
+  start, end = [
+    [jnp.zeros(array.shape[:axis] + (count,) + array.shape[axis + 1 :], array.dtype)]
+    if count
+    else []
     for count in (before, after)
   ]
-  return lax.concatenate([zeros[0], array, zeros[1]], axis)
+  return lax.concatenate([*start, array, *end], axis)
 
 
 def _even_step(index: np.ndarray) -> int:

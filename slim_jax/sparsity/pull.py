@@ -57,7 +57,9 @@ def warning(*, start: float, pull: float, strength: float) -> str:
     pull: distance that `l1_pull` returns.
     strength: lambda. With 0 no sparsity is wanted, so there is no warning.
   """
-  if not strength or pull >= start:
+  if not strength or pull >= start * (
+    1 - 1e-6
+  ):  # a pull that was asked for is met but for rounding
     return ''
   return (
     f'no sparsity can be expected: the L1 term pulls a scale by {pull:.3g} in all, and '
