@@ -155,7 +155,7 @@ def kernel_norm(
     np.add.at(makers, label, 1)
   constant = ranking.carriers(variables)
   for path, label in zip(chosen, labels, strict=True):
-    without = (makers[label] == 0) & ~constant.get(path, False)
+    without = (makers[label] == 0) & np.logical_not(constant.get(path, False))
     if without.any():
       raise ValueError(
         f'{tree.show(path)}: no kernel produces channels '
