@@ -57,7 +57,8 @@ def run(workdir: files.PathLike, batches: Sequence[int]) -> list[dict[str, Any]]
     WorkdirError: the directory holds no run with a complete stage.
   """
   workdir = files.path_of(workdir)
-  shape, dtype = finished.about(workdir)['image'], finished.dtype(workdir)
+  about = finished.about(workdir)
+  shape, dtype = about['image'], finished.dtype(about)
   networks = {'full': finished.unpruned(workdir), 'thin': finished.load(workdir)}
   compiled = {**networks, 'thin': finished.load(workdir, compiled=True)}
   rows = measure(in_jax(compiled), shape, batches, runtime='jax', dtype=dtype)

@@ -90,8 +90,7 @@ def run(
   network = candidates.trace(sparse.net.predict, variables, opened.image)
   full = candidates.counted(network, None)
   judge, rows = opened.objective.figure, []
-  sign = '' if judge.larger_is_better else '-'
-  described = {} if judge.name == 'accuracy' else {'judge': f'{sign}{judge.name}'}
+  described = {} if judge.name == 'accuracy' else {'judge': judge.text}
   for fraction in progress.each(fractions, 'fractions', total=len(fractions)):
     with config.unlocked():
       config.prune.fraction = fraction

@@ -31,7 +31,7 @@ from slim_jax.runs.workdir import Workdir
 from slim_jax.runtime import files, processes
 from slim_jax.runtime.config import Config
 from slim_jax.sparsity import observe
-from slim_jax.training import checkpoint, loop, train_state
+from slim_jax.training import checkpoint, loop
 
 Values = dict[str, Any]  # values of the fields that vary, by dotted field
 
@@ -143,7 +143,7 @@ def draw(points: Sequence[dict[str, Any]], workdir: epath.Path) -> list[epath.Pa
       plot.errors(
         [(point['values']['prune.fraction'], _errors(point)) for point in points],
         name='fraction of channels removed',
-        judge=quantities.judge_of(next((row for p in points for row in p['stages']), {})),
+        judge=quantities.judge_of_study(points),
       ),
       paths[-1],
     )
@@ -153,9 +153,7 @@ def draw(points: Sequence[dict[str, Any]], workdir: epath.Path) -> list[epath.Pa
     for point in points:
       stage = Stage(1, 'sparse')
       if any(Stage.of(row) == stage for row in point['stages']):
-        arrays = train_state.variables_in(
-          checkpoint.read(Workdir(workdir / point['workdir']).checkpoints(stage))
-        )
+        arrays = checkpoint.read_variables(Workdir(workdir / point['workdir']).checkpoints(stage))
         scales[point['workdir']] = {'all': observe.scales(arrays['params'])}
     plot.save(plot.histograms(scales, name='|scale|'), paths[-1])
   return paths

@@ -105,16 +105,18 @@ class Folder:
     return [self._read(os.fsdecode(self._names[key]), self._labels[key]) for key in keys]
 
   def _read(self, name: str, label: np.integer) -> dict[str, Any]:
+    path = self.path / name
     try:
-      size = (self.path / name).stat().st_size
-      if size > _MOST_BYTES:
-        raise DataError(
-          f'{self.path / name} has {size / 2**20:,.0f} MiB, more than the '
-          f'{_MOST_BYTES / 2**20:.0f} of any image that is read; reduce or remove it'
-        )
-      image = (self.path / name).read_bytes()
+      with open(path, 'rb') as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MOST_BYTES:
+          raise DataError(
+            f'{path} has {size / 2**20:,.0f} MiB, more than the {_MOST_BYTES / 2**20:.0f} of any '
+            'image that is read; reduce or remove it'
+          )
+        image = file.read()
     except OSError as error:
-      raise DataError(f'{self.path / name} cannot be read: {error}') from error
+      raise DataError(f'{path} cannot be read: {error}') from error
     return {'image': image, 'label': int(label), 'file_name': name}
 
   def _classes(self) -> tuple[str, ...]:

@@ -20,13 +20,12 @@ import zipfile
 
 import numpy as np
 
-from slim_jax.data import splits
+from slim_jax.data import folder, splits
 from slim_jax.data.arrays import ArrayData, channel_statistics
 from slim_jax.data.errors import DataError
 from slim_jax.runtime import parts
 
 SUFFIX = '.npz'
-PREFIX = 'folder:'  # of `folder`, whose paths may look like a module and a name
 
 _ARRAYS = re.compile(r'(?:x_(?P<keras>\w+)|(?P<name>\w+)_image)')
 
@@ -41,7 +40,7 @@ class Split(NamedTuple):
 
 def is_own(name: str) -> bool:
   """Returns whether `config.dataset` names a function or an .npz file."""
-  return name.endswith(SUFFIX) or (parts.is_name(name) and not name.startswith(PREFIX))
+  return name.endswith(SUFFIX) or (parts.is_name(name) and not name.startswith(folder.PREFIX))
 
 
 def load(name: str, *, split: str) -> ArrayData:

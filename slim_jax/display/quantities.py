@@ -5,7 +5,7 @@ in 'metrics' which metrics they have, and in 'judge' which figure judges, with a
 is better.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _ACCURACY = 'accuracy'
@@ -19,6 +19,11 @@ def metrics_of(record: Mapping[str, Any]) -> tuple[str, ...]:
 def judge_of(record: Mapping[str, Any]) -> str:
   """Returns the name of the figure that judges a record."""
   return str(record.get('judge', _ACCURACY)).removeprefix('-')
+
+
+def judge_of_study(points: Sequence[Mapping[str, Any]]) -> str:
+  """Returns the name of the figure that judges the points of a study, which have `stages`."""
+  return judge_of(next((row for point in points for row in point['stages']), {}))
 
 
 def show(name: str, value: float) -> str:

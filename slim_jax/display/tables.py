@@ -76,7 +76,7 @@ def sweep_table(points: Sequence[dict[str, Any]]) -> rich.table.Table:
   """
   studied = [{row['stage']: row for row in point['stages']} for point in points]
   names = [name for name in _STAGES if any(name in stages for stages in studied)]
-  judge = quantities.judge_of(next((row for point in points for row in point['stages']), {}))
+  judge = quantities.judge_of_study(points)
   caption = 'test error in per cent' if judge == 'accuracy' else quantities.error_name(judge)
   result = _plain(caption=caption, caption_justify='left')
   for field in points[0]['values']:

@@ -26,7 +26,7 @@ from etils import epath
 
 from slim_jax import command
 from slim_jax.display import tables
-from slim_jax.export import calibration, onnx_file, onnx_int8, safetensors_file, stablehlo
+from slim_jax.export import onnx_file, onnx_int8, safetensors_file, stablehlo
 from slim_jax.runs import finished
 from slim_jax.runtime import files
 
@@ -80,7 +80,7 @@ def _stablehlo(workdir: epath.Path, about: dict[str, Any]) -> bytes:
   return stablehlo.convert(
     lambda image: apply(variables, image),
     about['image'],
-    dtype=finished.dtype(workdir),
+    dtype=finished.dtype(about),
     platforms=_PLATFORMS.value,
   )
 
@@ -91,13 +91,16 @@ def _onnx(workdir: epath.Path, about: dict[str, Any]) -> bytes:
   return onnx_file.convert(
     lambda image: apply(variables, image),
     about['image'],
-    dtype=finished.dtype(workdir),
+    dtype=finished.dtype(about),
     opset=_OPSET.value,
     about=about,
   )
 
 
 def _onnx_int8(workdir: epath.Path, about: dict[str, Any]) -> bytes:
+  # Imported here because the data take a third of a second, and no other format needs them.
+  from slim_jax.export import calibration
+
   content = _onnx(workdir, about)
   training = calibration.images(workdir, 'train_split', most=_CALIBRATION.value)
   quantised = onnx_int8.convert(content, training.image)

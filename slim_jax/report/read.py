@@ -13,7 +13,7 @@ from slim_jax.runs import scale_history, schema
 from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir, WorkdirError, read_json
 from slim_jax.sparsity import observe
-from slim_jax.training import checkpoint, losses, train_state
+from slim_jax.training import checkpoint, losses
 
 
 class Missing(Exception):
@@ -124,7 +124,7 @@ def latency(path: epath.Path) -> dict[str, Any]:
 
 def scales(workdir: Workdir, stage: Stage) -> dict[str, np.ndarray]:
   """Returns |scale| at the end of a complete stage, float [channels] by path."""
-  arrays = train_state.variables_in(checkpoint.read(workdir.checkpoints(stage)))
+  arrays = checkpoint.read_variables(workdir.checkpoints(stage))
   return observe.by_layer(arrays['params'])
 
 

@@ -90,7 +90,7 @@ def _table(points: list[dict[str, Any]]) -> list[Block]:
 
 def _errors(points: Sequence[Mapping[str, Any]], gallery: Gallery) -> list[Block]:
   pictures: list[Block] = []
-  judge = quantities.judge_of(next((row for point in points for row in point['stages']), {}))
+  judge = quantities.judge_of_study(points)
   for field in points[0]['values']:
     errors = [
       (

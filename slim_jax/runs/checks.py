@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from slim_jax import batch_norms, data, models, tree
-from slim_jax.data import ArrayData, own, prepare
+from slim_jax.data import ArrayData, folder, own, prepare
 from slim_jax.data.stream import Data
 from slim_jax.errors import SlimError
 from slim_jax.runs import network, schema, tracking
@@ -199,12 +199,15 @@ def _check_mixing(config: Config, train_data: Data) -> None:
     )
 
 
-def check_network(config: Config, shapes: Callable[[], PyTree]) -> None:
+def check_network(config: Config, shapes: Callable[[], PyTree]) -> PyTree:
   """Checks that the network can be made for the images and can be slimmed.
 
   Args:
     config: the config.
     shapes: returns the shapes of the variables.
+
+  Returns:
+    These shapes.
 
   Raises:
     ConfigError: the model does not take such images or has no BatchNorm scales, or a pattern of
@@ -221,6 +224,7 @@ def check_network(config: Config, shapes: Callable[[], PyTree]) -> None:
     constraints.resolve(sizes, SelectionOptions(keep=config.prune.keep))
   except ValueError as error:
     raise ConfigError(f'config.prune.{error}') from error
+  return variables
 
 
 def _value_problems(config: Config) -> Iterator[str]:
@@ -341,7 +345,7 @@ def _device_problems(config: Config) -> Iterator[str]:
 
 def _dataset_problems(config: Config) -> Iterator[str]:
   name = config.dataset
-  if name in prepare.BUILDERS or name.startswith('folder:') or (name and config.data_dir):
+  if name in prepare.BUILDERS or name.startswith(folder.PREFIX) or (name and config.data_dir):
     return
   if own.is_own(name):
     if config.image_size:

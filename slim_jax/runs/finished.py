@@ -3,7 +3,7 @@
 Needs the checkpoint and the three JSON files of the directory, not the data set.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 from typing import Any
 
@@ -24,7 +24,7 @@ from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir, read_json
 from slim_jax.runtime import files, parts
 from slim_jax.runtime.config import Config
-from slim_jax.training import checkpoint, train_state
+from slim_jax.training import checkpoint
 
 PyTree = Any
 
@@ -127,10 +127,13 @@ def config_of(workdir: files.PathLike) -> tuple[Config, dict[str, Any]]:
   return _read(Workdir(files.path_of(workdir)))
 
 
-def dtype(workdir: files.PathLike) -> str:
-  """Returns the dtype of the images that the function of `load` takes: 'uint8' or 'float32'."""
-  _, dataset = _read(Workdir(files.path_of(workdir)))
-  return dataset.get('dtype', 'uint8')
+def dtype(about: Mapping[str, Any]) -> str:
+  """Returns the dtype of the images that the function of `load` takes: 'uint8' or 'float32'.
+
+  Args:
+    about: what the function `about` returns of the run.
+  """
+  return about.get('dtype', 'uint8')
 
 
 def restore(
@@ -150,7 +153,7 @@ def restore(
   """
   net = network.create(config, num_classes, workdir.plan_after(stage))
   directory = workdir.checkpoints(stage)
-  arrays = train_state.variables_in(checkpoint.read(directory))
+  arrays = checkpoint.read_variables(directory)
   like = net.shapes(jax.ShapeDtypeStruct((1, *shape), jnp.float32))
   variables = checkpoint.fit(
     {name: arrays.get(name, {}) for name in like}, like, name=str(directory)

@@ -160,13 +160,7 @@ def _variables(module: nnx.Module) -> PyTree:
 
 def _nested(state: Any) -> PyTree:
   """Returns a state of NNX as nested dictionaries of arrays, with strings for indices of lists."""
-  result: dict[str, Any] = {}
-  for path, leaf in zip(_paths(state), jax.tree.leaves(state), strict=True):
-    parent = result
-    for step in path[:-1]:
-      parent = parent.setdefault(step, {})
-    parent[path[-1]] = leaf
-  return result
+  return tree.nested(dict(zip(_paths(state), jax.tree.leaves(state), strict=True)))
 
 
 def _filled(state: Any, values: PyTree) -> Any:

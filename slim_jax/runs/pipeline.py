@@ -43,7 +43,7 @@ from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir
 from slim_jax.runtime import files, processes, versions
 from slim_jax.runtime.config import Config
-from slim_jax.sparsity import observe, pull
+from slim_jax.sparsity import observe
 from slim_jax.training import checkpoint, evaluation, loop, losses, optimiser, recalibration
 from slim_jax.training.train_state import TrainState, restart_averages, variables_of
 
@@ -195,9 +195,8 @@ def _run_stage(run: Run, stage: Stage, evaluators: dict[int, Evaluate]) -> dict[
     facts['small_scales'] = float(
       np.mean(observe.scales(variables_of(state)['params']) < observe.SMALL)
     )
-    if not run.config.prune.target:  # a budget does not say which share of the channels it takes
-      excess = pull.excess(facts['small_scales'], fraction=run.config.prune.fraction)
-      facts['warning'] = facts['warning'] or excess
+    excess = train_stage.excess(run.config.prune, facts['small_scales'])
+    facts['warning'] = facts['warning'] or excess
   result = evaluate(variables_of(state), run.test_data)
   loop.check_finite(result.loss, f'{stage}: the test loss')
   shown = ''.join(f'{name} {quantities.show(name, x)}, ' for name, x in result.metrics.items())
@@ -271,8 +270,7 @@ def _described(objective: losses.Objective) -> dict[str, Any]:
   """Returns the names of metrics and judging figure, for other losses than classification."""
   if objective.metrics == losses.CLASSIFICATION.metrics and objective.figure.name == 'accuracy':
     return {}
-  sign = '' if objective.figure.larger_is_better else '-'
-  return {'metrics': list(objective.metrics), 'judge': f'{sign}{objective.figure.name}'}
+  return {'metrics': list(objective.metrics), 'judge': objective.figure.text}
 
 
 def _widths(variables: PyTree) -> dict[str, int]:

@@ -28,7 +28,7 @@ from slim_jax.runs.errors import ConfigError
 from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir
 from slim_jax.runtime import files
-from slim_jax.training import checkpoint, train_state
+from slim_jax.training import checkpoint
 
 PyTree = Any
 
@@ -142,7 +142,7 @@ def _read_directory(source: epath.Path) -> PyTree:
   if (source / 'stages.json').exists():
     return _read_run(Workdir(source))
   if any((step / 'meta').exists() for step in _numbered(source)):  # a stage of slim_jax
-    return train_state.variables_in(checkpoint.read(source))
+    return checkpoint.read_variables(source)
   for directory in (source, *reversed(_numbered(source))):
     for item in (directory, *(item for item in directory.iterdir() if item.is_dir())):
       if (item / _ORBAX).exists():
@@ -169,7 +169,7 @@ def _read_run(workdir: Workdir) -> PyTree:
       f'config.init_from={workdir.path} is a run that is pruned already; give one of its '
       'stages: ' + ' or '.join(str(workdir.checkpoints(s)) for s in unpruned)
     )
-  return train_state.variables_in(checkpoint.read(workdir.checkpoints(complete[-1])))
+  return checkpoint.read_variables(workdir.checkpoints(complete[-1]))
 
 
 def _head(expected: Mapping[tree.Path, Any], loaded: Mapping[tree.Path, Any]) -> list[tree.Path]:

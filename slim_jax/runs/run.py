@@ -86,8 +86,8 @@ def open_run(config: Config, workdir: Workdir) -> Run:
   if valid_data is not None:
     checks.check_data(config, train_data, valid_data, 'valid_split')
   net = network.create(config, train_data.num_classes)
-  checks.check_network(config, lambda: net.shapes(_image(train_data)))
-  objective = _objective(config, net, train_data)
+  variables = checks.check_network(config, lambda: net.shapes(_image(train_data)))
+  objective = _objective(config, net, variables, train_data)
   dataset = {
     'image': list(train_data.shape),
     'num_classes': train_data.num_classes,
@@ -104,7 +104,7 @@ def open_run(config: Config, workdir: Workdir) -> Run:
     split: {'images': len(split_data), 'digest': split_data.digest}
     for split, split_data in by_split.items()
   }
-  workdir.check_unchanged('dataset.json', dataset)
+  workdir.check_unchanged('dataset.json', dataset, added=('splits',))
   files.write_json(workdir.path / 'dataset.json', dataset)
   return Run(config, workdir, train_data, test_data, valid_data, objective)
 
@@ -169,13 +169,13 @@ def load_split(config: Config, split: str) -> Data:
   )
 
 
-def _objective(config: Config, net: Network, train_data: Data) -> losses.Objective:
+def _objective(config: Config, net: Network, variables: Any, train_data: Data) -> losses.Objective:
   """Returns the objective, checked on the shapes of two examples."""
   batch = {
     'image': jax.ShapeDtypeStruct((2, *train_data.shape), jnp.float32),
     'label': jax.ShapeDtypeStruct((2, *train_data.label_shape), train_data.label_dtype),
   }
-  outputs = jax.eval_shape(net.predict, net.shapes(_image(train_data)), batch['image'])
+  outputs = jax.eval_shape(net.predict, variables, batch['image'])
   return losses.create(config, outputs, batch)
 
 

@@ -13,6 +13,7 @@ from slim_jax.runs import recording, stages, tracking
 from slim_jax.runs.run import Run
 from slim_jax.runs.stages import Stage
 from slim_jax.runtime import interrupt
+from slim_jax.runtime.config import Config
 from slim_jax.sparsity import observe, pull
 from slim_jax.training import checkpoint, evaluation, loop
 from slim_jax.training.train_state import TrainState, variables_of
@@ -69,7 +70,7 @@ def train(
       )
     ) as epochs,
   ):
-    patience, warning = _Patience(run, stage), ''
+    patience, warned = _Patience(run, stage), False
     for epoch in () if patience.is_over else epochs:
       state, score = epoch.state, None
       due = epoch.is_complete and (
@@ -81,7 +82,7 @@ def train(
         scores = _scores(run, stage, epoch, evaluate, validated=due)
         line = _metrics(epoch, scores)
         record(**line)
-        warning = warning or warn_of_excess(run, stage, line)
+        warned = warned or _warns_of_excess(run, stage, line)
         track({name: value for name, value in line.items() if name != 'scales'})
         score = _score(run, scores)
         patience.add(epoch.number, score)
@@ -108,16 +109,24 @@ def train(
   return state, time.monotonic() - began
 
 
-def warn_of_excess(run: Run, stage: Stage, line: dict[str, Any]) -> str:
-  """Warns, and returns the warning, if far more scales are small than the config removes."""
-  prune = run.config.prune
-  # A budget does not say which share of the channels it takes.
-  if 'scales_below' not in line or prune.target:
-    return ''
-  small = line['scales_below'][f'{observe.SMALL:g}']
-  if warning := pull.excess(small, fraction=prune.fraction):
-    logging.warning('%s, epoch %d: %s', stage, line['epoch'], warning)
-  return warning
+def excess(prune: Config, small: float) -> str:
+  """Returns a warning if far more scales are small than channels are to be removed, else ''.
+
+  Args:
+    prune: `config.prune`. A budget does not say which share of the channels it takes.
+    small: share of the scales below `observe.SMALL`.
+  """
+  return '' if prune.target else pull.excess(small, fraction=prune.fraction)
+
+
+def _warns_of_excess(run: Run, stage: Stage, line: dict[str, Any]) -> bool:
+  """Warns of an `excess` after an epoch; returns whether there is one."""
+  if 'scales_below' not in line:
+    return False
+  text = excess(run.config.prune, line['scales_below'][f'{observe.SMALL:g}'])
+  if text:
+    logging.warning('%s, epoch %d: %s', stage, line['epoch'], text)
+  return bool(text)
 
 
 class _Patience:

@@ -142,7 +142,12 @@ class Workdir:
     self.write_records(other.records())
 
   def check_unchanged(
-    self, name: str, value: dict[str, Any], *, free: tuple[str, ...] = ()
+    self,
+    name: str,
+    value: dict[str, Any],
+    *,
+    free: tuple[str, ...] = (),
+    added: tuple[str, ...] = (),
   ) -> None:
     """Checks that a JSON file of the run, if it exists, has the values of this call.
 
@@ -150,6 +155,7 @@ class Workdir:
       name: name of the file. Fields that config.json of an older run lacks have their defaults.
       value: content of the file according to this call.
       free: dotted fields and sections that may differ.
+      added: fields that the file of an older run may lack.
 
     Raises:
       WorkdirError: other fields differ; the message lists them.
@@ -160,8 +166,7 @@ class Workdir:
     there = read_json(path)
     if name == 'config.json':
       there = schema.complete_json(there)
-    if name == 'dataset.json' and 'splits' not in there:  # of an older run
-      value = {field: part for field, part in value.items() if field != 'splits'}
+    value = {field: part for field, part in value.items() if field in there or field not in added}
     before, now = _flatten(there), _flatten(value)
     lines = [
       f'  {".".join(p)}: {before.get(p)} there, {now.get(p)} now'

@@ -191,6 +191,17 @@ def read(directory: files.PathLike) -> PyTree:
   return best.arrays
 
 
+def read_variables(directory: files.PathLike) -> PyTree:
+  """Reads the result of a stage, as `read` does, and returns what is evaluated and exported of it.
+
+  Returns:
+    What `train_state.variables_of` returns of the state, in nested dictionaries of numpy arrays, and
+    perhaps other parts of the state.
+  """
+  arrays = read(directory)
+  return arrays.get('ema') or arrays
+
+
 def read_other(directory: files.PathLike) -> PyTree:
   """Reads a tree that other code saved with Orbax, from any number of devices, as numpy arrays.
 

@@ -46,6 +46,11 @@ class Figure(NamedTuple):
   name: str
   larger_is_better: bool
 
+  @property
+  def text(self) -> str:
+    """The figure as `config.judge` and records name it, with a minus if smaller is better."""
+    return self.name if self.larger_is_better else f'-{self.name}'
+
   def score(self, value: float) -> float:
     """Returns a value of the figure as a score, of which the larger is better."""
     return value if self.larger_is_better else -value

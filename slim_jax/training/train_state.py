@@ -92,8 +92,3 @@ def averaged(state: TrainState) -> TrainState:
 def variables_of(state: TrainState) -> PyTree:
   """Returns {'params': ..., 'batch_stats': ...} of a state: its averages, if it has them."""
   return state.ema or {'params': state.params, 'batch_stats': state.batch_stats}
-
-
-def variables_in(arrays: PyTree) -> PyTree:
-  """Returns what `variables_of` returns of the state whose checkpoint this is, in nested dicts."""
-  return arrays.get('ema') or arrays
