@@ -10,7 +10,6 @@ The variables are (params, state), where `params` is `eqx.filter(model, eqx.is_i
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import functools
 import inspect
 from typing import Any, ClassVar, TypeVar, Unpack
 
@@ -18,8 +17,9 @@ import equinox as eqx
 import jax
 
 from slim_jax.adapters import calls
+from slim_jax.adapters.classes import thin_class
 from slim_jax.adapters.cut import CutKeywords, Info, cut
-from slim_jax.adapters.functions import AdapterError, Functions, Modes, modes
+from slim_jax.adapters.functions import AdapterError, Functions, Modes, mode_of, modes
 from slim_jax.channels.plan import Plan
 
 M = TypeVar('M', bound=eqx.Module)
@@ -117,12 +117,7 @@ def slim(
   """
   cls, earlier = _original(model)
   found = functions(
-    model,
-    state,
-    infer=infer,
-    train=None if isinstance(train, bool) else train,
-    in_axes=in_axes,
-    batched=batched,
+    model, state, infer=infer, train=mode_of(train), in_axes=in_axes, batched=batched
   )
   info = cut(
     found,
@@ -155,7 +150,8 @@ def thin(model: M, plan: Plan) -> M:
   cls, earlier = _original(model)
   params, static = eqx.partition(_as(model, cls), eqx.is_inexact_array)
   made = eqx.combine(plan['0'].slice(params), static)
-  return _as(made, _thin_class(cls, plan if earlier is None else earlier.then(plan)))
+  whole = plan if earlier is None else earlier.then(plan)
+  return _as(made, thin_class(cls, eqx.Module, ThinModule, whole, _call))
 
 
 class ThinModule(eqx.Module):
@@ -252,34 +248,6 @@ def _axis_name(model: eqx.Module) -> Any:
       'slim_jax.plan and a function of your own'
     )
   return next(iter(names), None)
-
-
-def _thin_class(cls: type[eqx.Module], plan: Plan) -> type[eqx.Module]:
-  """Returns a subclass whose methods are evaluated with a plan."""
-  methods = {
-    name: _thin_method(name, member)
-    for base in reversed(cls.__mro__)
-    if issubclass(base, eqx.Module) and base is not eqx.Module
-    for name, member in vars(base).items()
-    if _is_method(name, member)
-  }
-  names = {'__module__': cls.__module__, '__doc__': cls.__doc__, 'full_class': cls, 'plan': plan}
-  metaclass: Any = type(cls)
-  return metaclass(f'Thin{cls.__name__}', (ThinModule, cls), {**names, **methods})
-
-
-def _is_method(name: str, member: Any) -> bool:
-  """Returns whether a member of a class is a public method."""
-  if name != '__call__' and (name.startswith('_') or hasattr(eqx.Module, name)):
-    return False
-  return callable(member) and not isinstance(member, staticmethod | classmethod | property | type)
-
-
-def _thin_method(name: str, method: Any) -> Any:
-  def thin_method(self: ThinModule, *args: Any, **kwargs: Any) -> Any:
-    return _call(self, name, args, kwargs)
-
-  return functools.wraps(method)(thin_method)
 
 
 def _call(module: ThinModule, name: str, args: Any, kwargs: Any) -> Any:

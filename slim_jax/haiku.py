@@ -18,7 +18,7 @@ import jax
 
 from slim_jax.adapters import calls
 from slim_jax.adapters.cut import CutKeywords, Info, cut
-from slim_jax.adapters.functions import AdapterError, Functions, modes
+from slim_jax.adapters.functions import AdapterError, Functions, mode_of, modes
 from slim_jax.channels.plan import Plan
 
 _WITH_STATE = (hk.TransformedWithState, hk.MultiTransformedWithState)
@@ -110,7 +110,7 @@ def slim(
       contradict each other.
   """
   full, earlier = _original(net)
-  mode = None if isinstance(train, bool) else train
+  mode = mode_of(train)
   info = cut(
     functions(full, variables, infer=infer, train=mode),
     args,

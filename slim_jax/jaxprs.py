@@ -147,7 +147,7 @@ def flatten(jaxpr: Any, consts: Sequence[Any] | None = None, *, plain: bool = Fa
       programs that will not be differentiated (a derivative may contain its own function).
   """
   program = Program([], [], [], {}, [])
-  inlined = {**INLINED, **_CARRYING} if plain else INLINED
+  inlined = {**INLINED, **CARRYING} if plain else INLINED
   body, own = _open(jaxpr)
   constants: Sequence[Any] = own if consts is None else consts
 
@@ -215,11 +215,15 @@ def bodies(eqn: Equation) -> list[Program]:
   return once(eqn, _bodies)
 
 
+# JAX 0.10 wraps constants in a second class; since 0.12 the two are one, and its types name one.
+_CLOSED: Any = getattr(core, 'ClosedJaxpr', core.Jaxpr)
+
+
 def _bodies(eqn: Equation) -> list[Program]:
   programs = []
   for value in eqn.params.values():
     for item in value if isinstance(value, (tuple, list)) else (value,):
-      if isinstance(item, (core.Jaxpr, core.ClosedJaxpr)):
+      if isinstance(item, (core.Jaxpr, _CLOSED)):
         programs.append(flatten(item))
   return programs
 
@@ -371,7 +375,7 @@ INLINED = {
 }
 
 # Primitives that carry a derivative or a policy beside it.
-_CARRYING = {
+CARRYING = {
   primitives.custom_jvp_call_p: 'call_jaxpr',
   primitives.custom_vjp_call_p: 'call_jaxpr',
   primitives.remat_p: 'jaxpr',

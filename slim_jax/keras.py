@@ -28,7 +28,7 @@ import keras
 from slim_jax import batch_norms, tree
 from slim_jax.adapters import calls
 from slim_jax.adapters.cut import CutKeywords, Info, cut
-from slim_jax.adapters.functions import AdapterError, Functions, modes
+from slim_jax.adapters.functions import AdapterError, Functions, mode_of, modes
 from slim_jax.channels.plan import Plan
 from slim_jax.sparsity.observe import THRESHOLDS, scale_shares
 
@@ -94,9 +94,7 @@ def slim(
   optimizer = options.pop('opt_state', None)
   if 'tx' in options or not isinstance(optimizer, keras.optimizers.Optimizer | None):
     raise AdapterError('opt_state must be a Keras optimiser, and needs no tx')
-  found = _functions(
-    full, infer, None if isinstance(train, bool) else train, losses=train is not False
-  )
+  found = _functions(full, infer, mode_of(train), losses=train is not False)
   info = cut(
     found._replace(variables=_values(_named(model))),
     args,
@@ -192,7 +190,7 @@ class ThinModel(keras.Model):
       results, state, losses = _call(self.full, variables, args, kwargs)
       old = {id(leaf) for leaf in jax.tree.leaves(variables)}
       new = {name: leaf for name, leaf in state.items() if id(leaf) not in old}
-      return (results, losses), calls.nested(new)
+      return (results, losses), tree.nested(new)
 
     own = _named(self)
     (results, losses), new = calls.run(f, self.plan, _values(own), inputs, *args, **kwargs)

@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from slim_jax.adapters import calls
 from slim_jax.adapters.cut import CutKeywords, Info, cut
-from slim_jax.adapters.functions import AdapterError, Functions, modes
+from slim_jax.adapters.functions import AdapterError, Functions, mode_of, modes
 from slim_jax.channels.plan import Plan
 
 
@@ -102,7 +102,7 @@ def slim(
   """
   slimmed = _slimmed(module)
   model = functions(
-    slimmed.module, variables, infer=infer, train=_mode(train), method=_method(method)
+    slimmed.module, variables, infer=infer, train=mode_of(train), method=_method(method)
   )
   info = cut(
     model,
@@ -241,11 +241,6 @@ def _slimmed(module: nn.Module) -> _Slimmed:
       '.equinox, .haiku and .keras are for the other libraries'
     )
   return module.slimmed if isinstance(module, ThinModule) else _Slimmed(module, None)
-
-
-def _mode(train: Any) -> Any:
-  """Returns `train` without True and False, which say nothing of arguments."""
-  return None if isinstance(train, bool) else train
 
 
 def _method(method: str | Callable[..., Any] | None) -> str | Callable[..., Any] | None:

@@ -6,9 +6,8 @@
 The variables are the state that `nnx.split(model)` returns.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
-import functools
 import inspect
 from typing import Any, ClassVar, TypeVar, Unpack
 
@@ -16,8 +15,9 @@ from flax import nnx
 
 from slim_jax import tree
 from slim_jax.adapters import calls
+from slim_jax.adapters.classes import thin_class
 from slim_jax.adapters.cut import CutKeywords, Info, cut
-from slim_jax.adapters.functions import AdapterError, Functions, modes
+from slim_jax.adapters.functions import AdapterError, Functions, mode_of, modes
 from slim_jax.channels.plan import Plan
 
 M = TypeVar('M', bound=nnx.Module)
@@ -104,7 +104,7 @@ def slim(
   if isinstance(optimizer, nnx.Optimizer):
     options['tx'], options['opt_state'] = optimizer.tx, optimizer.opt_state
   info = cut(
-    functions(model, infer=infer, train=None if isinstance(train, bool) else train, method=method),
+    functions(model, infer=infer, train=mode_of(train), method=method),
     args,
     kwargs or {},
     trained=lambda variables: nnx.filter_state(variables, nnx.Param),
@@ -138,7 +138,8 @@ def thin(model: M, plan: Plan) -> M:
   cls, earlier = _original(model)
   graphdef, variables = nnx.split(model)
   made = nnx.merge(graphdef, plan.slice(variables), copy=True)
-  return _as(made, _thin_class(cls, plan if earlier is None else earlier.then(plan)))
+  whole = plan if earlier is None else earlier.then(plan)
+  return _as(made, thin_class(cls, nnx.Module, ThinModule, whole, _call))
 
 
 class ThinModule(nnx.Module):
@@ -151,35 +152,6 @@ class ThinModule(nnx.Module):
 
   full_class: ClassVar[type[nnx.Module]]
   plan: ClassVar[Plan]
-
-
-def _thin_class(cls: type[nnx.Module], plan: Plan) -> type[nnx.Module]:
-  """Returns a subclass whose methods are evaluated with a plan."""
-  methods = {
-    name: _thin_method(name, getattr(cls, name))
-    for base in cls.__mro__
-    if issubclass(base, nnx.Module) and base is not nnx.Module
-    for name, member in vars(base).items()
-    if _is_method(name, member)
-  }
-  names = {'__module__': cls.__module__, '__doc__': cls.__doc__, 'full_class': cls, 'plan': plan}
-  return type(f'Thin{cls.__name__}', (ThinModule, cls), {**names, **methods})
-
-
-def _is_method(name: str, member: Any) -> bool:
-  """Returns whether a member of a class is a public method that `nnx.Module` does not have."""
-  if name != '__call__' and (name.startswith('_') or hasattr(nnx.Module, name)):
-    return False
-  kinds = (staticmethod, classmethod, property, type)
-  return callable(member) and not isinstance(member, kinds)
-
-
-def _thin_method(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-  @functools.wraps(method)
-  def thin_method(self: ThinModule, *args: Any, **kwargs: Any) -> Any:
-    return _call(self, name, args, kwargs)
-
-  return thin_method
 
 
 def _call(module: ThinModule, name: str, args: Any, kwargs: Any) -> Any:
@@ -198,7 +170,7 @@ def _call(module: ThinModule, name: str, args: Any, kwargs: Any) -> Any:
     changes_attributes.append(after != graphdef)
     old = tree.flatten(state)
     changed = {p: leaf for p, leaf in tree.flatten(new).items() if leaf is not old.get(p)}
-    return (results, sown, others), calls.nested(changed)
+    return (results, sown, others), tree.nested(changed)
 
   (results, *outside), new = calls.run(f, module.plan, state, others, *args, **kwargs)
   if changes_attributes[-1]:

@@ -153,7 +153,7 @@ def apply(
     elif isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
       spread.setdefault(_order(leaf.sharding), []).append(path)
     else:
-      results[path] = _on_host(change, leaf, target)
+      results[path] = _changed_on_host(change, leaf, target)
   for paths in spread.values():
     results |= _on_devices(
       {path: changes[path] for path in paths},
@@ -203,7 +203,7 @@ def _traced(change: Change, leaf: Any, given: Any) -> Any:
   return result if given is None else lax.with_sharding_constraint(result, given)
 
 
-def _on_host(change: Change, leaf: Any, target: Any) -> Any:
+def _changed_on_host(change: Change, leaf: Any, target: Any) -> Any:
   # NumPy raises on a bad index, JAX would clamp it.
   result = change.f(np.asarray(leaf))
   if target is not None:
@@ -241,16 +241,15 @@ def untyped(arrays: Iterable[Any]) -> Iterator[list[Any]]:
   """Gives the arrays on meshes of automatic axes, where operations on them can run."""
   arrays = list(arrays)
   places = [getattr(array, 'sharding', None) for array in arrays]
+  targets = list(map(_automatic_sharding, places))
   given = [
-    array
-    if _automatic_sharding(place) is place
-    else jax.device_put(array, _automatic_sharding(place))
-    for array, place in zip(arrays, places, strict=True)
+    array if target is place else jax.device_put(array, target)
+    for array, place, target in zip(arrays, places, targets, strict=True)
   ]
   meshes = [
-    s.mesh.abstract_mesh
-    for s in map(_automatic_sharding, places)
-    if isinstance(s, NamedSharding) and isinstance(s.mesh, Mesh)
+    target.mesh.abstract_mesh
+    for target in targets
+    if isinstance(target, NamedSharding) and isinstance(target.mesh, Mesh)
   ]
   with jax.sharding.use_abstract_mesh(meshes[0]) if meshes else contextlib.nullcontext():
     yield given
@@ -266,7 +265,7 @@ def _automatic_sharding(sharding: Any) -> Any:
   return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
 
 
-def on_host(array: Any) -> np.ndarray:
+def on_host(array: Any, dtype: Any = None) -> np.ndarray:
   """Returns the array on the host; gathered if it is spread over several processes."""
   if isinstance(array, jax.Array) and not isinstance(array, Tracer):
     if not (array.is_fully_addressable or array.is_fully_replicated):
@@ -275,4 +274,4 @@ def on_host(array: Any) -> np.ndarray:
         NamedSharding(place.mesh, PartitionSpec()) if isinstance(place, NamedSharding) else None
       )
       array = jax.jit(lambda x: x, out_shardings=whole)(array)
-  return np.asarray(array)
+  return np.asarray(array, dtype)

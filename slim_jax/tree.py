@@ -90,3 +90,16 @@ def differences(expected: Mapping[Path, Any], actual: Mapping[Path, Any]) -> str
   if unexpected:
     lines.append('unexpected: ' + ', '.join(unexpected))
   return '\n'.join(lines)
+
+
+def nested(leaves: Mapping[Path, Any]) -> Any:
+  """Returns a tree of dicts with these leaves at their paths."""
+  root: dict[str, Any] = {}
+  for path, leaf in leaves.items():
+    if not path:
+      return leaf
+    node = root
+    for name in path[:-1]:
+      node = node.setdefault(name, {})
+    node[path[-1]] = leaf
+  return root

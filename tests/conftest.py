@@ -1,6 +1,7 @@
 """Eight CPU devices, no silent rank promotion, and `slow` tests only on request."""
 
 import atexit
+import contextlib
 import os
 import shutil
 import tempfile
@@ -52,6 +53,19 @@ def forget():
 @pytest.fixture
 def x64():
   """Double precision within one test."""
+  with _double():
+    yield
+
+
+@pytest.fixture(scope='module')
+def x64_module():
+  """Double precision within one file, for fixtures that last as long."""
+  with _double():
+    yield
+
+
+@contextlib.contextmanager
+def _double():
   jax.config.update('jax_enable_x64', True)
   yield
   jax.config.update('jax_enable_x64', False)

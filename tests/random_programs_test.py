@@ -19,15 +19,7 @@ import pytest
 
 from slim_jax.channels import regions
 
-pytestmark = pytest.mark.usefixtures('x64')
-
-
-@pytest.fixture(scope='module')
-def x64():
-  """Double precision within these tests."""
-  jax.config.update('jax_enable_x64', True)
-  yield
-  jax.config.update('jax_enable_x64', False)
+pytestmark = pytest.mark.usefixtures('x64_module')
 
 
 SIZES = st.integers(1, 4)

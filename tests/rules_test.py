@@ -23,14 +23,6 @@ from slim_jax.jaxprs import primitives as p
 pytestmark = pytest.mark.usefixtures('x64')
 
 
-@pytest.fixture
-def x64():
-  """Double precision within one test."""
-  jax.config.update('jax_enable_x64', True)
-  yield
-  jax.config.update('jax_enable_x64', False)
-
-
 def of(*shape, fill='any', dtype='float64', whole=False):
   return Operand(shape, dtype, fill, whole)
 

@@ -1,6 +1,6 @@
 """Thin calls of models: with arguments and results of any kind, as methods of modules have them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,6 @@ import numpy as np
 from slim_jax import tree
 from slim_jax.channels.plan import Plan
 from slim_jax.channels.thin import RemovedError, thin
-from slim_jax.tree import Path
 
 
 def is_array(leaf: Any) -> bool:
@@ -71,7 +70,7 @@ def run(
 
     rebuild_results.append(assemble)
     counts.append(len(split(results)[0]))
-    return whole, nested(state)
+    return whole, tree.nested(state)
 
   parts = _evaluate(on_arrays, plan, variables, arrays, counts)
   return rebuild_results[-1](parts)
@@ -101,16 +100,3 @@ def _evaluate(
     # Intermediate values, for one, may be of removed channels; results may not.
     jax.eval_shape(thin(results, plan, ins=ins, outs=outs), variables, arrays)
     return thin(f, plan, ins=ins, outs=outs, missing='zero')(variables, arrays)
-
-
-def nested(leaves: Mapping[Path, Any]) -> Any:
-  """Returns a tree of dicts with these leaves at their paths."""
-  root: dict[str, Any] = {}
-  for path, leaf in leaves.items():
-    if not path:
-      return leaf
-    node = root
-    for name in path[:-1]:
-      node = node.setdefault(name, {})
-    node[path[-1]] = leaf
-  return root

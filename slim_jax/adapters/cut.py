@@ -187,7 +187,7 @@ def _with_new_state(model: Functions, variables: Any, results: Any) -> tuple[lis
       plain.append(leaf)
     elif path is not None and id(leaf) not in old:
       new[path] = leaf
-  return plain, calls.nested(new)
+  return plain, tree.nested(new)
 
 
 def _with_params(cost: Cost, params: Any) -> Cost:

@@ -62,6 +62,11 @@ class Modes(NamedTuple):
     return f(*placed, **named)
 
 
+def mode_of(train: Any) -> Any:
+  """Returns `train` of a `slim`, of which True and False say nothing of arguments, for `functions`."""
+  return None if isinstance(train, bool) else train
+
+
 def modes(
   signature: inspect.Signature,
   infer: Mapping[str, Any] | None = None,

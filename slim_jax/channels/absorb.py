@@ -132,7 +132,7 @@ def _ranges(
         for array, r in zip(given, have, strict=True)
       ]
     )
-  return jax.tree.map(lambda x: shardings.on_host(x).astype(np.float64), ranges)
+  return jax.tree.map(lambda x: shardings.on_host(x, np.float64), ranges)
 
 
 def _concrete(array: Any) -> Any:
@@ -221,7 +221,7 @@ def _moved(ctx: Context, moves: list[Region]) -> list[Region]:
     terms = [[Fact(moves[0]), right], [left, Fact(moves[1])]]
     supports = [rule.support(ctx._replace(facts=term))[0] for term in terms]
     return [functools.reduce(regions.union, supports)]
-  if eqn.primitive in _CALLS:
+  if eqn.primitive in jaxprs.CARRYING:
     (body,) = programs.bodies(eqn)
     inside = analysis.forward(body, ctx.facts, walk=ctx.walk)
     inner = dependence(body, inside, dict(zip(body.inputs, moves)), ctx.walk)
@@ -248,4 +248,3 @@ _LINEAR = {
   jaxprs.split_p,
 }
 _PRODUCTS = {p.conv_general_dilated_p, p.dot_general_p}
-_CALLS = {p.custom_jvp_call_p, p.custom_vjp_call_p, p.remat_p}

@@ -57,6 +57,11 @@ class Widening(Protocol):
     """Facts by which to read the operands if not by their own; `ctx.reads` is known."""
 
 
+def unknown(program: Program) -> list[Fact]:
+  """Returns the facts of the inputs of a program of which nothing is known."""
+  return [Fact(regions.whole(len(program.avals[i].shape))) for i in program.inputs]
+
+
 def forward(
   program: Program,
   inputs: Sequence[Fact],

@@ -49,19 +49,15 @@ def zeroed(variables: Any, dead: Any, bias: str = 'zero') -> dict[Path, Zeros]:
     raise ValueError(f'dead names leaves that the variables do not have: {", ".join(extra)}')
   named = {path: zeros_of(path, array, leaves[path]) for path, array in given.items()}
   biases = bias_of_each(leaves)
-  zero = {path: z for path, z in named.items() if path not in _biases_of(named, biases)}
+  beside = {biases[path] for path in named if path in biases}
+  zero = {path: z for path, z in named.items() if path not in beside}
   if bias == 'zero':
     for path in named:
-      beside = biases.get(path)
-      own = None if beside is None else named.get(beside) or _beside(leaves, named, path, beside)
-      if beside is not None and own is not None:
-        zero[beside] = zero[beside] | own if beside in zero else own
+      other = biases.get(path)
+      own = None if other is None else named.get(other) or _beside(leaves, named, path, other)
+      if other is not None and own is not None:
+        zero[other] = zero[other] | own if other in zero else own
   return zero
-
-
-def _biases_of(named: Mapping[Path, Zeros], biases: Mapping[Path, Path]) -> set[Path]:
-  """The biases of the leaves that are named."""
-  return {biases[path] for path in named if path in biases}
 
 
 def zeros_of(path: Path, dead: np.ndarray, leaf: Any) -> Zeros:

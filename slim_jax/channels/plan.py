@@ -130,10 +130,13 @@ class Plan:
     cuts = {path: cuts[path] for path in paths}  # in the order of the leaves
     leaves = tree.flatten(opt_state)
     shapes = [np.shape(leaf) for leaf in leaves.values()]
-    live, filled = (
-      list(map(_region, shapes, opt_state_module.live_indices(tx, opt_state, params, each)))
-      for each in (cuts, {path: Cut.of(cut.shape, cut.filled) for path, cut in cuts.items()})
-    )
+
+    def left(cuts: Mapping[Path, Cut]) -> list[Region]:
+      return list(map(_region, shapes, opt_state_module.live_indices(tx, opt_state, params, cuts)))
+
+    live = filled = left(cuts)
+    if not all(regions.same(cut.filled, cut.live) for cut in cuts.values()):
+      filled = left({path: Cut.of(cut.shape, cut.filled) for path, cut in cuts.items()})
     cuts = {
       path: Cut.of(shape, held, filled=inside)
       for path, shape, held, inside in zip(leaves, shapes, live, filled, strict=True)
@@ -200,11 +203,13 @@ class Plan:
       dead: tree like the thin variables: bool [channels] at each scale leaf, None elsewhere.
     """
     shapes = {path: jax.ShapeDtypeStruct(cut.thin_shape, bool) for path, cut in self.cuts.items()}
+    biases = bias_of_each(shapes)
     lifted: dict[Path, Any] = {}
     for path, vector in tree.flatten(dead).items():
       axis, channels = zeros_of(path, np.asarray(vector), shapes[path])
-      cut, bias = self.cuts[path], bias_of_each(shapes).get(path)
-      held, size = regions.vector(cut.filled.axes[axis], cut.shape[axis]), cut.shape[axis]
+      cut, bias = self.cuts[path], biases.get(path)
+      size = cut.shape[axis]
+      held = regions.vector(cut.filled.axes[axis], size)
       all_dead = np.ones(size, bool)
       all_dead[cut.indices[axis]] = channels
       lifted[path] = all_dead | ~held

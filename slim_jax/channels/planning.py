@@ -152,7 +152,7 @@ class Traced:
   def whole_facts(self) -> list[Fact]:
     """Where values may be non-zero with nothing dead."""
     program, _ = self.trace
-    inputs = [Fact(regions.whole(len(program.avals[i].shape))) for i in program.inputs]
+    inputs = analysis.unknown(program)
     return self.once('facts', lambda: analysis.forward(program, inputs, walk=self.walk))
 
   def once(self, key: Hashable, find: Callable[[], Any]) -> Any:

@@ -214,10 +214,8 @@ def take(array: Any, have: Region, want: Region, shape: Sequence[int]) -> Any:
       present = held[wanted]
       array = _pick(array, axis, position[wanted & held])
       index = np.flatnonzero(present)
-      step = _even_step(index)
-      if len(index) == 1 < len(present) and not isinstance(array, np.ndarray):
-        array = _surround(array, axis, int(index[0]), len(present) - 1 - int(index[0]))
-      elif step and not isinstance(array, np.ndarray):
+      step = _even_step(index) if len(index) > 1 else 0
+      if step and not isinstance(array, np.ndarray):
         padding[axis] = int(index[0]), len(present) - 1 - int(index[-1]), step - 1
       else:
         array = _place(array, axis, present)
@@ -250,27 +248,22 @@ def _place(array: Any, axis: int, present: np.ndarray) -> Any:
     spread = np.zeros(array.shape[:axis] + (len(present),) + array.shape[axis + 1 :], array.dtype)
     spread[(slice(None),) * axis + (index,)] = array
     return spread
+
+  def zeros(count: int) -> Any:
+    return jnp.zeros(array.shape[:axis] + (count,) + array.shape[axis + 1 :], array.dtype)
+
   if len(index) == 0:
-    return jnp.zeros(array.shape[:axis] + (len(present),) + array.shape[axis + 1 :], array.dtype)
+    return zeros(len(present))
+  if len(index) == 1:
+    # The transpose of `lax.pad` removes indices by negative padding. XLA's partitioner (of JAX 0.10
+    # and 0.12) computes that wrongly where a single index is left of an axis that devices share.
+    counts = int(index[0]), len(present) - 1 - int(index[0])
+    before, after = ([zeros(count)] if count else [] for count in counts)
+    return lax.concatenate([*before, array, *after], axis)
   # An index out of bounds reads as the fill value.
   source = np.where(present, np.cumsum(present) - 1, array.shape[axis]).astype(np.int32)
   at = (slice(None),) * axis + (source,)
   return array.at[at].get(mode='fill', fill_value=0)
-
-
-def _surround(array: Any, axis: int, before: int, after: int) -> Any:
-  """Puts zeros before and after a single index of `array` along `axis`.
-
-  The transpose of `lax.pad` removes indices by negative padding. XLA's partitioner (of JAX 0.10 and
-  0.12) computes that wrongly where a single index is left of an axis that devices share.
-  """
-  start, end = [
-    [jnp.zeros(array.shape[:axis] + (count,) + array.shape[axis + 1 :], array.dtype)]
-    if count
-    else []
-    for count in (before, after)
-  ]
-  return lax.concatenate([*start, array, *end], axis)
 
 
 def _even_step(index: np.ndarray) -> int:

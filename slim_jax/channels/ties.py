@@ -45,7 +45,7 @@ def streams(f: Callable[..., Any], variables: Any, *args: Any, scales: Any = Non
   program, _ = programs.trace(f, *shapes)
   ties = _Ties(Walk())
   nodes = [ties.new(program.avals[i].shape) for i in program.inputs]
-  ties.connect(program, _unknown(program), nodes)
+  ties.connect(program, analysis.unknown(program), nodes)
   leaves = tree.flatten(variables)
   of_leaf = dict(zip(leaves, nodes))
   groups = ties.groups()
@@ -157,7 +157,7 @@ def _scan(ties: _Ties, ctx: Context, operands: list[_Nodes], results: list[_Node
   body = programs.body(ctx.eqn, 'jaxpr')
   constants, carried = jaxprs.scan_counts(ctx.eqn)
   first, second = operands[: constants + carried], operands[constants + carried :]
-  inner = ties.connect(body, _unknown(body), first + [nodes[1:] for nodes in second])
+  inner = ties.connect(body, analysis.unknown(body), first + [nodes[1:] for nodes in second])
   outer = results[:carried] + [nodes[1:] for nodes in results[carried:]]
   ties.same(inner, outer)
   ties.same(operands[constants : constants + carried], results[:carried])
@@ -167,7 +167,7 @@ def _while(ties: _Ties, ctx: Context, operands: list[_Nodes], results: list[_Nod
   body = programs.body(ctx.eqn, 'body_jaxpr')
   carry = operands[len(operands) - len(results) :]
   constants = operands[ctx.params['cond_nconsts'] : len(operands) - len(results)]
-  ties.same(ties.connect(body, _unknown(body), constants + carry), results)
+  ties.same(ties.connect(body, analysis.unknown(body), constants + carry), results)
   ties.same(carry, results)
 
 
@@ -176,15 +176,8 @@ def _cond(ties: _Ties, ctx: Context, operands: list[_Nodes], results: list[_Node
     ties.same(ties.connect(branch, ctx.facts[1:], operands[1:]), results)
 
 
-def _unknown(program: Program) -> list[Fact]:
-  """Nothing is known of what changes from iteration to iteration."""
-  return [Fact(regions.whole(len(program.avals[i].shape))) for i in program.inputs]
-
-
 _INSIDE = {
-  p.custom_jvp_call_p: _call,
-  p.custom_vjp_call_p: _call,
-  p.remat_p: _call,
+  **dict.fromkeys(jaxprs.CARRYING, _call),
   p.scan_p: _scan,
   p.while_p: _while,
   p.cond_p: _cond,

@@ -186,12 +186,4 @@ _WRITES = {
   p.reduce_window_p,
 }
 # Operations that hold others, which `value_bytes` counts instead.
-_HOLDS = {
-  p.custom_jvp_call_p,
-  p.custom_vjp_call_p,
-  p.remat_p,
-  p.scan_p,
-  p.while_p,
-  p.cond_p,
-  jaxprs.shard_map_p,
-}
+_HOLDS = {*jaxprs.CARRYING, p.scan_p, p.while_p, p.cond_p, jaxprs.shard_map_p}

@@ -87,7 +87,7 @@ def carriers(variables: Any) -> dict[Path, np.ndarray]:
 
 def _by_channel(array: Any, leaf: Any) -> np.ndarray:
   """Returns an array of the shape of a scale leaf as [channels, stacked layers]."""
-  values = shardings.on_host(array).astype(np.float64)
+  values = shardings.on_host(array, np.float64)
   axis = batch_norms.channel_axis(leaf)
   return np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
 
@@ -113,7 +113,7 @@ def _given(chosen: dict[Path, Any], scores: Any) -> dict[Path, np.ndarray]:
       values = _by_channel(given[path], leaf)
     else:  # one score for all stacked layers is ranked once per layer
       stack = int(np.prod(whole)) // max(1, channels)
-      values = np.repeat(shardings.on_host(given[path]).astype(np.float64)[:, None], stack, axis=1)
+      values = np.repeat(shardings.on_host(given[path], np.float64)[:, None], stack, axis=1)
     by_channel[path] = _finite(path, values, 'scores')
   return by_channel
 

@@ -50,7 +50,10 @@ def scale_magnitude(variables: Any, *, scales: Any = None) -> Any:
   leaves = tree.flatten(variables)
   return tree.like(
     variables,
-    {path: np.abs(_values(leaves[path])) for path in batch_norms.chosen(variables, scales)},
+    {
+      path: np.abs(shardings.on_host(leaves[path], np.float64))
+      for path in batch_norms.chosen(variables, scales)
+    },
   )
 
 
@@ -104,7 +107,7 @@ def taylor(variables: Any, grads: Any, *, bias: bool = False, scales: Any = None
       raise ValueError(
         f'grads must have {list(leaves[path].shape)} at {tree.show(path)}, it has {shape}'
       )
-    return _values(leaves[path]) * _values(slopes[path])
+    return shardings.on_host(leaves[path], np.float64) * shardings.on_host(slopes[path], np.float64)
 
   scored = {}
   for path in batch_norms.chosen(variables, scales):
@@ -150,7 +153,7 @@ def kernel_norm(
   count = 1 + max(int(label.max(initial=-1)) for label in (*labels, *labels_of_views))
   total, makers = np.zeros(count), np.zeros(count, int)
   for (path, axis), label in zip(views, labels_of_views, strict=True):
-    powers = np.abs(_values(leaves[path])) ** ord
+    powers = np.abs(shardings.on_host(leaves[path], np.float64)) ** ord
     np.add.at(total, label, powers.sum(axis=tuple(i for i in range(powers.ndim) if i != axis)))
     np.add.at(makers, label, 1)
   constant = ranking.carriers(variables)
@@ -180,11 +183,6 @@ def _views(variables: Any, chosen: set[Path]) -> list[tuple[Path, int]]:
     for axis, size in enumerate(leaf.shape)
     if size > 1
   ]
-
-
-def _values(leaf: Any) -> np.ndarray:
-  """A leaf on the host, as float64."""
-  return shardings.on_host(leaf).astype(np.float64)
 
 
 def _labels(

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from slim_jax import tree
+from slim_jax import shardings, tree
 from slim_jax.structure.unit import Place, Unit, Units
 
 _ROLES = {
@@ -50,7 +50,10 @@ def unit_norm(
   scores = {}
   for name, unit in units.items():
     places = [place for place in unit.places if place.role in _ROLES[of]] or unit.places
-    sums = [_summed(np.asarray(leaves[place.path]), unit, place, ord) for place in places]
+    sums = [
+      _summed(shardings.on_host(leaves[place.path], np.float64), unit, place, ord)
+      for place in places
+    ]
     powers, counts = (np.sum(part, axis=0) for part in zip(*sums, strict=True))
     scores[name] = (powers / counts) ** (1 / ord)
   return scores
@@ -64,7 +67,7 @@ def _summed(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Sums of powers of a variable's elements by unit, and numbers of elements."""
   kept = [place.axis] if place.layers is None or not unit.layers else [place.layers, place.axis]
-  powers = np.abs(leaf.astype(np.float64)) ** ord
+  powers = np.abs(leaf) ** ord
   others = tuple(i for i in range(leaf.ndim) if i not in kept)
   by_index = np.moveaxis(powers.sum(axis=others, keepdims=True), kept, range(len(kept)))
   rows = by_index.reshape(-1, len(place.member))

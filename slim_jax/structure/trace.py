@@ -115,7 +115,7 @@ class Structure:
     self.notes.extend((term, note) for term in noted if term.size > 1)
 
   def pin(self, reason: str, *pinned: Term) -> None:
-    """Notes that nothing of these terms can go, and why; '' if that goes without saying."""
+    """Notes that nothing of these terms can go. The reason is shown to people unless it is ''."""
     self.pins.extend((term, reason) for term in pinned if term.size > 1)
 
   def count(self, macs: int, axes: Sequence[Axis], operands: Sequence[Value]) -> None:
@@ -170,7 +170,7 @@ class Structure:
   ) -> list[Value]:
     """Follows the axes through a program inside an equation."""
     if facts is None:  # nothing is known of what changes from iteration to iteration
-      facts = [Fact(regions.whole(len(program.avals[i].shape))) for i in program.inputs]
+      facts = analysis.unknown(program)
     return self.connect(program, analysis.forward(program, facts, walk=self.walk), inputs)
 
   def _constant(self, array: Any, aval: Any) -> Value:

@@ -52,53 +52,49 @@ register(
 register([p.ppermute_p, jaxprs.pvary_p], elementwise(any_nonzero))
 
 
-# all_gather: the parts of all devices become one axis, or a new one.
+# all_gather: the parts of all devices become one axis, or a new one. reduce_scatter (`psum_scatter`)
+# is the reverse: each device gets its part of the sum.
 
 
-def _gathered(eqn: Equation, region: Region) -> Region:
-  axis, count = eqn.params['all_gather_dimension'], eqn.params['axis_size']
-  if not eqn.params['tiled']:
-    return insert(region, [axis], [None])
-  return regions.along(region, axis, regions.repeated(region.axes[axis], count))
+def _layout(eqn: Equation) -> tuple[int, int, bool]:
+  """The axis, its number of parts, and whether the parts have the axis too."""
+  axis = 'all_gather_dimension' if 'all_gather_dimension' in eqn.params else 'scatter_dimension'
+  return eqn.params[axis], eqn.params['axis_size'], eqn.params['tiled']
 
 
-def _gather_reads(ctx: Context) -> list[Region]:
-  (live,), axis, count = ctx.live, ctx.params['all_gather_dimension'], ctx.params['axis_size']
-  if not ctx.params['tiled']:
-    return [drop(live, [axis])]
-  return [regions.along(live, axis, regions.united(live.axes[axis], count))]
+def _together(eqn: Equation, part: Region) -> Region:
+  axis, count, tiled = _layout(eqn)
+  if not tiled:
+    return insert(part, [axis], [None])
+  return regions.along(part, axis, regions.repeated(part.axes[axis], count))
+
+
+def _apart(eqn: Equation, whole: Region) -> Region:
+  axis, count, tiled = _layout(eqn)
+  if not tiled:
+    return drop(whole, [axis])
+  return regions.along(whole, axis, regions.united(whole.axes[axis], count))
 
 
 def _gather_evaluate(ctx: Context, array: Any) -> list[Any]:
-  return live_parts(ctx, jaxprs.bind(ctx.eqn, array), [_gathered(ctx.eqn, ctx.reads[0])])
+  return live_parts(ctx, jaxprs.bind(ctx.eqn, array), [_together(ctx.eqn, ctx.reads[0])])
 
 
 register(
   [p.all_gather_p, jaxprs.all_gather_invariant_p],
-  Rule(lambda ctx: [_gathered(ctx.eqn, ctx.supports[0])], _gather_reads, _gather_evaluate),
+  Rule(
+    lambda ctx: [_together(ctx.eqn, ctx.supports[0])],
+    lambda ctx: [_apart(ctx.eqn, ctx.live[0])],
+    _gather_evaluate,
+  ),
 )
-
-
-# reduce_scatter (`psum_scatter`): each device gets its part of the sum.
-
-
-def _scatter_support(ctx: Context) -> list[Region]:
-  (support,), axis = ctx.supports, ctx.params['scatter_dimension']
-  if not ctx.params['tiled']:
-    return [drop(support, [axis])]
-  return [regions.along(support, axis, regions.united(support.axes[axis], ctx.params['axis_size']))]
-
-
-def _scatter_reads(ctx: Context) -> list[Region]:
-  (live,), axis = ctx.live, ctx.params['scatter_dimension']
-  if not ctx.params['tiled']:
-    return [insert(live, [axis], [None])]
-  return [regions.along(live, axis, regions.repeated(live.axes[axis], ctx.params['axis_size']))]
-
-
 register(
   [jaxprs.reduce_scatter_p],
-  Rule(_scatter_support, _scatter_reads, lambda ctx, array: jaxprs.bind(ctx.eqn, array)),
+  Rule(
+    lambda ctx: [_apart(ctx.eqn, ctx.supports[0])],
+    lambda ctx: [_together(ctx.eqn, ctx.live[0])],
+    lambda ctx, array: jaxprs.bind(ctx.eqn, array),
+  ),
 )
 
 

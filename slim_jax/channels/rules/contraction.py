@@ -4,6 +4,7 @@ A term is zero where either factor is, so a contraction reads only the indices a
 be non-zero. This is where channels are saved.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,33 +47,49 @@ def dot_axes(eqn: Equation) -> DotAxes:
   return DotAxes(tuple(zip(lhs_c, rhs_c)), tuple(zip(lhs_b, rhs_b)), free)
 
 
-def _dot_support(ctx: Context) -> list[Region]:
-  lhs, rhs = ctx.supports
-  dims = dot_axes(ctx.eqn)
+def product_support(dims: DotAxes, lhs: Region, rhs: Region) -> Region:
+  """Returns the support of a product, whose axes are those of the batch and the free ones."""
   terms = regions.normal(
     (regions.both(lhs.axes[i], rhs.axes[j]) for i, j in dims.contract), empty=lhs.empty or rhs.empty
   )
-  return [
-    terms.with_axes(
-      [regions.both(lhs.axes[i], rhs.axes[j]) for i, j in dims.batch]
-      + [lhs.axes[i] for i in dims.free[0]]
-      + [rhs.axes[j] for j in dims.free[1]]
-    )
-  ]
+  return terms.with_axes(
+    [regions.both(lhs.axes[i], rhs.axes[j]) for i, j in dims.batch]
+    + [lhs.axes[i] for i in dims.free[0]]
+    + [rhs.axes[j] for j in dims.free[1]]
+  )
 
 
-def _dot_reads(ctx: Context) -> list[Region]:
-  lhs, rhs = ctx.supports
-  dims = dot_axes(ctx.eqn)
+def product_reads(
+  dims: DotAxes, lhs: Region, rhs: Region, live: Iterable[Axis]
+) -> tuple[dict[int, Axis], dict[int, Axis]]:
+  """Returns what a product reads of the axes of both factors.
+
+  Args:
+    dims: the axes.
+    lhs: support of the first factor.
+    rhs: support of the second factor.
+    live: what is wanted of each axis of the product.
+  """
   read: tuple[dict[int, Axis], dict[int, Axis]] = ({}, {})
   for i, j in dims.contract:
     read[0][i] = read[1][j] = regions.both(lhs.axes[i], rhs.axes[j])
-  axes = iter(ctx.live[0].axes)
+  axes = iter(live)
   for i, j in dims.batch:
     read[0][i] = read[1][j] = next(axes)
   for side in (0, 1):
     for i in dims.free[side]:
       read[side][i] = next(axes)
+  return read
+
+
+def _dot_support(ctx: Context) -> list[Region]:
+  lhs, rhs = ctx.supports
+  return [product_support(dot_axes(ctx.eqn), lhs, rhs)]
+
+
+def _dot_reads(ctx: Context) -> list[Region]:
+  lhs, rhs = ctx.supports
+  read = product_reads(dot_axes(ctx.eqn), lhs, rhs, ctx.live[0].axes)
   return [regions.normal(r[i] for i in range(len(r))) for r in read]
 
 

@@ -8,17 +8,16 @@ from typing import Any, NamedTuple
 
 from slim_jax import jaxprs
 from slim_jax.channels import regions
-from slim_jax.channels.regions import Axis, Region
+from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import Context, Rule, live_parts, register
+from slim_jax.channels.rules.contraction import DotAxes, product_reads, product_support
 from slim_jax.jaxprs import Equation
 
 
 class _Ragged(NamedTuple):
   """Axes of the operands; those of the result are groups (perhaps), batch, free, free."""
 
-  contract: tuple[tuple[int, int], ...]
-  batch: tuple[tuple[int, int], ...]
-  free: tuple[tuple[int, ...], ...]
+  dims: DotAxes
   whole: tuple[frozenset[int], frozenset[int]]  # of each operand: in groups, or the groups
   groups: int  # how many axes of the result are groups
 
@@ -39,60 +38,41 @@ def _ragged(eqn: Equation) -> _Ragged:
   )
   groups = int(bool(ragged & set(contract[0])))
   whole = frozenset(ragged), frozenset(partners | rhs_groups)
-  return _Ragged(pairs[0], pairs[1], free, whole, groups)
+  return _Ragged(DotAxes(pairs[0], pairs[1], free), whole, groups)
 
 
-def _held(dims: _Ragged, ctx: Context) -> tuple[Region, Region]:
+def _held(ragged: _Ragged, ctx: Context) -> tuple[Region, Region]:
   """The supports of both factors, axes in groups whole."""
   lhs, rhs = (
     region.with_axes(None if i in whole else axis for i, axis in enumerate(region.axes))
-    for region, whole in zip(ctx.supports, dims.whole)
+    for region, whole in zip(ctx.supports, ragged.whole)
   )
   return lhs, rhs
 
 
 def _support(ctx: Context) -> list[Region]:
-  dims = _ragged(ctx.eqn)
-  lhs, rhs = _held(dims, ctx)
-  terms = regions.normal(
-    (regions.both(lhs.axes[i], rhs.axes[j]) for i, j in dims.contract), empty=lhs.empty or rhs.empty
-  )
-  return [
-    terms.with_axes(
-      [None] * dims.groups
-      + [regions.both(lhs.axes[i], rhs.axes[j]) for i, j in dims.batch]
-      + [lhs.axes[i] for i in dims.free[0]]
-      + [rhs.axes[j] for j in dims.free[1]]
-    )
-  ]
+  ragged = _ragged(ctx.eqn)
+  product = product_support(ragged.dims, *_held(ragged, ctx))
+  return [product.with_axes([None] * ragged.groups + list(product.axes))]
 
 
 def _reads(ctx: Context) -> list[Region]:
-  dims = _ragged(ctx.eqn)
-  lhs, rhs = _held(dims, ctx)
-  read: tuple[dict[int, Axis], dict[int, Axis]] = ({}, {})
-  for i, j in dims.contract:
-    read[0][i] = read[1][j] = regions.both(lhs.axes[i], rhs.axes[j])
-  axes = iter(ctx.live[0].axes[dims.groups :])
-  for i, j in dims.batch:
-    read[0][i] = read[1][j] = next(axes)
-  for side in (0, 1):
-    for i in dims.free[side]:
-      read[side][i] = next(axes)
+  ragged = _ragged(ctx.eqn)
+  read = product_reads(ragged.dims, *_held(ragged, ctx), ctx.live[0].axes[ragged.groups :])
   factors = [
     regions.normal(None if i in whole else found.get(i) for i in range(len(aval.shape)))
-    for found, whole, aval in zip(read, dims.whole, ctx.eqn.in_avals)
+    for found, whole, aval in zip(read, ragged.whole, ctx.eqn.in_avals)
   ]
   return factors + [regions.whole(len(a.shape)) for a in ctx.eqn.in_avals[2:]]
 
 
 def _evaluate(ctx: Context, lhs: Any, rhs: Any, *sizes: Any) -> list[Any]:
-  dims, (left, right) = _ragged(ctx.eqn), ctx.reads[:2]
+  ragged, (left, right) = _ragged(ctx.eqn), ctx.reads[:2]
   have = regions.normal(
-    [None] * dims.groups
-    + [left.axes[i] for i, _ in dims.batch]
-    + [left.axes[i] for i in dims.free[0]]
-    + [right.axes[j] for j in dims.free[1]]
+    [None] * ragged.groups
+    + [left.axes[i] for i, _ in ragged.dims.batch]
+    + [left.axes[i] for i in ragged.dims.free[0]]
+    + [right.axes[j] for j in ragged.dims.free[1]]
   )
   return live_parts(ctx, jaxprs.bind(ctx.eqn, lhs, rhs, *sizes), [have])
 

@@ -93,15 +93,15 @@ def _support(ctx: Context) -> list[Region]:
   return _each(regions.repeated, supports, out_parts(ctx.eqn))
 
 
-def _analysis(ctx: Context) -> tuple[Analysis, list[Region]]:
-  """Of the body, and what is wanted of its results."""
+def _analysis(ctx: Context) -> Analysis:
+  """Of the body."""
   body, facts = programs.body(ctx.eqn, 'jaxpr'), _facts(ctx)
   demands = _each(regions.united, ctx.live, out_parts(ctx.eqn))
-  return analysis.analyse(body, facts, demands, walk=ctx.walk), demands
+  return analysis.analyse(body, facts, demands, walk=ctx.walk)
 
 
 def _reads(ctx: Context) -> list[Region]:
-  needed, _ = within_mesh(ctx.eqn, lambda: _analysis(ctx))
+  needed = within_mesh(ctx.eqn, lambda: _analysis(ctx))
   inputs = programs.body(ctx.eqn, 'jaxpr').inputs
   return _each(regions.repeated, [needed.live[i] for i in inputs], in_parts(ctx.eqn))
 
@@ -116,7 +116,7 @@ def _evaluate(ctx: Context, *arrays: Any) -> list[Any]:
   wanted = nonempty(demands)
 
   def thin(*given: Any) -> Any:
-    needed, _ = _analysis(ctx)
+    needed = _analysis(ctx)
     results = analysis.run(body, needed, restore(given, arrays), have, demands)
     return tuple(present(results, wanted))
 

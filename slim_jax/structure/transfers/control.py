@@ -113,9 +113,7 @@ def _part(found: Structure, ctx: Context, axis: Axis, count: int) -> Axis:
 
 
 CONTROL: dict[Any, Transfer] = {
-  p.custom_jvp_call_p: _call,
-  p.custom_vjp_call_p: _call,
-  p.remat_p: _call,
+  **dict.fromkeys(jaxprs.CARRYING, _call),
   **dict.fromkeys(jaxprs.composite_ps, _call),
   p.scan_p: _scan,
   p.while_p: _while,
