@@ -88,7 +88,13 @@ def test_config_trains_and_is_pruned(name):
   assert traced_step(thin, thin_variables, config) == shapes
 
 
-@pytest.mark.parametrize('name', {small(name).model.name: name for name in configs.NAMES}.values())
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.slow] if model == 'resnet' else [])
+    for model, name in {small(name).model.name: name for name in configs.NAMES}.items()
+  ],
+)
 def test_each_architecture_takes_two_steps(name):
   config = small(name)
   train_data = make_data(config.shape)

@@ -27,7 +27,9 @@ WITHOUT_JAX = "sys.modules['jax'] = sys.modules['flax'] = None\n"
   scope='module',
   params=[
     {},
-    {'model.name': 'preresnet', 'model.depth': 11, 'model.width': 4},
+    pytest.param(
+      {'model.name': 'preresnet', 'model.depth': 11, 'model.width': 4}, marks=pytest.mark.slow
+    ),
     pytest.param(
       {'model.name': 'densenet', 'model.depth': 7, 'model.growth': 4, 'model.stem': 4},
       marks=pytest.mark.slow,

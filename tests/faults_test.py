@@ -51,6 +51,7 @@ def test_killed_run_ends_bit_identical(tmp_path, digits_dir):
   assert [json.loads(line)['epoch'] for line in lines] == [1, *range(1, 41)]
 
 
+@pytest.mark.slow
 def test_terminated_run_saves_at_once_and_ends_bit_identical(tmp_path, digits_dir):
   """SIGTERM in the middle of an epoch, when no checkpoint is due."""
   fields = {

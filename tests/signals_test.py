@@ -100,7 +100,9 @@ def test_the_first_process_of_a_container_ends_at_sigterm():
   assert 'stopped by SIGTERM' in commands.finish(process, code=143)
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+  'number', [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
+)
 def test_training_saves_first(number, digits_dir, tmp_path):
   fields = {
     **commands.LONG,

@@ -31,6 +31,7 @@ def download(store, directory):
   return directory
 
 
+@pytest.mark.slow
 def test_killed_run_in_a_bucket_ends_as_one_on_a_disk(store, digits_dir, tmp_path):
   fields = {**commands.LONG, 'data_dir': digits_dir, 'finetune.epochs': 8}
   disk = commands.start(commands.main(tmp_path / 'disk', **fields))

@@ -466,7 +466,7 @@ def curve(config, *, axis_name=None, steps=6):
   return train(config, train_data, batches, apply, count=steps)
 
 
-@pytest.mark.parametrize('count', [2, 8])
+@pytest.mark.parametrize('count', [pytest.param(2, marks=pytest.mark.slow), 8])
 def test_devices_do_not_matter_with_cross_replica_batch_norm(count):
   """50 steps with shifts and mirrors drawn for each image."""
   one, several = (curve(make_config(devices=n), axis_name='batch', steps=50) for n in (1, count))
