@@ -18,4 +18,5 @@ def get_config():
   config.model.name = 'vgg'
   config.model.widths = (64, 64, 'M', 128, 128, 'M', *[256] * 4, 'M', *[512] * 4, 'M', *[512] * 4)
   config.prune.min_channels = 1
+  config.prune.strict = True
   return config.lock()

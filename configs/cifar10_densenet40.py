@@ -22,4 +22,5 @@ def get_config():
   config.model.stem = 16
   config.train.strength = 1e-5
   config.prune.fraction = 0.4
+  config.prune.strict = True
   return config.lock()

@@ -20,4 +20,5 @@ def get_config():
   config.model.width = 16
   config.train.strength = 1e-5
   config.prune.fraction = 0.4
+  config.prune.strict = True
   return config.lock()

@@ -19,4 +19,5 @@ def get_config():
   config.model.widths = (64, 64, 'M', 128, 128, 'M', *[256] * 4, 'M', *[512] * 4, 'M', *[512] * 4)
   config.prune.fraction = 0.7
   config.prune.min_channels = 1
+  config.prune.strict = True
   return config.lock()

@@ -30,4 +30,5 @@ def get_config():
   config.passes = 6
   config.prune.min_channels = 1
   config.prune.max_fraction = 0.5
+  config.prune.strict = True
   return config.lock()

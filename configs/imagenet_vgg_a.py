@@ -29,6 +29,7 @@ def get_config():
   config.train.drops = (1 / 3, 2 / 3)
   config.train.strength = 1e-5
   config.prune.min_channels = 1
+  config.prune.strict = True
   config.finetune.epochs = 5
   config.finetune.learning_rate = 1e-3
   config.finetune.drops = ()

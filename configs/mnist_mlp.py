@@ -26,6 +26,7 @@ def get_config():
   # Removes exactly 400 and 240 units, which leaves 784-100-60-10.
   config.prune.fraction = 0.799
   config.prune.per_layer = True
+  config.prune.strict = True
   config.finetune.epochs = 30
   config.finetune.drops = (1 / 3, 2 / 3)
   config.log_every_steps = 50

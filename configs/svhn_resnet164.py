@@ -29,6 +29,7 @@ def get_config():
   config.train.epochs = 20
   config.train.strength = 1e-5
   config.prune.fraction = 0.4
+  config.prune.strict = True
   config.finetune.epochs = 20
   config.checkpoint_every_epochs = 1
   return config.lock()

@@ -28,6 +28,7 @@ def get_config():
   config.train.epochs = 20
   config.prune.fraction = 0.6
   config.prune.min_channels = 1
+  config.prune.strict = True
   config.finetune.epochs = 20
   config.checkpoint_every_epochs = 1
   return config.lock()

@@ -11,6 +11,7 @@ import re
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from slim_jax import tree
 from slim_jax.tree import Path
@@ -73,27 +74,34 @@ def scales(variables: Any) -> Any:
 
 
 def chosen(variables: Any, mask: Any = None) -> list[Path]:
-  """Returns the paths of the scales that a mask selects.
+  """Returns the paths of the scales that a mask selects; see `marked`."""
+  return list(marked(variables, mask))
+
+
+def marked(variables: Any, mask: Any = None) -> dict[Path, Any]:
+  """Returns the marks of the scales that a mask selects, by path.
 
   Args:
     variables: the tree of variables.
     mask: a tree of bools, a prefix of it, or a function that returns one; default `scales`. A
-      module that is a pytree is a tree, also if it can be called.
+      module that is a pytree is a tree, also if it can be called. A bool array selects a leaf if
+      any of it is True.
 
   Raises:
     ValueError: the mask selects nothing, or does not fit.
   """
   mask = scales if mask is None else mask
   marks = tree.spread(mask(variables) if _is_function(mask) else mask, variables, name='scales')
-  paths = [path for path, (mark, _) in zip(tree.flatten(variables), marks, strict=True) if mark]
-  if not paths:
+  pairs = zip(tree.flatten(variables), marks, strict=True)
+  found = {path: mark for path, (mark, _) in pairs if mark is not None and np.any(mark)}
+  if not found:
     raise ValueError(
       'no BatchNorm scale among the variables: network slimming ranks channels by the scales '
       'of BatchNorm layers. Leaves: '
       + ', '.join(map(tree.show, tree.flatten(variables)))[:500]
       + '. If the model has scales under other names, pass scales=.'
     )
-  return paths
+  return found
 
 
 def _is_function(mask: Any) -> bool:
@@ -103,11 +111,46 @@ def _is_function(mask: Any) -> bool:
   return isinstance(mask, jax.tree_util.Partial) or jax.tree_util.all_leaves([mask])
 
 
-def channel_axis(leaf: Any) -> int:
-  """Returns the axis of a leaf's channels: its only axis longer than 1, else the last.
+def pulled_only(variables: Any) -> str:
+  """Returns a warning that names scales that a penalty pulls and that are not ranked, else ''.
 
-  Haiku keeps scales as [1, 1, 1, channels], or [1, channels, 1, 1] if channels come first.
+  Parameters alone tell BatchNorm from other norms by name. A penalty sees nothing else, so with its
+  default mask it pulls on the scale of a LayerNorm that is called 'norm'. All variables tell it by its
+  running statistics, so the scale is not ranked.
+
+  Args:
+    variables: all variables.
   """
+  named = _Named.of(variables)
+  if not named.statistics and not named.equinox:
+    return ''
+  found = {norm.scale for norm in find(variables)}
+  pulled = [
+    tree.show(path)
+    for path, names in named.names.items()
+    if names[-1] in SCALES and path not in found and _is_named_batch_norm(names, named.leaves[path])
+  ]
+  if not pulled:
+    return ''
+  return (
+    'these scales have no running statistics, so they are not ranked, but a penalty on the '
+    f'parameters alone takes them for BatchNorm scales and pulls them to zero: {", ".join(pulled)}. '
+    'Give the penalty mask=, or name their modules after their kind, such as LayerNorm'
+  )
+
+
+def channel_axis(leaf: Any) -> int:
+  """Returns the axis of a scale's channels: its only axis longer than 1, else the last.
+
+  Haiku keeps scales as [1, 1, 1, channels], or [1, channels, 1, 1] if channels come first. Scales
+  [layers, 1] are those of stacked layers with one channel.
+  """
+  axis = only_axis(leaf)
+  return len(leaf.shape) - 1 if tuple(leaf.shape[1:]) == (1,) else axis
+
+
+def only_axis(leaf: Any) -> int:
+  """Returns the axis of a vector, which may have further axes of size 1; else the last axis."""
   long = [i for i, n in enumerate(leaf.shape) if n != 1]
   return long[0] if len(long) == 1 else len(leaf.shape) - 1
 

@@ -341,35 +341,38 @@ def _together(
   """
   own = [norm.scale] if norm.bias is None else [norm.scale, norm.bias]
   read = [path for path in own if not leaves[path].base.empty] or own
+  axes = {path: _axis(leaves[path], leaves[norm.scale]) for path in (*own, *norm.statistics)}
+
+  def channels(path: Path, region: Region) -> np.ndarray:
+    return regions.vector(region.axes[axes[path]], leaves[path].shape[axes[path]])
+
   kept = np.logical_or.reduce(
     [
-      _channels(leaf.support if leaf.base.empty else leaf.live, leaf.shape)
-      for leaf in map(leaves.__getitem__, read)
+      channels(path, leaves[path].support if leaves[path].base.empty else leaves[path].live)
+      for path in read
     ]
   )
-  scaled = kept & _channels(leaves[norm.scale].support, leaves[norm.scale].shape)
+  scaled = kept & channels(norm.scale, leaves[norm.scale].support)
   alike = []
-  for path in (*own, *norm.statistics):
+  for path, axis in axes.items():
     shape = leaves[path].shape
-    if shape and shape[_channel_axis(shape)] == kept.size:
-      filled = kept & _channels(leaves[path].support, shape) if path == norm.bias else scaled
-      alike.append((path, _Left(_along(shape, kept), _along(shape, filled))))
-  return alike
+    if shape and shape[axis] == kept.size:
+      filled = kept & channels(path, leaves[path].support) if path == norm.bias else scaled
+      left = [regions.along(regions.whole(len(shape)), axis, vector) for vector in (kept, filled)]
+      alike.append((path, _Left(*left)))
+  if all(regions.contains(left.live, leaves[path].live) for path, left in alike):
+    return alike
+  # Scales [layers, channels] that are zeroed layer by layer: the loop reads the others of all layers.
+  whole = {path: regions.whole(len(leaves[path].shape)) for path in axes}
+  return [(path, _Left(whole[path], leaves[path].support)) for path in axes]
 
 
-def _along(shape: tuple[int, ...], channels: np.ndarray) -> Region:
-  """The region of a leaf at these channels, bool [channels]."""
-  return regions.along(regions.whole(len(shape)), _channel_axis(shape), channels)
-
-
-def _channels(region: Region, shape: tuple[int, ...]) -> np.ndarray:
-  """bool [channels] of a region of a leaf."""
-  axis = _channel_axis(shape)
-  return regions.vector(region.axes[axis], shape[axis])
-
-
-def _channel_axis(shape: tuple[int, ...]) -> int:
-  return batch_norms.channel_axis(jax.ShapeDtypeStruct(shape, bool))
+def _axis(leaf: _Leaf, scale: _Leaf) -> int:
+  """The axis of the channels of a leaf of a BatchNorm: where its scale is zeroed, if it is."""
+  zeroed = [i for i, axis in enumerate(scale.support.axes) if axis is not None]
+  if leaf.shape == scale.shape and len(zeroed) == 1 and not scale.support.empty:
+    return zeroed[0]
+  return batch_norms.channel_axis(jax.ShapeDtypeStruct(leaf.shape, bool))
 
 
 def _left(leaf: _Leaf) -> _Left:

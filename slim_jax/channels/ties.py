@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from scipy import sparse
 
-from slim_jax import batch_norms, jaxprs, tree
-from slim_jax.channels import analysis, programs, regions
+from slim_jax import jaxprs, tree
+from slim_jax.channels import analysis, dead, programs, regions
 from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import Context, Fact, Walk
 from slim_jax.jaxprs import Program
@@ -34,11 +34,11 @@ def streams(f: Callable[..., Any], variables: Any, *args: Any, scales: Any = Non
     f: `f(variables, *args)`, as for `plan`.
     variables: arrays or `jax.ShapeDtypeStruct`s.
     *args: further arguments (arrays or shapes).
-    scales: which leaves are scales, if not those `batch_norm_scales` finds: a tree of bools, a
-      prefix of it, or a function that makes one of `variables`.
+    scales: which leaves are scales, if not those `batch_norm_scales` finds, as in `select_global`.
 
   Returns:
-    A tree like `variables`: int [channels] at each scale leaf, None elsewhere. Channels with the
+    A tree like `variables`: int [channels] at each scale leaf, None elsewhere; along another axis
+    than a vector's it has the leaf's rank, as `select_global` returns it. Channels with the
     same label, of one layer or of several, are tied. A channel with a label of its own is free.
   """
   shapes = jax.tree.map(jaxprs.struct, (variables, *args))
@@ -49,8 +49,10 @@ def streams(f: Callable[..., Any], variables: Any, *args: Any, scales: Any = Non
   leaves = tree.flatten(variables)
   of_leaf = dict(zip(leaves, nodes))
   groups = ties.groups()
-  chosen = batch_norms.chosen(variables, scales)
-  labels = {path: groups[of_leaf[path][batch_norms.channel_axis(leaves[path])]] for path in chosen}
+  axes = dead.chosen(variables, scales)
+  labels = {
+    path: dead.along(leaves[path], axis, groups[of_leaf[path][axis]]) for path, axis in axes.items()
+  }
   return tree.like(variables, labels)
 
 

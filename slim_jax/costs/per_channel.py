@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from slim_jax import batch_norms, jaxprs, tree
+from slim_jax import jaxprs, tree
 from slim_jax.channels import analysis, dead, programs, regions
 from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import Context, Fact, Walk
@@ -120,8 +120,7 @@ def saved_by_channel(
   leaves = tree.flatten(shapes[0])
   numbers = dict(zip(leaves, program.inputs))
   saved = {}
-  for path in batch_norms.chosen(variables, scales):
-    axis = dead.unit_axis(path, leaves[path])
+  for path, axis in dead.chosen(variables, scales).items():
     channels = leaves[path].shape[axis]
     # A channel's bias is dead with its scale.
     every = tree.like(

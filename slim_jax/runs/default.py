@@ -192,10 +192,10 @@ def _add_pruning(config: Config) -> None:
   # Fraction of the channels to remove: of all layers together or, with per_layer, of each layer.
   config.prune.fraction = 0.5
   config.prune.per_layer = False
-  # Whether all channels are removed whose scale equals the largest that is removed, as in the paper,
-  # even if they are many more than the fraction: scales of exactly 0, after proximal steps. False
-  # removes as many of them as the fraction takes.
-  config.prune.strict = True
+  # Whether all channels are removed whose scale equals the largest that is removed, as in the paper
+  # and its configs, even if they are many more than the fraction: scales of exactly 0, after proximal
+  # steps. False removes as many of them as the fraction takes, the first of each layer.
+  config.prune.strict = False
   # What to prune to, instead of the fraction. A budget, as a share of the network before the cut:
   # 'macs:0.5', 'params:0.3', 'memory:0.5' or 'latency:0.6' (measured, for one image). Or a
   # threshold: 'threshold:0.01' removes scales up to it, 'gap' those below the widest gap between

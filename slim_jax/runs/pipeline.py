@@ -233,6 +233,8 @@ def _before_training(
     )
     if facts['warning']:
       logging.warning('%s: %s', stage, facts['warning'])
+    if stage.number == 1 and (unranked := batch_norms.pulled_only(variables_of(state))):
+      logging.warning('%s: %s', stage, unranked)
     return net, state, facts
   return net, state, {}
 

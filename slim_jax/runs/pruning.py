@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 import slim_jax
-from slim_jax import tree
+from slim_jax import batch_norms, tree
 from slim_jax.runs.errors import PruneError
 from slim_jax.runs.network import Network
 from slim_jax.runs.run import Run
@@ -82,6 +82,7 @@ def select_dead(
     max_fraction=prune.max_fraction,
     keep=prune.keep,
     multiple_of=prune.multiple_of,
+    scales=batch_norms.scales,
   )
   if prune.tied:
     options |= {'tied': slim_jax.streams(net.predict, variables, image), 'tied_by': prune.tied}

@@ -55,7 +55,10 @@ class SelectionOptions:
       shape, at each scale leaf, as the functions of `slim_jax.scores` return. Larger ones stay.
     scales: which leaves are scales, if not those that `batch_norm_scales` finds: a tree of bools,
       a prefix of it, or a function that returns one for the variables. Of a kernel that is marked,
-      each index of the last axis is ranked once, by its largest element.
+      each output is ranked once, by its largest element: an index of the last axis, of the first
+      axis of a `weight` (PyTorch, Equinox). A bool array of the kernel's rank names another axis:
+      `np.ones((1, heads, 1), bool)` the heads of [inputs, heads, features]; so do `scores` of that
+      shape. What is dead then has that shape, too.
 
   Raises:
     ValueError: a value is out of range.

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from slim_jax import batch_norms, shardings, tree
+from slim_jax.channels import dead
 from slim_jax.selection.options import SelectionOptions
 from slim_jax.tree import Path
 
@@ -15,6 +16,7 @@ class Ranking(NamedTuple):
 
   Attributes:
     labels: by the path of a scale, the number of the decision about each channel, int [channels].
+    axes: by the path of a scale, the axis of its channels.
     stacks: by the path of a scale, the number of layers stacked in it.
     score: score of each decision, float64 [decisions].
     size: number of scales that each decision is about, int [decisions].
@@ -23,6 +25,7 @@ class Ranking(NamedTuple):
   """
 
   labels: dict[Path, np.ndarray]
+  axes: dict[Path, int]
   stacks: dict[Path, int]
   score: np.ndarray
   size: np.ndarray
@@ -41,21 +44,22 @@ def rank(variables: Any, options: SelectionOptions) -> Ranking:
       the variables.
   """
   leaves = tree.flatten(variables)
-  chosen = {path: leaves[path] for path in batch_norms.chosen(variables, options.scales)}
+  axes = dead.chosen(variables, options.scales)
   if options.scores is None:
     scores = {
-      path: _finite(path, np.abs(_by_channel(leaf, leaf)), 'scales')
-      for path, leaf in chosen.items()
+      path: _finite(path, np.abs(_by_channel(leaves[path], axis)), 'scales')
+      for path, axis in axes.items()
     }
   else:
-    scores = _given(chosen, options.scores)
-  norms = {norm.scale for norm in batch_norms.find(variables)}
-  for path, leaf in chosen.items():
-    if path not in norms and batch_norms.names_of(path, leaf)[-1:] not in (('scale',), ('gamma',)):
+    axes = _named_axes(axes, leaves, options.scores)
+    scores = _given(axes, leaves, options.scores)
+  biases = dead.bias_of_each(leaves)
+  for path in axes:
+    if not dead.is_scale(path, leaves[path], leaves.get(biases.get(path, ()))):
       scores[path] = scores[path].max(axis=1, keepdims=True)  # of a kernel, an output counts once
   labels = _labels(scores, options.tied)
   stacks = {path: score.shape[1] for path, score in scores.items()}
-  return Ranking(labels, stacks, *_gathered(scores, labels, options.tied_by), _places(labels))
+  return Ranking(labels, axes, stacks, *_gathered(scores, labels, options.tied_by), _places(labels))
 
 
 def carriers(variables: Any) -> dict[Path, np.ndarray]:
@@ -78,17 +82,17 @@ def carriers(variables: Any) -> dict[Path, np.ndarray]:
     arrays = [leaves[norm.scale], *statistics, leaves[norm.bias]]
     if any(isinstance(array, jax.ShapeDtypeStruct) for array in arrays):
       continue
-    zero = [~_by_channel(array, leaves[norm.scale]).any(axis=1) for array in arrays]
+    axis = batch_norms.channel_axis(leaves[norm.scale])
+    zero = [~_by_channel(array, axis).any(axis=1) for array in arrays]
     constant = np.logical_and.reduce(zero[:-1]) & ~zero[-1]
     if constant.any():
       found[norm.scale] = constant
   return found
 
 
-def _by_channel(array: Any, leaf: Any) -> np.ndarray:
+def _by_channel(array: Any, axis: int) -> np.ndarray:
   """Returns an array of the shape of a scale leaf as [channels, stacked layers]."""
   values = shardings.on_host(array, np.float64)
-  axis = batch_norms.channel_axis(leaf)
   return np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
 
 
@@ -98,22 +102,37 @@ def _finite(path: Path, values: np.ndarray, what: str) -> np.ndarray:
   return values
 
 
-def _given(chosen: dict[Path, Any], scores: Any) -> dict[Path, np.ndarray]:
+def _named_axes(axes: dict[Path, int], leaves: dict[Path, Any], scores: Any) -> dict[Path, int]:
+  """Returns the axes of channels, where scores such as [1, heads, 1] name others."""
+  given = tree.flatten(scores)
+
+  def axis(path: Path, usual: int) -> int:
+    score, leaf = given.get(path), leaves[path]
+    if score is None or np.ndim(score) < 2 or np.shape(score) == tuple(leaf.shape):
+      return usual
+    named = dead.named_axis(score, leaf)
+    return usual if named is None else named
+
+  return {path: axis(path, usual) for path, usual in axes.items()}
+
+
+def _given(axes: dict[Path, int], leaves: dict[Path, Any], scores: Any) -> dict[Path, np.ndarray]:
   """Returns the scores at the scales, as [channels, stacked layers]."""
   given, by_channel = tree.flatten(scores), {}
-  if extra := [tree.show(path) for path in given if path not in chosen]:
+  if extra := [tree.show(path) for path in given if path not in axes]:
     raise ValueError(f'scores must be None where there is no scale: {", ".join(extra)[:500]}')
-  for path, leaf in chosen.items():
-    whole = tuple(leaf.shape)
-    channels = whole[batch_norms.channel_axis(leaf)]
+  for path, axis in axes.items():
+    whole = tuple(leaves[path].shape)
+    channels = whole[axis]
     shape = np.shape(given[path]) if path in given else 'nothing'
-    if shape not in (whole, (channels,)):
+    single = tuple(channels if i == axis else 1 for i in range(len(whole)))
+    if shape not in (whole, (channels,), single):
       raise ValueError(f'scores must have float[{channels}] at {tree.show(path)}, it has {shape}')
     if shape == whole:
-      values = _by_channel(given[path], leaf)
+      values = _by_channel(given[path], axis)
     else:  # one score for all stacked layers is ranked once per layer
       stack = int(np.prod(whole)) // max(1, channels)
-      values = np.repeat(shardings.on_host(given[path], np.float64)[:, None], stack, axis=1)
+      values = np.repeat(shardings.on_host(given[path], np.float64).reshape(-1, 1), stack, axis=1)
     by_channel[path] = _finite(path, values, 'scores')
   return by_channel
 
@@ -126,9 +145,9 @@ def _labels(scores: dict[Path, np.ndarray], tied: Any) -> dict[Path, np.ndarray]
   given = tree.flatten(tied)
   for path, score in scores.items():
     shape = np.shape(given[path]) if path in given else 'nothing'
-    if shape != (len(score),):
+    if shape == 'nothing' or np.size(given[path]) != len(score) or max(shape) != len(score):
       raise ValueError(f'tied must have int[{len(score)}] at {tree.show(path)}, it has {shape}')
-  together = np.concatenate([given[path] for path in scores])
+  together = np.concatenate([np.ravel(given[path]) for path in scores])
   _, first, dense = np.unique(together, return_index=True, return_inverse=True)
   by_appearance = np.argsort(np.argsort(first))
   return dict(zip(scores, np.split(by_appearance[dense], ends[:-1])))

@@ -1,7 +1,8 @@
 """Scores: what ranks channels instead of |scale|.
 
 A score is a tree like the variables with a float [channels] (or an array of the scale's shape) at
-each BatchNorm scale and None elsewhere. Channels with larger scores stay.
+each BatchNorm scale and None elsewhere. Channels with larger scores stay. Kernels that are marked as
+scales have a score for each output, or for each index of the axis that `scales` names.
 `select_global(..., scores=...)` and `select_budget(..., scores=...)` take any score. Your own needs
 a few lines. Here it is the variance of a channel after its BatchNorm and ReLU, which follows from
 its scale and bias:
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slim_jax import batch_norms, shardings, tree
+from slim_jax.channels import dead
 from slim_jax.channels.ties import streams
 from slim_jax.selection import ranking
 from slim_jax.selection.unit_scores import unit_norm
@@ -66,21 +68,23 @@ def random(variables: Any, key: jax.Array, *, scales: Any = None) -> Any:
     scales: which leaves are scales, as in `select_global`.
 
   Returns:
-    A tree of scores, float32 of the scales' shapes.
+    A tree of scores, float32 of the scales' shapes; of kernels, one for each output.
   """
-  leaves = tree.flatten(variables)
-  chosen = batch_norms.chosen(variables, scales)
-  return tree.like(
-    variables,
-    {
-      path: jax.random.uniform(jax.random.fold_in(key, n), leaves[path].shape)
-      for n, path in enumerate(chosen)
-    },
-  )
+  leaves, kernels = tree.flatten(variables), _kernels(variables)
+  scored = {}
+  for n, (path, axis) in enumerate(dead.chosen(variables, scales).items()):
+    shape, own = tuple(leaves[path].shape), jax.random.fold_in(key, n)
+    if path in kernels:
+      scored[path] = dead.along(leaves[path], axis, jax.random.uniform(own, (shape[axis],)))
+    else:
+      scored[path] = jax.random.uniform(own, shape)
+  return tree.like(variables, scored)
 
 
 def taylor(variables: Any, grads: Any, *, bias: bool = False, scales: Any = None) -> Any:
   """Returns |scale * dL/dscale|: to first order, how much zeroing the scale changes the loss.
+
+  Of a kernel, the products are summed over all elements that an output has, before the modulus.
 
   Args:
     variables: tree with the scales (arrays).
@@ -90,7 +94,7 @@ def taylor(variables: Any, grads: Any, *, bias: bool = False, scales: Any = None
     scales: which leaves are scales, as in `select_global`.
 
   Returns:
-    A tree of scores of the scales' shapes.
+    A tree of scores of the scales' shapes; of kernels, one for each output.
 
   Raises:
     ValueError: `grads` lacks a leaf that is needed, or a leaf has the wrong shape.
@@ -99,7 +103,7 @@ def taylor(variables: Any, grads: Any, *, bias: bool = False, scales: Any = None
     Molchanov et al., CVPR 2019, equation 8 with a gate after each BatchNorm.
   """
   leaves, slopes = tree.flatten(variables), tree.flatten(grads)
-  biases = {norm.scale: norm.bias for norm in batch_norms.find(variables)} if bias else {}
+  kernels, biases = _kernels(variables), dead.bias_of_each(leaves) if bias else {}
 
   def change(path: Path) -> np.ndarray:
     shape = np.shape(slopes[path]) if path in slopes else 'nothing'
@@ -109,10 +113,23 @@ def taylor(variables: Any, grads: Any, *, bias: bool = False, scales: Any = None
       )
     return shardings.on_host(leaves[path], np.float64) * shardings.on_host(slopes[path], np.float64)
 
+  def by_output(path: Path, axis: int) -> np.ndarray:
+    """The changes of all elements of an output, along the axis of outputs."""
+    changes = change(path)
+    if path in kernels:
+      changes = changes.sum(axis=tuple(i for i in range(changes.ndim) if i != axis))
+    return changes
+
   scored = {}
-  for path in batch_norms.chosen(variables, scales):
-    beside = biases.get(path)
-    scored[path] = np.abs(change(path) + (0 if beside is None else change(beside)))
+  for path, axis in dead.chosen(variables, scales).items():
+    total, beside = by_output(path, axis), biases.get(path)
+    if beside is not None:
+      bias_axis = dead.matching_axis(path, leaves[path], axis, leaves[beside])
+      if bias_axis is not None:
+        change_of_bias = change(beside)
+        others = tuple(i for i in range(change_of_bias.ndim) if i != bias_axis)
+        total = total + (change_of_bias.sum(axis=others) if path in kernels else change_of_bias)
+    scored[path] = np.abs(dead.along(leaves[path], axis, total) if path in kernels else total)
   return tree.like(variables, scored)
 
 
@@ -126,7 +143,8 @@ def kernel_norm(
   For a BatchNorm after a convolution this is the convolution's kernel. For BatchNorms on the stream
   of a residual network it is the kernels of all layers that write to the stream, so these
   BatchNorms rank its channels alike. After a concatenation it is the kernel of the layer that
-  computed the channel. Kernels that read the channel do not contribute.
+  computed the channel. Kernels that read the channel do not contribute. A kernel that is itself
+  marked as a scale produces its own outputs.
 
   Args:
     f: `f(variables, *args)`, as for `plan`.
@@ -136,7 +154,8 @@ def kernel_norm(
     scales: which leaves are scales, as in `select_global`.
 
   Returns:
-    A tree of scores, float64 [channels] at each scale leaf; stacked layers share them.
+    A tree of scores, float64 [channels] at each scale leaf, or of its rank where `scales` names an
+    axis; stacked layers share them.
 
   Raises:
     ValueError: no kernel produces a channel, or `ord` is not positive.
@@ -147,26 +166,43 @@ def kernel_norm(
   if not ord > 0:
     raise ValueError(f'ord must be positive, got {ord}')
   leaves = tree.flatten(variables)
-  chosen = batch_norms.chosen(variables, scales)
-  views = _views(variables, set(chosen))
-  labels, labels_of_views = _labels(f, variables, args, chosen, views)
+  axes = dead.chosen(variables, scales)
+  views = _views(variables, set(axes))
+  labels, labels_of_views = _labels(f, variables, args, axes, views)
   count = 1 + max(int(label.max(initial=-1)) for label in (*labels, *labels_of_views))
-  total, makers = np.zeros(count), np.zeros(count, int)
+  total, makers, own = np.zeros(count), np.zeros(count, int), dict(zip(axes, labels, strict=True))
   for (path, axis), label in zip(views, labels_of_views, strict=True):
+    label = own[path] if axes.get(path) == axis else label  # a single output is tied to nothing
     powers = np.abs(shardings.on_host(leaves[path], np.float64)) ** ord
     np.add.at(total, label, powers.sum(axis=tuple(i for i in range(powers.ndim) if i != axis)))
     np.add.at(makers, label, 1)
   constant = ranking.carriers(variables)
-  for path, label in zip(chosen, labels, strict=True):
+  for path, label in zip(axes, labels, strict=True):
     without = (makers[label] == 0) & np.logical_not(constant.get(path, False))
     if without.any():
       raise ValueError(
         f'{tree.show(path)}: no kernel produces channels '
         f'{np.flatnonzero(without)[:10].tolist()}, so they have no score'
       )
+  scored = zip(axes.items(), labels, strict=True)
   return tree.like(
-    variables, {path: total[label] ** (1 / ord) for path, label in zip(chosen, labels)}
+    variables,
+    {
+      path: dead.along(leaves[path], axis, total[label] ** (1 / ord))
+      for (path, axis), label in scored
+    },
   )
+
+
+def _kernels(variables: Any) -> set[Path]:
+  """Returns the paths of the leaves that are no scales, whose outputs are ranked once."""
+  leaves = tree.flatten(variables)
+  biases = dead.bias_of_each(leaves)
+  return {
+    path
+    for path, leaf in leaves.items()
+    if not dead.is_scale(path, leaf, leaves.get(biases.get(path, ())))
+  }
 
 
 def _views(variables: Any, chosen: set[Path]) -> list[tuple[Path, int]]:
@@ -175,13 +211,13 @@ def _views(variables: Any, chosen: set[Path]) -> list[tuple[Path, int]]:
     path
     for norm in batch_norms.find(variables)
     for path in (norm.scale, norm.bias, *norm.statistics)
-  } | chosen
+  } | (chosen - _kernels(variables))
   return [
     (path, axis)
     for path, leaf in tree.flatten(variables).items()
     if path not in norms and len(leaf.shape) > 1
     for axis, size in enumerate(leaf.shape)
-    if size > 1
+    if size > 1 or path in chosen
   ]
 
 
@@ -189,7 +225,7 @@ def _labels(
   f: Callable[..., Any],
   variables: Any,
   args: tuple[Any, ...],
-  chosen: list[Path],
+  axes: dict[Path, int],
   views: list[tuple[Path, int]],
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
   """Returns labels of the channels of each scale, and of the indices of each view.
@@ -210,9 +246,10 @@ def _labels(
       arrays[path] += jnp.expand_dims(vector, [i for i in range(rank) if i != axis])
     return f(tree.like(shapes, arrays), *args)
 
-  ranked = tree.map_with_path(lambda path, _: path in chosen, shapes)
+  marks = {path: dead.mark(leaves[path], axis) for path, axis in axes.items()}
+  ranked = tree.map_with_path(lambda path, _: marks.get(path, False), shapes)
   labels, of_views = streams(
     with_added, (shapes, added), *args, scales=(ranked, [True] * len(views))
   )
   by_path = tree.flatten(labels)
-  return [by_path[path] for path in chosen], of_views
+  return [np.ravel(by_path[path]) for path in axes], of_views

@@ -7,10 +7,12 @@ constraints   take decisions back where a layer would lose too much
 
 from collections.abc import Callable
 from typing import Any, Unpack
+import warnings
 
 import numpy as np
 
-from slim_jax import tree
+from slim_jax import batch_norms, tree
+from slim_jax.channels.dead import along
 from slim_jax.selection import constraints
 from slim_jax.selection.options import SelectionKeywords, SelectionOptions
 from slim_jax.selection.ranking import carriers, rank
@@ -123,7 +125,9 @@ def selector(variables: Any, **options: Unpack[SelectionKeywords]) -> Callable[[
   """
   settings = SelectionOptions(**options)
   ranking = rank(variables, settings)
-  score, labels = ranking.score, ranking.labels
+  if settings.scales is None and (unranked := batch_norms.pulled_only(variables)):
+    warnings.warn(unranked, stacklevel=3)
+  score, labels, leaves = ranking.score, ranking.labels, tree.flatten(variables)
   limits = constraints.resolve({path: len(label) for path, label in labels.items()}, settings)
   free = np.ones(len(score), bool)
   for path in limits.keep:
@@ -151,6 +155,9 @@ def selector(variables: Any, **options: Unpack[SelectionKeywords]) -> Callable[[
     else:
       dead = smallest(cutoff, ranking.size * free)
     dead = constraints.take_back(limits, labels, score, dead)
-    return tree.like(variables, {path: dead[label] for path, label in labels.items()})
+    return tree.like(
+      variables,
+      {path: along(leaves[path], ranking.axes[path], dead[labels[path]]) for path in labels},
+    )
 
   return select
