@@ -20,34 +20,6 @@ from slim_jax.runs import experiments, schema
 from slim_jax.runtime import allocator, interrupt, processes
 
 _ARGV: list[str] = []  # the command line, in which ml_collections looks for overrides
-CONFIG = config_flags.DEFINE_config_file(
-  'config',
-  None,
-  'A config: an experiment such as digits, or the path of a file.',
-  lock_config=True,
-  sys_argv=_ARGV,
-)
-WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Where the run lives: a directory, or gs://BUCKET/PATH.', required=True
-)
-REPORT = flags.DEFINE_bool(
-  'report', True, 'Whether to write the page WORKDIR/report after every stage and at the end.'
-)
-_ALLOCATOR = flags.DEFINE_enum(
-  'allocator',
-  'mimalloc',
-  ['mimalloc', 'system'],
-  'Allocator of memory on a CPU under Linux. mimalloc keeps its memory, so that training steps need '
-  'not wait for the system; the command starts itself a second time with it. Other systems, and '
-  'machines with an accelerator, use their own.',
-)
-_MULTIHOST = flags.DEFINE_bool(
-  'multihost',
-  False,
-  'Train with the other hosts of this slice of Cloud TPUs. '
-  'Processes of srun or launch/processes.sh need no flag.',
-)
-
 # Full or failing disks, and files that are too large or must not be written.
 _OF_THE_MACHINE = (
   errno.ENOSPC,
@@ -60,20 +32,69 @@ _OF_THE_MACHINE = (
 )
 
 
-def run(main: Callable[[], None], *, needs_config: bool = True) -> None:
-  """Parses the flags and calls `main`; an error that a person can put right ends with one line."""
+def define_flags() -> None:
+  """Defines the flags that the commands share.
+
+  Only a command does so, never an import, so that other programs may have flags of these names.
+  """
+  config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'A config: an experiment such as digits, or the path of a file.',
+    lock_config=True,
+    sys_argv=_ARGV,
+  )
+  flags.DEFINE_string(
+    'workdir', None, 'Where the run lives: a directory, or gs://BUCKET/PATH.', required=True
+  )
+  flags.DEFINE_bool(
+    'report', True, 'Whether to write the page WORKDIR/report after every stage and at the end.'
+  )
+  flags.DEFINE_enum(
+    'allocator',
+    'mimalloc',
+    ['mimalloc', 'system'],
+    'Allocator of memory on a CPU under Linux. mimalloc keeps its memory, so that training steps '
+    'need not wait for the system; the command starts itself a second time with it. Other systems, '
+    'and machines with an accelerator, use their own.',
+  )
+  flags.DEFINE_bool(
+    'multihost',
+    False,
+    'Train with the other hosts of this slice of Cloud TPUs. '
+    'Processes of srun or launch/processes.sh need no flag.',
+  )
+
+
+def run(
+  main: Callable[[], None], define: Callable[[], None] | None = None, *, needs_config: bool = True
+) -> None:
+  """Parses the flags and calls `main`; an error that a person can put right ends with one line.
+
+  Args:
+    main: the command; it reads its flags from `flags.FLAGS`.
+    define: defines the flags that only this command has.
+    needs_config: whether --config is required.
+  """
+  define_flags()
+  if define is not None:
+    define()
+  shown = ['workdir']
   if needs_config:
     flags.mark_flag_as_required('config')
+    shown += ['config', 'report', 'allocator', 'multihost']
+  for name in shown:  # by --help
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
   def checked(argv: list[str]) -> None:
     if len(argv) > 1:
       raise app.UsageError(f'not a flag: {argv[1]}')
-    if _ALLOCATOR.value == 'mimalloc':
+    if flags.FLAGS.allocator == 'mimalloc':
       allocator.restart()
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
     try:
-      processes.join(multihost=_MULTIHOST.value)
+      processes.join(multihost=flags.FLAGS.multihost)
       if not processes.is_first():  # its messages would repeat those of the first
         logging.set_verbosity(logging.WARNING)
       main()
@@ -113,7 +134,7 @@ def _parse_flags(args: list[str]) -> list[str]:
     sys.exit(f'{type(error).__name__}: {error}')
   try:
     left = app.parse_flags_with_usage(args)
-    getattr(CONFIG.value, 'to_dict', None)  # a missing file raises only when it is read
+    getattr(flags.FLAGS.config, 'to_dict', None)  # a missing file raises only when it is read
     return left
   except Exception as error:  # pylint: disable=broad-except  (a config is a program)
     # For an unknown field, ml_collections wraps a KeyError whose message names the nearest one.

@@ -29,17 +29,20 @@ PyTree = Any
 # What `slim_jax.load` returns: `(variables, images uint8)` -> logits, and the variables.
 Loaded = tuple[Callable[[PyTree, jax.Array], jax.Array], PyTree]
 
-_BATCHES = flags.DEFINE_list('batches', ['1', '64'], 'Numbers of images in a batch.')
-flags.register_validator(
-  'batches',
-  lambda batches: batches and all(n.isdecimal() and int(n) for n in batches),
-  message='must be positive numbers, as in 1,64',
-)
+
+def define_flags() -> None:
+  """Defines the flags of this command."""
+  flags.DEFINE_list('batches', ['1', '64'], 'Numbers of images in a batch.')
+  flags.register_validator(
+    'batches',
+    lambda batches: batches and all(n.isdecimal() and int(n) for n in batches),
+    message='must be positive numbers, as in 1,64',
+  )
 
 
 def main() -> None:
   """Measures the run of the command line."""
-  tables.show_latency(run(command.WORKDIR.value, [int(n) for n in _BATCHES.value or ()]))
+  tables.show_latency(run(flags.FLAGS.workdir, [int(n) for n in flags.FLAGS.batches or ()]))
 
 
 def run(workdir: files.PathLike, batches: Sequence[int]) -> list[dict[str, Any]]:
@@ -128,4 +131,4 @@ def in_onnxruntime(exported: Mapping[str, bytes]) -> dict[str, Callable[[np.ndar
 
 
 if __name__ == '__main__':
-  command.run(main, needs_config=False)
+  command.run(main, define_flags, needs_config=False)

@@ -29,25 +29,28 @@ from slim_jax.training.train_state import variables_of
 # Training batches for recalibration if the config has none.
 _BATCHES = 20
 
-_POINTS = flags.DEFINE_integer('points', 20, 'Number of fractions to try.', lower_bound=1)
-_TOLERANCE = flags.DEFINE_float(
-  'tolerance', 0.5, 'Accuracy that may be lost after recalibration, in points.', lower_bound=0
-)
+
+def define_flags() -> None:
+  """Defines the flags of this command."""
+  flags.DEFINE_integer('points', 20, 'Number of fractions to try.', lower_bound=1)
+  flags.DEFINE_float(
+    'tolerance', 0.5, 'Accuracy that may be lost after recalibration, in points.', lower_bound=0
+  )
 
 
 def main() -> None:
   """Prints and draws the table of the run of the command line."""
-  config: Any = command.CONFIG.value
-  workdir = files.path_of(command.WORKDIR.value)
-  fractions = np.linspace(0, 1, _POINTS.value + 1)[:-1].round(4)
+  config: Any = flags.FLAGS.config
+  workdir = files.path_of(flags.FLAGS.workdir)
+  fractions = np.linspace(0, 1, flags.FLAGS.points + 1)[:-1].round(4)
   rows = run(config, workdir, fractions.tolist())
-  best = suggest(rows, _TOLERANCE.value)
+  best = suggest(rows, flags.FLAGS.tolerance)
   if processes.is_first():
     tables.show_look(rows, best)
   path = workdir / 'look.png'
   plot.save(plot.look(rows, best=best), path)
   logging.info('plot: %s', path)
-  if command.REPORT.value:
+  if flags.FLAGS.report:
     page.at_end(workdir)
 
 
@@ -149,4 +152,4 @@ def suggest(rows: Sequence[dict[str, Any]], tolerance: float) -> dict[str, Any] 
 
 
 if __name__ == '__main__':
-  command.run(main)
+  command.run(main, define_flags)

@@ -18,28 +18,31 @@ from slim_jax.report import page
 from slim_jax.runs import pipeline, schema, stages
 from slim_jax.runtime import processes
 
-_UNTIL = flags.DEFINE_enum(
-  'until',
-  None,
-  ['baseline', *stages.LATER],
-  'Stop after this stage of the first pass; the same command without the flag continues.',
-)
+
+def define_flags() -> None:
+  """Defines the flags of this command."""
+  flags.DEFINE_enum(
+    'until',
+    None,
+    ['baseline', *stages.LATER],
+    'Stop after this stage of the first pass; the same command without the flag continues.',
+  )
 
 
 def main() -> None:
   """Runs the method and shows its results."""
-  config, workdir = schema.complete(command.CONFIG.value), command.WORKDIR.value
-  last = stages.named(config, _UNTIL.value) if _UNTIL.value else None
+  config, workdir = schema.complete(flags.FLAGS.config), flags.FLAGS.workdir
+  last = stages.named(config, flags.FLAGS.until) if flags.FLAGS.until else None
   after_stage = None
   # Several processes read checkpoints together; one that failed to would hold up the others' run.
-  if command.REPORT.value and jax.process_count() == 1:
+  if flags.FLAGS.report and jax.process_count() == 1:
     after_stage = functools.partial(page.at_end, workdir)
   records = pipeline.run(config, workdir, last=last, after_stage=after_stage)
   if processes.is_first():
     tables.show(records)
-  if command.REPORT.value:
+  if flags.FLAGS.report:
     page.at_end(workdir, timed=last is None)
 
 
 if __name__ == '__main__':
-  command.run(main)
+  command.run(main, define_flags)

@@ -35,21 +35,25 @@ from slim_jax.training import checkpoint, loop
 
 Values = dict[str, Any]  # values of the fields that vary, by dotted field
 
-_SWEEP = flags.DEFINE_multi_string('sweep', None, 'FIELD=VALUE,VALUE,...; can be repeated.')
 
 _STRENGTHS = ('train.strength', 'train.pull')
 
 
+def define_flags() -> None:
+  """Defines the flags of this command."""
+  flags.DEFINE_multi_string('sweep', None, 'FIELD=VALUE,VALUE,...; can be repeated.', required=True)
+
+
 def main() -> None:
   """Runs the study of the command line; prints and draws its results."""
-  config = schema.complete(command.CONFIG.value)
-  workdir = files.path_of(command.WORKDIR.value)
-  points = run(config, parse(config, _SWEEP.value or ()), workdir)
+  config = schema.complete(flags.FLAGS.config)
+  workdir = files.path_of(flags.FLAGS.workdir)
+  points = run(config, parse(config, flags.FLAGS.sweep or ()), workdir)
   if processes.is_first():
     tables.show_sweep(points)
   for path in draw(points, workdir):
     logging.info('plot: %s', path)
-  if command.REPORT.value:
+  if flags.FLAGS.report:
     page.at_end(workdir)
 
 
@@ -205,5 +209,4 @@ def _errors(point: dict[str, Any]) -> dict[str, float]:
 
 
 if __name__ == '__main__':
-  flags.mark_flag_as_required('sweep')
-  command.run(main)
+  command.run(main, define_flags)

@@ -93,15 +93,23 @@ def test_stablehlo_gives_the_same_logits(run, tmp_path):
   assert about['stage'] == 'finetuned, pass 1' and 0 <= about['accuracy'] <= 1
 
 
-def test_safetensors_have_the_thin_weights(run, tmp_path):
+def test_safetensors_and_their_definition_are_the_network(run, tmp_path):
   call(run, '--format=safetensors', f'--output={tmp_path}/thin.safetensors')
+  image = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+  np.save(tmp_path / 'image.npy', image)
   alone(
     tmp_path,
-    'import numpy as np, safetensors.numpy\n'
-    "np.savez('w.npz', **safetensors.numpy.load_file('thin.safetensors'))\n",
+    'import jax, network, numpy as np, safetensors.numpy\n'
+    "np.savez('w.npz', **safetensors.numpy.load_file('thin.safetensors'))\n"
+    "apply, variables = network.load('thin.safetensors')\n"
+    "np.save('logits.npy', jax.jit(apply)(variables, np.load('image.npy')))\n",
   )
   loaded = dict(np.load(tmp_path / 'w.npz'))
-  _, variables = finished.load(run)
+  apply, variables = finished.load(run)
+  logits = np.asarray(apply(variables, image))
+  np.testing.assert_allclose(
+    np.load(tmp_path / 'logits.npy'), logits, atol=2e-6 * abs(logits).max()
+  )
   want = {tree.show(path): leaf for path, leaf in tree.flatten(variables).items()}
   assert set(loaded) == set(want)
   for name, leaf in want.items():
@@ -144,21 +152,29 @@ def test_export_says_what_is_wrong(tmp_path):
   assert 'must be some of cpu, cuda' in commands.run([*command, '--platforms=gpu'], code=1)
 
 
-def test_the_library_defines_no_flags(tmp_path):
-  """Other absl programs may have flags of the same names, and export any function."""
+def test_no_import_defines_flags(tmp_path):
+  """Other absl programs may have flags of the same names, and call what the commands call."""
   (tmp_path / 'program.py').write_text(
     'from absl import app, flags\n'
-    "for name in ('format', 'output', 'platforms', 'opset', 'workdir', 'config', 'report'):\n"
+    "for name in ('format', 'output', 'platforms', 'opset', 'workdir', 'config', 'report', 'until',\n"
+    "             'points', 'tolerance', 'sweep', 'batches', 'layer', 'measure', 'allocator'):\n"
     "  flags.DEFINE_string(name, None, 'of the program')\n"
     'import jax, jax.numpy as jnp, numpy as np\n'
-    'from slim_jax.export import onnx_file, safetensors_file, stablehlo\n'
-    'def main(argv):\n'
+    'from slim_jax import command, latency, look, main, sweep\n'
+    'from slim_jax.export import __main__, onnx_file, safetensors_file, stablehlo\n'
+    'from slim_jax.report import __main__\n'
+    'from slim_jax.runs import default\n'
+    'def program(argv):\n'
     "  f = lambda x: {'sum': x.sum(1), 'double': 2 * x}\n"
     "  content = stablehlo.convert(f, (3,), dtype='float32')\n"
     '  result = jax.export.deserialize(content).call(np.ones((5, 3), np.float32))\n'
     "  assert (result['sum'] == 3).all() and result['double'].shape == (5, 3)\n"
-    "  assert flags.FLAGS.format == 'theirs'\n"
-    'app.run(main)\n'
+    "  assert sweep.parse(default.get_config(), ['seed=1,2']) == {'seed': [1, 2]}\n"
+    "  rows = [{'fraction': x, 'accuracy': 1, 'recalibrated': 1 - x} for x in (0, .25, .5)]\n"
+    '  assert look.suggest(rows, 30) == rows[1]\n'
+    "  (row,) = latency.measure({'f': lambda x: x}, (2, 2, 1), (4,), runtime='numpy')\n"
+    "  assert row['batch'] == 4 and flags.FLAGS.format == 'theirs'\n"
+    'app.run(program)\n'
   )
   environ = {**os.environ, 'PYTHONPATH': str(commands.ROOT)}
   command = [sys.executable, 'program.py', '--format=theirs']

@@ -59,6 +59,16 @@ class Plan:
       )
     return Plan(cuts, self.unknown, inside(self.reasons), inside(self.folds))
 
+  @property
+  def only_bias(self) -> dict[str, list[int]]:
+    """By path of a BatchNorm's scale, the channels of which only the bias stays (`bias='keep'`)."""
+    result = {}
+    for path, cut in self.cuts.items():
+      if not regions.same(cut.filled, cut.live):
+        live, filled = cut.indices[-1], regions.indices(cut.filled, cut.shape)[-1]
+        result[tree.show(path)] = np.setdiff1d(live, filled).tolist()
+    return result
+
   def slice(self, variables: Any, *, shardings: Any = None) -> Any:
     """Returns the thin variables: same tree, smaller arrays (NumPy in, NumPy out; else JAX arrays).
 

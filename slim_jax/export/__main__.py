@@ -12,13 +12,15 @@ Formats:
   onnx-int8    the same with int8 weights, a scale for each channel, and activations that are
                calibrated on training images; a table compares it with the float file on test images
   safetensors  the thin weights by path: safetensors.numpy.load_file(PATH); the metadata has the
-               indices of the original weights that they are
+               indices of the original weights that they are. Beside it is network.py, the network in
+               Flax, which needs nothing of slim_jax: apply, variables = network.load(PATH)
 
 The network is that of the last complete stage, stages from scratch aside. PATH.json, beside the
 file, has the shape of the images, mean and standard deviation of their channels, the class names,
 the measured accuracy, parameters, MACs and widths. ONNX files have the same in their metadata.
 """
 
+import importlib.resources
 from typing import Any
 
 from absl import flags, logging
@@ -30,69 +32,74 @@ from slim_jax.export import onnx_file, onnx_int8, safetensors_file, stablehlo
 from slim_jax.runs import finished
 from slim_jax.runtime import files
 
-_FORMAT = flags.DEFINE_enum(
-  'format', 'stablehlo', ['stablehlo', 'onnx', 'onnx-int8', 'safetensors'], 'Format of the file.'
-)
-_OUTPUT = flags.DEFINE_string('output', None, 'Path of the file; by default DIR/network.FORMAT.')
-_PLATFORMS = flags.DEFINE_list(
-  'platforms',
-  ['cpu', 'cuda', 'tpu'],
-  f'Where a stablehlo file will run, of {", ".join(stablehlo.PLATFORMS)}.',
-)
-_OPSET = flags.DEFINE_integer(
-  'opset',
-  onnx_file.OPSET,
-  "Version of ONNX's operations in an onnx file.",
-  lower_bound=onnx_file.OPSET,
-)
-_CALIBRATION = flags.DEFINE_integer(
-  'calibration', 256, 'Training images for the calibration of an onnx-int8 file.', lower_bound=1
-)
-flags.declare_key_flag('workdir')
-flags.register_validator(
-  'platforms',
-  lambda names: names and set(names) <= set(stablehlo.PLATFORMS),
-  message=f'must be some of {", ".join(stablehlo.PLATFORMS)}',
-)
+
+def define_flags() -> None:
+  """Defines the flags of this command."""
+  flags.DEFINE_enum(
+    'format', 'stablehlo', ['stablehlo', 'onnx', 'onnx-int8', 'safetensors'], 'Format of the file.'
+  )
+  flags.DEFINE_string('output', None, 'Path of the file; by default DIR/network.FORMAT.')
+  flags.DEFINE_list(
+    'platforms',
+    ['cpu', 'cuda', 'tpu'],
+    f'Where a stablehlo file will run, of {", ".join(stablehlo.PLATFORMS)}.',
+  )
+  flags.DEFINE_integer(
+    'opset',
+    onnx_file.OPSET,
+    "Version of ONNX's operations in an onnx file.",
+    lower_bound=onnx_file.OPSET,
+  )
+  flags.DEFINE_integer(
+    'calibration', 256, 'Training images for the calibration of an onnx-int8 file.', lower_bound=1
+  )
+  flags.register_validator(
+    'platforms',
+    lambda names: names and set(names) <= set(stablehlo.PLATFORMS),
+    message=f'must be some of {", ".join(stablehlo.PLATFORMS)}',
+  )
 
 
 def main() -> None:
   """Exports the run given on the command line."""
-  workdir = files.path_of(command.WORKDIR.value)
-  about = {**finished.about(workdir), 'format': _FORMAT.value}
+  workdir = files.path_of(flags.FLAGS.workdir)
+  about = {**finished.about(workdir), 'format': flags.FLAGS.format}
   convert = {
     'stablehlo': _stablehlo,
     'onnx': _onnx,
     'onnx-int8': _onnx_int8,
     'safetensors': _safetensors,
-  }[_FORMAT.value]
+  }[flags.FLAGS.format]
   content = convert(workdir, about)
-  name = 'int8.onnx' if _FORMAT.value == 'onnx-int8' else _FORMAT.value
-  path = files.path_of(_OUTPUT.value or workdir / f'network.{name}')
+  name = 'int8.onnx' if flags.FLAGS.format == 'onnx-int8' else flags.FLAGS.format
+  path = files.path_of(flags.FLAGS.output or workdir / f'network.{name}')
   files.write(path, content)
+  if flags.FLAGS.format == 'safetensors' and about['full_module']:
+    source = importlib.resources.files('slim_jax.models') / 'narrow_networks.py'
+    files.write(path.with_name('network.py'), source.read_bytes())
   files.write_json(path.with_name(path.name + '.json'), about)
   logging.info('%s: %s bytes', path, f'{len(content):,}')
 
 
 def _stablehlo(workdir: epath.Path, about: dict[str, Any]) -> bytes:
-  about['platforms'] = _PLATFORMS.value
+  about['platforms'] = flags.FLAGS.platforms
   apply, variables = finished.load(workdir)
   return stablehlo.convert(
     lambda image: apply(variables, image),
     about['image'],
     dtype=finished.dtype(about),
-    platforms=_PLATFORMS.value,
+    platforms=flags.FLAGS.platforms,
   )
 
 
 def _onnx(workdir: epath.Path, about: dict[str, Any]) -> bytes:
-  about['opset'] = _OPSET.value
+  about['opset'] = flags.FLAGS.opset
   apply, variables = finished.load(workdir, dtype='float32')
   return onnx_file.convert(
     lambda image: apply(variables, image),
     about['image'],
     dtype=finished.dtype(about),
-    opset=_OPSET.value,
+    opset=flags.FLAGS.opset,
     about=about,
   )
 
@@ -102,7 +109,7 @@ def _onnx_int8(workdir: epath.Path, about: dict[str, Any]) -> bytes:
   from slim_jax.export import calibration
 
   content = _onnx(workdir, about)
-  training = calibration.images(workdir, 'train_split', most=_CALIBRATION.value)
+  training = calibration.images(workdir, 'train_split', most=flags.FLAGS.calibration)
   quantised = onnx_int8.convert(content, training.image)
   test = calibration.images(workdir, 'test_split')
   rows = onnx_int8.compare(
@@ -121,4 +128,4 @@ def _safetensors(workdir: epath.Path, about: dict[str, Any]) -> bytes:
 
 
 if __name__ == '__main__':
-  command.run(main, needs_config=False)
+  command.run(main, define_flags, needs_config=False)

@@ -22,7 +22,8 @@ def convert(variables: PyTree, *, plan: Plan | None = None) -> bytes:
   Returns:
     The content of the file. Its metadata holds JSON under 'names', 'shapes' (of the original
     variables, by name) and 'kept': for each axis of each variable the indices of the original
-    that were kept, null for all of them.
+    that were kept, null for all of them. 'only_bias' has the channels of BatchNorms whose bias alone
+    is left, by name of the scale.
   """
   arrays, shapes, kept = {}, {}, {}
   for path, leaf in tree.flatten(variables).items():
@@ -40,5 +41,6 @@ def convert(variables: PyTree, *, plan: Plan | None = None) -> bytes:
       'names': json.dumps(sorted(arrays)),
       'shapes': json.dumps(shapes),
       'kept': json.dumps(kept),
+      'only_bias': json.dumps(plan.only_bias if plan else {}),
     },
   )

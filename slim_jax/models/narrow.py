@@ -1,12 +1,12 @@
-"""Thin networks as ordinary Linen modules: the same class with other widths.
+"""Thin networks as ordinary Linen modules.
 
     model = models.VGG(num_classes=10)
     ...
     narrow.module(model, plan)  # VGG(num_classes=10, widths=(38, 61, 'M', ...))
 
-The module takes the thin variables and does not depend on plans. This works for chains, `VGG` and
-`MLP`, where one layer reads the channels of each BatchNorm, so that a width describes what is left.
-Use `slim_jax.thin` instead
+The module takes the thin variables and does not depend on plans. For chains, `VGG` and `MLP`, where
+one layer reads the channels of each BatchNorm, it is the same class with other widths. Otherwise it
+is a class of `narrow_networks`, whose layers have lists of the channels that they read and write:
 
   - for residual and dense networks (`PreResNet`, `ResNet`, `DenseNet`). Each of their BatchNorms and
     additions reads its own selection of a stream's channels, which widths do not describe;
@@ -14,45 +14,102 @@ Use `slim_jax.thin` instead
     scale, carries them.
 """
 
+import contextlib
 import dataclasses
 from typing import Any
 
 from flax import linen as nn
 import numpy as np
 
-from slim_jax import models
+from slim_jax import models, tree
 from slim_jax.channels.cuts import Cut
 from slim_jax.channels.plan import Plan
 from slim_jax.errors import SlimError
+from slim_jax.models import narrow_networks
 
+_CLASSES = (models.MLP, models.VGG, models.PreResNet, models.ResNet, models.DenseNet)
 _NOT_DESCRIBED = ('dtype', 'axis_name', 'parent', 'name')
 
 _USE_THIN = 'use slim_jax.thin(f, plan) for this network'
 
 
 class NarrowError(SlimError, ValueError):
-  """Widths do not describe the thin network; the message says why."""
+  """The thin network has no narrow definition; the message says why."""
+
+
+class _WidthsError(Exception):
+  """Widths do not describe what is left of a chain."""
 
 
 def module(model: nn.Module, plan: Plan) -> nn.Module:
-  """Returns a module with the widths that a plan leaves.
+  """Returns the thin network as an ordinary module.
 
   `module(model, plan).apply(plan.slice(v), x)` equals `thin` of `model.apply`, also in training and
   for derivatives. Dropout between layers that became narrower draws other numbers.
 
   Args:
-    model: a `VGG` or an `MLP`, unbound.
+    model: a `VGG`, `MLP`, `PreResNet`, `ResNet` or `DenseNet`, unbound.
     plan: of `model`, over {'params': ..., 'batch_stats': ...}.
 
   Returns:
-    A module of the same class, whose arguments differ in `widths` and `dense_widths`.
+    A module of the same class, whose arguments differ in `widths` and `dense_widths`, if widths
+    describe what is left; else one of `narrow_networks`.
 
   Raises:
-    NarrowError: the model is no chain, a layer has no channels left, or a layer does not read the
-      channels that the layer before it keeps.
+    NarrowError: the model is of another class, or a chain has a layer without channels.
     ValueError: the plan belongs to another model.
   """
-  chain = _chain(model)
+  if isinstance(model, models.MLP | models.VGG):
+    with contextlib.suppress(_WidthsError):
+      return _chain(model, plan)
+  return with_indices(model, plan)
+
+
+def with_indices(model: nn.Module, plan: Plan) -> nn.Module:
+  """Returns the thin network as a module of `narrow_networks`, whatever widths describe.
+
+  Args, Raises: see `module`.
+  """
+  about = describe(model)
+  name = about.pop('class')
+  for path, cut in plan.cuts.items():
+    if path[-1] == 'kernel' and cut.thin_shape[:-2] != cut.shape[:-2] and not cut.live.empty:
+      raise NarrowError(f'{tree.show(path)} lost a part of its height or width; {_USE_THIN}')
+  kept = {tree.show(path): [axis.tolist() for axis in c.indices] for path, c in plan.cuts.items()}
+  return narrow_networks.create(
+    name,
+    narrow_networks.layers_of(kept, plan.only_bias),
+    dtype=getattr(model, 'dtype', None),
+    axis_name=getattr(model, 'axis_name', None),
+    **about,
+  )
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+  """Returns {'class': 'VGG', 'num_classes': 10, 'widths': (...), ...}, for JSON next to weights.
+
+  It has all arguments of the class except those about the computation (dtype, axis_name).
+
+  Raises:
+    NarrowError: the model is none of `models`, or a module with lists of channels.
+  """
+  if not isinstance(model, _CLASSES):
+    names = ', '.join(known.__name__ for known in _CLASSES)
+    raise NarrowError(
+      f'{type(model).__name__} has no narrow definition, only {names} have; {_USE_THIN}'
+    )
+  return {
+    'class': type(model).__name__,
+    **{
+      field.name: getattr(model, field.name)
+      for field in dataclasses.fields(model)
+      if field.name not in _NOT_DESCRIBED
+    },
+  }
+
+
+def _chain(chain: models.MLP | models.VGG, plan: Plan) -> nn.Module:
+  """Returns the chain with the widths that are left; raises _WidthsError if there are none."""
   kept, widths = None, []
   for layer, norm in _layers(chain):
     kept = _kept(plan, layer, norm, kept)
@@ -64,31 +121,6 @@ def module(model: nn.Module, plan: Plan) -> nn.Module:
   if isinstance(chain, models.VGG):
     changes['dense_widths'] = tuple(next(left) for _ in chain.dense_widths)
   return chain.clone(**changes)
-
-
-def describe(model: nn.Module) -> dict[str, Any]:
-  """Returns {'class': 'VGG', 'num_classes': 10, 'widths': (...), ...}, for JSON next to weights.
-
-  It has all arguments of the class except those about the computation (dtype, axis_name).
-  """
-  return {
-    'class': type(model).__name__,
-    **{
-      field.name: getattr(model, field.name)
-      for field in dataclasses.fields(model)
-      if field.name not in _NOT_DESCRIBED
-    },
-  }
-
-
-def _chain(model: nn.Module) -> models.MLP | models.VGG:
-  """Returns the model; raises if it is no chain."""
-  if not isinstance(model, models.MLP | models.VGG):
-    raise NarrowError(
-      f'{type(model).__name__} is no chain of layers with one width each, as VGG and MLP are; '
-      f'{_USE_THIN}'
-    )
-  return model
 
 
 def _layers(model: models.MLP | models.VGG) -> list[tuple[str, str | None]]:
@@ -113,6 +145,9 @@ def _kept(plan: Plan, layer: str, norm: str | None, before: np.ndarray | None) -
     layer: its name.
     norm: name of its BatchNorm.
     before: bool [inputs], what the layer before it keeps; None for the first.
+
+  Raises:
+    _WidthsError: it does not read just what the layer before it keeps, or its variables differ.
   """
   cuts = {path: cut for path, cut in plan.cuts.items() if path[1:-1] in ((layer,), (norm,))}
   kernel = cuts.get(('params', layer, 'kernel'))
@@ -131,15 +166,8 @@ def _kept(plan: Plan, layer: str, norm: str | None, before: np.ndarray | None) -
   reads_all = np.array_equal(inputs, np.tile(whole, len(inputs) // len(whole)))
   agree = all(np.array_equal(_mask(cut, -1), outputs) for cut in cuts.values())
   if not (reads_all and agree and kernel.thin_shape[:-2] == kernel.shape[:-2]):
-    raise NarrowError(f'no width describes {layer}: {_reason(plan)}; {_USE_THIN}')
+    raise _WidthsError
   return outputs
-
-
-def _reason(plan: Plan) -> str:
-  """Returns why layers do not agree on their channels."""
-  if any(fold.carrier >= 0 for folds in plan.folds.values() for fold in folds):
-    return "a channel carries the biases of removed ones (bias='keep')"
-  return 'it and the layers next to it keep different channels'
 
 
 def _mask(cut: Cut, axis: int) -> np.ndarray:

@@ -12,28 +12,28 @@ from absl import flags, logging
 from slim_jax import command
 from slim_jax.report import page
 
-_LAYER = flags.DEFINE_string(
-  'layer',
-  '',
-  "Pattern of the paths of the scales that are shown epoch by epoch, such as '*/BatchNorm_10/*'; "
-  'without it, three layers are shown.',
-)
-_MEASURE = flags.DEFINE_bool(
-  'measure',
-  True,
-  'Whether to time the full and the thin network on this machine; otherwise the page shows the '
-  'last measurement.',
-)
 
-
-flags.declare_key_flag('workdir')
+def define_flags() -> None:
+  """Defines the flags of this command."""
+  flags.DEFINE_string(
+    'layer',
+    '',
+    "Pattern of the paths of the scales that are shown epoch by epoch, such as '*/BatchNorm_10/*'; "
+    'without it, three layers are shown.',
+  )
+  flags.DEFINE_bool(
+    'measure',
+    True,
+    'Whether to time the full and the thin network on this machine; otherwise the page shows the '
+    'last measurement.',
+  )
 
 
 def main() -> None:
   """Writes the page of the directory given on the command line."""
-  path = page.write(command.WORKDIR.value, timed=_MEASURE.value, layers=_LAYER.value)
+  path = page.write(flags.FLAGS.workdir, timed=flags.FLAGS.measure, layers=flags.FLAGS.layer)
   logging.info('report: %s', path)
 
 
 if __name__ == '__main__':
-  command.run(main, needs_config=False)
+  command.run(main, define_flags, needs_config=False)

@@ -79,15 +79,12 @@ def module(workdir: files.PathLike) -> nn.Module:
 
   Raises:
     WorkdirError: the directory holds no run with a complete stage.
-    NarrowError: the thin network is no narrower module of its class, see `models.narrow`; it runs
-      with `slim_jax.thin` only.
+    NarrowError: the model is a person's own; its thin form runs with `slim_jax.thin` only.
   """
   here = Workdir(files.path_of(workdir))
   config, dataset = _read(here)
   pruned = here.plan_after(_last(here))
-  model = network.model_of(config, dataset['num_classes']).module
-  if model is None:
-    raise narrow.NarrowError(f'{config.model.name} is a model of NNX, not of Linen')
+  model = _linen_module(config, dataset)
   return model if pruned is None else narrow.module(model, pruned)
 
 
@@ -99,7 +96,8 @@ def about(workdir: files.PathLike) -> dict[str, Any]:
     the training images, in pixel values), dtype of the images if it is not uint8; stage, loss,
     the metrics of the run's loss (accuracy, 0 to 1, for classification), params, macs (of one
     image) and widths (channels by path of the scale) of its stage; module: class and arguments of
-    its Linen module as in `narrow.describe`, None if there is no such module.
+    its Linen module as in `narrow.describe`, None if widths do not describe it; full_module: those
+    of the full network, None for a person's own model.
 
   Raises:
     WorkdirError: the directory holds no run with a complete stage.
@@ -108,8 +106,9 @@ def about(workdir: files.PathLike) -> dict[str, Any]:
   here = Workdir(files.path_of(workdir))
   stage = _last(here)
   config, dataset = _read(here)
-  described = None
+  described = full = None
   if not parts.is_name(config.model.name):
+    full = narrow.describe(_linen_module(config, dataset))
     with contextlib.suppress(narrow.NarrowError):
       described = narrow.describe(module(here.path))
   (record,) = (record for record in here.records() if Stage.of(record) == stage)
@@ -119,6 +118,7 @@ def about(workdir: files.PathLike) -> dict[str, Any]:
     'stage': str(stage),
     **{name: record[name] for name in figures},
     'module': described,
+    'full_module': full,
   }
 
 
@@ -176,6 +176,14 @@ def _read(workdir: Workdir) -> tuple[Config, dict[str, Any]]:
     source='the config of the run',
   )
   return config, read_json(workdir.path / 'dataset.json')
+
+
+def _linen_module(config: Config, dataset: dict[str, Any]) -> nn.Module:
+  """Returns the full network as a Linen module; raises NarrowError if it is one of NNX."""
+  model = network.model_of(config, dataset['num_classes']).module
+  if model is None:
+    raise narrow.NarrowError(f'{config.model.name} is a model of NNX, not of Linen')
+  return model
 
 
 def _from_pixels(
