@@ -23,7 +23,7 @@ from etils import epath
 from slim_jax import command
 from slim_jax.display import plot, quantities, tables
 from slim_jax.report import page
-from slim_jax.runs import checks, pipeline, schema, stages, summary
+from slim_jax.runs import checks, pipeline, results, schema, stages, summary
 from slim_jax.runs.errors import ConfigError, PruneError
 from slim_jax.runs.run import config_to_json
 from slim_jax.runs.stages import Stage
@@ -31,7 +31,7 @@ from slim_jax.runs.workdir import Workdir
 from slim_jax.runtime import files, processes
 from slim_jax.runtime.config import Config
 from slim_jax.sparsity import observe
-from slim_jax.training import checkpoint, loop
+from slim_jax.training import loop
 
 Values = dict[str, Any]  # values of the fields that vary, by dotted field
 
@@ -157,7 +157,7 @@ def draw(points: Sequence[dict[str, Any]], workdir: epath.Path) -> list[epath.Pa
     for point in points:
       stage = Stage(1, 'sparse')
       if any(Stage.of(row) == stage for row in point['stages']):
-        arrays = checkpoint.read_variables(Workdir(workdir / point['workdir']).checkpoints(stage))
+        arrays = results.read_variables(Workdir(workdir / point['workdir']), stage)
         scales[point['workdir']] = {'all': observe.scales(arrays['params'])}
     plot.save(plot.histograms(scales, name='|scale|'), paths[-1])
   return paths

@@ -1,5 +1,6 @@
 """Checkpoints restore what was saved; damage is noticed and named."""
 
+import json
 import pathlib
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from slim_jax.training import checkpoint, train_state
+from slim_jax.training import checkpoint, integrity, train_state
 
 
 def make_state(step=0, channels=4):
@@ -85,17 +86,87 @@ def test_differences_are_listed(tmp_path):
   assert 'params/Conv_0/kernel is float32[3, 3, 1, 4], not float32[3, 3, 1, 3]' in lines[3]
 
 
-def test_any_damaged_file_is_named_and_the_one_before_taken(tmp_path, caplog):
+def damages(path):
+  """Damages a file in several ways, and puts it back at the end."""
+  whole = path.read_bytes()
+  for damaged in (b'', whole[: len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1])):
+    path.write_bytes(damaged)
+    yield
+  path.write_bytes(whole)
+
+
+def test_any_damaged_file_is_named_and_never_replaced_by_another_checkpoint(tmp_path):
   save(tmp_path, 1, 2)
   for path in files(tmp_path / '2'):
-    whole = path.read_bytes()
-    for damaged in (b'', whole[: len(whole) // 2], whole[:-1] + bytes([whole[-1] ^ 1])):
-      path.write_bytes(damaged)
-      caplog.clear()
-      assert checkpoint.read(tmp_path)['step'] == 1
-      assert path.name in caplog.text and str(tmp_path / '2') in caplog.text
-    path.write_bytes(whole)
+    for _ in damages(path):
+      with pytest.raises(checkpoint.CheckpointError, match=f'{tmp_path}/2 .*{path.name}'):
+        checkpoint.read(tmp_path)
   assert checkpoint.read(tmp_path)['step'] == 2
+  assert checkpoint.read(tmp_path, step=1)['step'] == 1
+
+
+def test_training_continues_from_the_one_before(tmp_path, caplog):
+  save(tmp_path, 1, 2)
+  path = files(tmp_path / '2')[0]
+  path.write_bytes(b'')
+  assert restore(tmp_path)[0].step == 1
+  assert path.name in caplog.text and str(tmp_path / '2') in caplog.text
+
+
+def test_arrays_are_those_of_the_digest(tmp_path):
+  save(tmp_path, 1, 2)
+  digest = integrity.digest(checkpoint.arrays_of(make_state(1)))
+  assert checkpoint.read(tmp_path, step=1, digest=digest)['step'] == 1
+  with pytest.raises(checkpoint.CheckpointError, match='2 is not the one that was recorded'):
+    checkpoint.read(tmp_path, digest=digest)
+  with pytest.raises(checkpoint.CheckpointError, match=r'no checkpoint .*7 \(others there: 1, 2\)'):
+    checkpoint.read(tmp_path, step=7)
+
+
+def test_a_digest_tells_every_change():
+  state = checkpoint.arrays_of(make_state())
+  same = checkpoint.arrays_of(jax.tree.map(jnp.asarray, make_state()))
+  assert integrity.digest(state) == integrity.digest(same)
+  others = [
+    {**state, 'step': np.int64(0)},
+    {**state, 'step': np.int32(1)},
+    {**state, 'step': np.zeros(1, np.int32)},
+    {**state, 'other': np.zeros(0)},
+    {'a': state},
+    {name: value for name, value in state.items() if name != 'step'},
+  ]
+  digests = {integrity.digest(tree) for tree in (state, *others)}
+  assert len(digests) == 1 + len(others)
+
+
+def rewrite(directory, change):
+  """Writes the items of a checkpoint again, as Orbax would with other content."""
+  meta = directory / 'meta' / 'metadata'
+  meta.write_text(json.dumps(change(json.loads(meta.read_text()))))
+  (directory / integrity.CHECKSUMS).unlink()
+
+
+def plain(meta):
+  """What older versions wrote."""
+  return {name: meta[name] for name in ('seconds', 'empty', 'totals')}
+
+
+def test_without_checksums_of_files_the_digest_notices(tmp_path):
+  """In an object store, and in a copy without the file."""
+  save(tmp_path, 1, 2)
+  rewrite(tmp_path / '2', lambda meta: {**meta, 'seconds': 7.0})
+  with pytest.raises(checkpoint.CheckpointError, match='its description is not the one'):
+    checkpoint.read(tmp_path)
+  rewrite(tmp_path / '1', lambda meta: integrity.sealed(plain(meta), {'step': np.int32(3)}))
+  with pytest.raises(checkpoint.CheckpointError, match='its arrays are not those'):
+    checkpoint.read(tmp_path, step=1)
+
+
+def test_a_checkpoint_of_an_older_version_is_read_and_said(tmp_path, caplog):
+  save(tmp_path, 1)
+  rewrite(tmp_path / '1', plain)
+  assert checkpoint.read(tmp_path)['step'] == 1
+  assert '1 has no checksums, so damage may go unnoticed' in caplog.text
 
 
 def test_unreadable_checkpoint_is_set_aside(tmp_path):
@@ -122,7 +193,7 @@ def test_error_when_none_can_be_read(tmp_path):
 def test_damage_without_a_list_of_checksums(tmp_path):
   """A copy of a checkpoint may lack the checksums."""
   save(tmp_path, 1, 2)
-  (tmp_path / '2' / checkpoint.CHECKSUMS).unlink()
+  (tmp_path / '2' / integrity.CHECKSUMS).unlink()
   assert checkpoint.read(tmp_path)['step'] == 2
 
 

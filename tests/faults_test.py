@@ -14,6 +14,8 @@ import jax
 import numpy as np
 import pytest
 
+import slim_jax
+from slim_jax.channels.cuts import Cut
 from slim_jax.runs import pipeline, workdir
 from slim_jax.training import checkpoint, loop
 
@@ -156,6 +158,26 @@ def empty_all_files(directory):
       path.write_bytes(b'')
 
 
+def save_again(directory, step):
+  """Replaces a checkpoint with one of other weights."""
+  arrays = checkpoint.read(directory, step=step)
+  arrays['params'] = jax.tree.map(lambda x: x + 1, arrays['params'])
+  shutil.rmtree(directory)
+  with checkpoint.open_manager(directory, keep=1) as manager:
+    checkpoint.save(manager, step, arrays, seconds=0.0)
+
+
+def save_plan_again(path):
+  """Replaces a plan with one of the same shapes that keeps other channels."""
+  plan = slim_jax.Plan.load(path)
+
+  def turned(cut):
+    axes = (None if axis is None else axis[::-1].copy() for axis in cut.live.axes)
+    return Cut.of(cut.shape, cut.live.with_axes(axes))
+
+  slim_jax.Plan({leaf: turned(cut) for leaf, cut in plan.cuts.items()}).save(path)
+
+
 DAMAGES = {
   'stages.json is half': (
     lambda run: (run / 'stages.json').write_text('[{'),
@@ -205,9 +227,31 @@ DAMAGES = {
     lambda run: (only_first_stages(run, 1), shutil.rmtree(run / 'checkpoints/1-sparse')),
     'there is no directory of checkpoints .*1-sparse',
   ),
+  'the final checkpoint is damaged': (
+    lambda run: (
+      only_first_stages(run, 1),
+      (run / 'checkpoints/1-sparse/4/meta/metadata').write_text('{}'),
+    ),
+    '1-sparse/4 cannot be read: damaged or missing: meta/metadata. It is the result of sparse',
+  ),
+  'the final checkpoint is gone': (
+    lambda run: (
+      only_first_stages(run, 1),
+      (run / 'checkpoints/1-sparse/4').rename(run / 'checkpoints/1-sparse/3'),
+    ),
+    r'no checkpoint .*1-sparse/4 \(others there: 3\). It is the result of sparse',
+  ),
+  'the final checkpoint is another one': (
+    lambda run: (only_first_stages(run, 1), save_again(run / 'checkpoints/1-sparse', 4)),
+    '1-sparse/4 is not the one that was recorded. It is the result of sparse',
+  ),
+  'the plan is another one': (
+    lambda run: (only_first_stages(run, 2), save_plan_again(run / 'plan-1.npz')),
+    'plan-1.npz is not the one of pruned, pass 1',
+  ),
   'checkpoints are empty': (
     lambda run: (only_first_stages(run, 1), empty_all_files(run / 'checkpoints/1-sparse')),
-    'no checkpoint in .*1-sparse can be read; to train this stage again',
+    '1-sparse/4 cannot be read: crc32.json is damaged. It is the result of sparse, pass 1, and no other',
   ),
   'the checkpoint is of another network': (
     lambda run: (
@@ -215,7 +259,7 @@ DAMAGES = {
       shutil.rmtree(run / 'checkpoints/1-sparse'),
       shutil.copytree(run / 'other', run / 'checkpoints/1-sparse'),
     ),
-    'does not hold the state that this run expects.*mismatched: .*kernel',
+    '1-sparse/4 is not the one that was recorded',
   ),
 }
 
@@ -232,6 +276,56 @@ def test_damaged_run_is_named_and_left_as_it_is(tiny, complete, tmp_path, what):
     pipeline.run(tiny, run)
   assert re.search(message, str(error.value), re.S), str(error.value)
   assert set(before) <= set(run.rglob('*'))
+
+
+def test_what_is_opened_is_what_the_record_says(complete, tmp_path):
+  """A damaged result is an error for everybody; never an earlier epoch, other images or widths."""
+  run = tmp_path / 'run'
+  shutil.copytree(complete, run)
+  _, variables = slim_jax.load(run)
+  saved = checkpoint.read(run / 'checkpoints' / '1-finetuned', step=4)
+  assert same(variables['params'], saved['params'])
+  whole = (run / 'dataset.json').read_text()
+  (run / 'dataset.json').write_text(whole.replace('"mean": [\n    ', '"mean": [\n    1'))
+  with pytest.raises(
+    workdir.WorkdirError, match='has changed since finetuned, pass 1 was recorded'
+  ):
+    slim_jax.load(run)
+  (run / 'dataset.json').write_text(whole)
+  save_plan_again(run / 'plan-1.npz')
+  with pytest.raises(workdir.WorkdirError, match='plan-1.npz is not the one of pruned, pass 1'):
+    slim_jax.load(run)
+  shutil.copy(complete / 'plan-1.npz', run)
+  save_again(run / 'checkpoints' / '1-finetuned', 4)
+  with pytest.raises(checkpoint.CheckpointError, match='is not the one that was recorded'):
+    slim_jax.load(run)
+  output = commands.run([sys.executable, '-m', 'slim_jax.export', f'--workdir={run}'], code=1)
+  assert 'CheckpointError: the checkpoint' in output and not (run / 'network.stablehlo').exists()
+
+
+def test_a_lost_result_is_made_again_as_the_message_says(tiny, complete, tmp_path):
+  run = tmp_path / 'run'
+  shutil.copytree(complete, run)
+  (run / 'checkpoints/1-pruned/0/meta/metadata').write_text('{}')
+  only_first_stages(run, 2)
+  with pytest.raises(checkpoint.CheckpointError, match='make the stage again: delete its record'):
+    pipeline.run(tiny, run)
+  only_first_stages(run, 1)
+  records = pipeline.run(tiny, run)
+  before = json.loads((complete / 'stages.json').read_text())
+  assert [record['result'] for record in records] == [record['result'] for record in before]
+
+
+def test_a_run_of_an_older_version_is_read_and_said(complete, tmp_path, caplog):
+  run = tmp_path / 'run'
+  shutil.copytree(complete, run)
+  records = json.loads((run / 'stages.json').read_text())
+  for record in records:
+    del record['result']
+  (run / 'stages.json').write_text(json.dumps(records))
+  _, variables = slim_jax.load(run)
+  assert same(variables, slim_jax.load(complete)[1])
+  assert 'recorded this stage without naming its checkpoint' in caplog.text
 
 
 def test_divergence_says_which_checkpoint_stays(tiny, complete, tmp_path):

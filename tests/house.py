@@ -18,7 +18,7 @@ TOP = 'slim_jax'  # the room of slim_jax/__init__.py, what the library offers
 # Each floor may import from the floors below it, and a room from itself.
 LIBRARY = [
   {'errors', 'tree'},
-  {'shardings'},
+  {'shardings', 'npz'},
   {'jaxprs'},
   {'batch_norms', 'cpu'},
   {'channels', 'sparsity'},

@@ -136,7 +136,7 @@ def test_a_study_has_its_page(study, tmp_path):
     page.write(tmp_path)
   shutil.copy(workdir / 'sweep.json', tmp_path)
   page.write(tmp_path)  # the points have gone
-  assert 'there is no directory of checkpoints' in pages.check(tmp_path).texts['warning'][1]
+  assert 'sparse, pass 1 is not complete' in pages.check(tmp_path).texts['warning'][1]
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,7 @@ def test_a_run_ends_its_stages_and_loads_the_averages(run):
   # A stage begins with the averages of the one before.
   pruned = checkpoint.read(here.checkpoints(Stage(1, 'pruned')))
   plan = here.plan_after(Stage(1, 'pruned'))
-  cut = plan.slice(checkpoint.read_variables(here.checkpoints(Stage(1, 'sparse'))))
+  cut = plan.slice(checkpoint.evaluated(checkpoint.read(here.checkpoints(Stage(1, 'sparse')))))
   jax.tree.map(np.testing.assert_array_equal, cut['params'], pruned['params'])
   jax.tree.map(np.testing.assert_array_equal, cut['params'], pruned['ema']['params'])
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
-import json
 import os
 from typing import Any, BinaryIO
 
@@ -14,7 +13,7 @@ import optax
 from slim_jax import shardings as shardings_module
 from slim_jax import tree
 from slim_jax.channels import opt_state as opt_state_module
-from slim_jax.channels import regions
+from slim_jax.channels import plan_file, regions
 from slim_jax.channels.cuts import Cut, Fold
 from slim_jax.channels.dead import bias_of_each, zeros_of
 from slim_jax.channels.regions import Region
@@ -233,35 +232,10 @@ class Plan:
 
   def save(self, path: str | os.PathLike[str] | BinaryIO) -> None:
     """Writes the plan to an .npz file, given by name or open (NumPy's format, no pickles)."""
-    arrays, leaves = {}, []
-    for n, (leaf, cut) in enumerate(self.cuts.items()):
-      folds = self.folds.get(leaf, ())
-      leaves.append(
-        {
-          'path': leaf,
-          'shape': cut.shape,
-          'empty': cut.live.empty,
-          'filled': None if regions.same(cut.filled, cut.live) else cut.filled.empty,
-          'support': cut.support.empty,
-          'folds': [[fold.axis, fold.carrier] for fold in folds],
-        }
-      )
-      for i, fold in enumerate(folds):
-        arrays |= {f'{n}.fold{i}.sources': fold.sources, f'{n}.fold{i}.weights': fold.weights}
-      arrays |= _axes(f'{n}', cut.live) | _axes(f'{n}.support', cut.support)
-      if leaves[-1]['filled'] is not None:
-        arrays |= _axes(f'{n}.filled', cut.filled)
-    head = {
-      'version': 1,
-      'leaves': leaves,
-      'unknown': self.unknown,
-      'reasons': [[list(leaf), why] for leaf, why in self.reasons.items()],
-    }
-    arrays['head'] = np.array(json.dumps(head))
     with contextlib.ExitStack() as stack:
       is_name = isinstance(path, (str, os.PathLike))
       file = stack.enter_context(open(path, 'wb')) if is_name else path
-      np.savez_compressed(file, **arrays)
+      plan_file.write(file, self.cuts, self.unknown, self.reasons, self.folds)
 
   @staticmethod
   def load(path: str | os.PathLike[str] | BinaryIO) -> 'Plan':
@@ -269,30 +243,9 @@ class Plan:
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it is not a plan.
+      PlanError: if it is not a plan, is damaged, or a newer version wrote it.
     """
-    try:
-      with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-      head = json.loads(str(arrays['head']))
-    except (KeyError, ValueError, EOFError, OSError) as error:
-      if isinstance(error, FileNotFoundError):
-        raise
-      raise ValueError(f'{path} is not a plan, or is damaged: {error}') from error
-    cuts, folds = {}, {}
-    for n, leaf in enumerate(head['leaves']):
-      cuts[tuple(leaf['path'])] = _cut(n, leaf, arrays)
-      if leaf.get('folds'):
-        folds[tuple(leaf['path'])] = tuple(
-          Fold(axis, arrays[f'{n}.fold{i}.sources'], arrays[f'{n}.fold{i}.weights'], carrier)
-          for i, (axis, carrier) in enumerate(leaf['folds'])
-        )
-    return Plan(
-      cuts,
-      tuple(head['unknown']),
-      {tuple(leaf): why for leaf, why in head.get('reasons', ())},
-      folds,
-    )
+    return Plan(*plan_file.read(path))
 
   def _check(self, variables: Any, shape: Callable[[Cut], tuple[int, ...]], verb: str) -> None:
     leaves = tree.flatten(variables)
@@ -350,28 +303,6 @@ def _region(shape: tuple[int, ...], indices: Sequence[np.ndarray] | None) -> Reg
   if indices is None:
     return regions.whole(len(shape))
   return regions.normal(np.isin(np.arange(n), i) for n, i in zip(shape, indices, strict=True))
-
-
-def _axes(name: str, region: Region) -> dict[str, np.ndarray]:
-  """The index sets of a region by the names under which a file keeps them."""
-  if region.empty:
-    return {}
-  return {f'{name}.{i}': axis for i, axis in enumerate(region.axes) if axis is not None}
-
-
-def _cut(number: int, leaf: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Cut:
-  """Reads a cut of a file; of earlier versions, files hold the live region alone."""
-  shape = tuple(leaf['shape'])
-
-  def region(name: str, empty: bool) -> Region:
-    axes = tuple(arrays.get(f'{name}.{i}') for i in range(len(shape)))
-    return regions.nothing(len(axes)) if empty else Region(axes)
-
-  live = region(f'{number}', leaf['empty'])
-  if 'support' not in leaf:
-    return Cut.of(shape, live)
-  filled = live if leaf['filled'] is None else region(f'{number}.filled', leaf['filled'])
-  return Cut(shape, live, filled, region(f'{number}.support', leaf['support']))
 
 
 def _positions(cut: Cut, axis: int) -> np.ndarray:

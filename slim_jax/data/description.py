@@ -20,13 +20,21 @@ def describe(data: 'Data') -> str:
   """
   labels = data.label if isinstance(data, ArrayData) else data.records.labels
   parts = [f'{len(data):,} images', 'x'.join(map(str, data.shape))]
-  if labels is not None and labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer):
+  if labels is not None and _are_classes(labels, len(data.class_names)):
     parts.append(_classes(labels, data.class_names))
   elif data.label_shape == ():
     parts.append(f'{data.num_classes} classes')
   if isinstance(data, ArrayData):
     parts.append(f'mean {_numbers(data.mean)}, std {_numbers(data.std)}')
   return ', '.join(parts)
+
+
+def _are_classes(labels: np.ndarray, count: int) -> bool:
+  return (
+    labels.ndim == 1
+    and np.issubdtype(labels.dtype, np.integer)
+    and bool(np.all((labels >= 0) & (labels < count)))
+  )
 
 
 def _classes(labels: np.ndarray, names: Sequence[str]) -> str:

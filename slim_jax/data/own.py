@@ -16,16 +16,19 @@ as the loss of the run needs them: the number of the class for classification.
 import pathlib
 import re
 from typing import NamedTuple
-import zipfile
 
 import numpy as np
 
+from slim_jax import npz
 from slim_jax.data import folder, splits
 from slim_jax.data.arrays import ArrayData, channel_statistics
 from slim_jax.data.errors import DataError
-from slim_jax.runtime import parts
+from slim_jax.runtime import files, parts
 
 SUFFIX = '.npz'
+
+# Classes for which names are made up from the labels.
+_MOST_CLASSES = 10**6
 
 _ARRAYS = re.compile(r'(?:x_(?P<keras>\w+)|(?P<name>\w+)_image)')
 
@@ -93,9 +96,8 @@ def _from_function(name: str, split: str) -> dict[str, Split]:
 def _from_file(name: str, split: str) -> dict[str, Split]:
   path = pathlib.Path(name).expanduser()
   try:
-    with np.load(path) as file:
-      arrays = {key: file[key] for key in file.files}
-  except (OSError, ValueError, zipfile.BadZipFile) as error:
+    arrays = npz.read(path, most=files.memory())
+  except (OSError, npz.NpzError) as error:
     raise DataError(f'config.dataset={name} cannot be read: {error}') from error
   found = {}
   for key in arrays:
@@ -122,6 +124,11 @@ def _class_names(given: np.ndarray | None, labels: list[np.ndarray]) -> tuple[st
     return tuple(map(str, given.ravel()))
   if all(np.issubdtype(label.dtype, np.integer) and label.ndim != 2 for label in labels):
     count = 1 + max(int(label.max(initial=0)) for label in labels)
+    if count > _MOST_CLASSES:
+      raise DataError(
+        f'labels up to {count - 1:,} are no numbers of classes: if they are, the file needs '
+        'class_names'
+      )
   else:
     count = labels[0].shape[1] if labels[0].ndim > 1 else 1
   return tuple(map(str, range(count)))
@@ -147,6 +154,11 @@ def _checked(split: Split, where: str) -> Split:
   for name, array in (('images', image), ('labels', label)):
     if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
       raise DataError(f'{where}: {name} must be finite')
+  limits = np.iinfo(np.int32)
+  if np.issubdtype(label.dtype, np.integer) and not np.all(
+    (label >= limits.min) & (label <= limits.max)
+  ):
+    raise DataError(f'{where}: labels that are integers must be of 32 bits')
   exact = image.dtype == np.uint8
   whole = np.issubdtype(label.dtype, np.integer)
   return Split(

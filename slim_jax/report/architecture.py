@@ -7,14 +7,13 @@ import re
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from slim_jax import jaxprs
 from slim_jax.channels.plan import Plan
 from slim_jax.costs import counting
 from slim_jax.cpu import cpu_options
-from slim_jax.runs import network, schema
-from slim_jax.runs.workdir import Workdir, WorkdirError, read_json
+from slim_jax.runs import network, readers
+from slim_jax.runs.workdir import Workdir, WorkdirError
 from slim_jax.runtime.config import Config
 
 
@@ -75,13 +74,10 @@ def read(workdir: Workdir) -> Architecture:
   Raises:
     WorkdirError: config.json or dataset.json cannot be read, or is of another version.
   """
-  config, dataset = (read_json(workdir.path / name) for name in ('config.json', 'dataset.json'))
+  config = readers.config(workdir.path / 'config.json')
+  dataset = readers.dataset(workdir.path / 'dataset.json')
   try:
-    architecture = Architecture(
-      schema.complete(ml_collections.ConfigDict(config)),
-      int(dataset['num_classes']),
-      tuple(map(int, dataset['image'])),
-    )
+    architecture = Architecture(config, dataset['num_classes'], tuple(dataset['image']))
     architecture.network(None)  # Raises now if the config names no network.
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise WorkdirError(

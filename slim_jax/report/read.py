@@ -4,16 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
-import ml_collections
 import numpy as np
 
 from slim_jax import tree
 from slim_jax.display import quantities
-from slim_jax.runs import scale_history, schema
+from slim_jax.runs import readers, results, scale_history
 from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir, WorkdirError, read_json
 from slim_jax.sparsity import observe
-from slim_jax.training import checkpoint, losses
+from slim_jax.training import losses
 
 
 class Missing(Exception):
@@ -43,7 +42,7 @@ def rows(
     return *fields, *dict.fromkeys((quantities.judge_of(row), *map(str, named)))
 
   if not isinstance(value, list) or not all(
-    isinstance(row, dict) and all(isinstance(row.get(name), (int, float)) for name in wanted(row))
+    isinstance(row, dict) and all(readers.is_number(row.get(name)) for name in wanted(row))
     for row in value
   ):
     names = ', '.join(wanted({}))
@@ -68,8 +67,7 @@ def judge(workdir: Workdir) -> str:
   path = workdir.path / 'config.json'
   if not path.exists():
     return quantities.judge_of({})
-  config = schema.complete(ml_collections.ConfigDict(read_json(path)), source='the config')
-  return losses.judge(config).name
+  return losses.judge(readers.config(path)).name
 
 
 def metrics(workdir: Workdir) -> list[dict[str, Any]]:
@@ -116,7 +114,8 @@ def latency(path: epath.Path) -> dict[str, Any]:
     raise damaged
   for row in rows(path, measured['rows'], ('batch',)):
     if not isinstance(row.get('network'), str) or not (
-      isinstance(row.get('seconds'), float) or isinstance(row.get('skipped'), str)
+      (readers.is_number(row.get('seconds')) and row['seconds'] > 0)
+      or ('seconds' not in row and isinstance(row.get('skipped'), str))
     ):
       raise damaged
   return measured
@@ -124,7 +123,7 @@ def latency(path: epath.Path) -> dict[str, Any]:
 
 def scales(workdir: Workdir, stage: Stage) -> dict[str, np.ndarray]:
   """Returns |scale| at the end of a complete stage, float [channels] by path."""
-  arrays = checkpoint.read_variables(workdir.checkpoints(stage))
+  arrays = results.read_variables(workdir, stage)
   return observe.by_layer(arrays['params'])
 
 

@@ -59,7 +59,8 @@ def _points(path: epath.Path) -> list[dict[str, Any]]:
     and isinstance(point.get('values'), dict)
     and point['values']
     and isinstance(point.get('workdir'), str)
-    and 'error' in point
+    and not {'..', '.', ''} & set(point['workdir'].split('/'))  # leads nowhere else
+    and isinstance(point.get('error'), str)
     for point in points
   ):
     raise WorkdirError(f'{path} is damaged, or its study has no point yet: run the study again')

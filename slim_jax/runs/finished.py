@@ -3,25 +3,24 @@
 Needs the checkpoint and the three JSON files of the directory, not the data set.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from slim_jax import data
 from slim_jax.channels.plan import Plan
 from slim_jax.display import quantities
 from slim_jax.models import narrow
-from slim_jax.runs import network, schema
+from slim_jax.runs import network, readers, results
 from slim_jax.runs.errors import WorkdirError
 from slim_jax.runs.network import Network
 from slim_jax.runs.stages import Stage
-from slim_jax.runs.workdir import Workdir, read_json
+from slim_jax.runs.workdir import Workdir
 from slim_jax.runtime import files, parts
 from slim_jax.runtime.config import Config
 from slim_jax.training import checkpoint
@@ -46,13 +45,14 @@ def load(
     but own data; normalisation is included.
 
   Raises:
-    WorkdirError: the directory holds no run with a complete stage.
-    CheckpointError: no checkpoint of the stage can be read.
+    WorkdirError: the directory holds no run with a complete stage, or its files have changed since
+      the stage was recorded.
+    CheckpointError: the checkpoint of the stage's record cannot be read.
     PartError: the model is a person's own, and its module cannot be imported here.
   """
   here = Workdir(files.path_of(workdir))
   stage = _last(here)
-  config, dataset = _read(here)
+  config, dataset = _read(here, stage)
   config.dtype = dtype or config.dtype
   net, variables = restore(config, here, stage, dataset['num_classes'], dataset['image'])
   return _from_pixels(net.infer if compiled else net.predict, dataset), variables
@@ -66,8 +66,10 @@ def plan(workdir: files.PathLike) -> Plan | None:
 
 def unpruned(workdir: files.PathLike) -> tuple[Callable[..., jax.Array], PyTree]:
   """Returns the original network of a run with new weights, in the form of `load`."""
-  config, dataset = _read(Workdir(files.path_of(workdir)))
-  net = network.create(config, dataset['num_classes'])
+  here = Workdir(files.path_of(workdir))
+  config, dataset = _read(here)
+  with _fitting(here):
+    net = network.create(config, dataset['num_classes'])
   image = jax.ShapeDtypeStruct((1, *dataset['image']), jnp.float32)
   return _from_pixels(net.predict, dataset), net.init(jax.random.key(config.seed), image)
 
@@ -82,8 +84,9 @@ def module(workdir: files.PathLike) -> nn.Module:
     NarrowError: the model is a person's own; its thin form runs with `slim_jax.thin` only.
   """
   here = Workdir(files.path_of(workdir))
-  config, dataset = _read(here)
-  pruned = here.plan_after(_last(here))
+  stage = _last(here)
+  config, dataset = _read(here, stage)
+  pruned = here.plan_after(stage)
   model = _linen_module(config, dataset)
   return model if pruned is None else narrow.module(model, pruned)
 
@@ -105,18 +108,19 @@ def about(workdir: files.PathLike) -> dict[str, Any]:
   """
   here = Workdir(files.path_of(workdir))
   stage = _last(here)
-  config, dataset = _read(here)
+  config, dataset = _read(here, stage)
   described = full = None
   if not parts.is_name(config.model.name):
     full = narrow.describe(_linen_module(config, dataset))
     with contextlib.suppress(narrow.NarrowError):
       described = narrow.describe(module(here.path))
-  (record,) = (record for record in here.records() if Stage.of(record) == stage)
-  figures = (*quantities.metrics_of(record), 'loss', 'params', 'macs', 'widths')
+  record = here.record(stage)
+  figures = (*quantities.metrics_of(record), 'loss', 'params', 'macs')
   return {
     **dataset,
     'stage': str(stage),
     **{name: record[name] for name in figures},
+    'widths': record.get('widths', {}),
     'module': described,
     'full_module': full,
   }
@@ -149,14 +153,17 @@ def restore(
     shape: height, width and channels of an image.
 
   Raises:
-    CheckpointError: no checkpoint of the stage can be read, or it does not fit the config.
+    CheckpointError: the checkpoint of the stage's record cannot be read, or does not fit the
+      config.
+    WorkdirError: config, plan and images make no network.
   """
-  net = network.create(config, num_classes, workdir.plan_after(stage))
-  directory = workdir.checkpoints(stage)
-  arrays = checkpoint.read_variables(directory)
-  like = net.shapes(jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+  plan = workdir.plan_after(stage)
+  with _fitting(workdir):
+    net = network.create(config, num_classes, plan)
+    like = net.shapes(jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+  arrays = results.read_variables(workdir, stage)
   variables = checkpoint.fit(
-    {name: arrays.get(name, {}) for name in like}, like, name=str(directory)
+    {name: arrays.get(name, {}) for name in like}, like, name=str(workdir.checkpoints(stage))
   )
   return net, jax.tree.map(jnp.asarray, variables)
 
@@ -169,13 +176,24 @@ def _last(workdir: Workdir) -> Stage:
   return complete[-1]
 
 
-def _read(workdir: Workdir) -> tuple[Config, dict[str, Any]]:
-  """Returns the config of a run and its dataset.json."""
-  config = schema.complete(
-    ml_collections.ConfigDict(read_json(workdir.path / 'config.json')),
-    source='the config of the run',
-  )
-  return config, read_json(workdir.path / 'dataset.json')
+def _read(workdir: Workdir, stage: Stage | None = None) -> tuple[Config, dict[str, Any]]:
+  """Returns the config of a run and its dataset.json, checked against the record of a stage."""
+  config = readers.config(workdir.path / 'config.json')
+  dataset = readers.dataset(workdir.path / 'dataset.json')
+  if stage is not None:
+    results.check_network(workdir, stage, config, dataset)
+  return config, dataset
+
+
+@contextlib.contextmanager
+def _fitting(workdir: Workdir) -> Iterator[None]:
+  """Turns errors of a model that cannot be made into WorkdirError."""
+  try:
+    yield
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise WorkdirError(
+      f'config.json, dataset.json and the plans of {workdir.path} do not make a network: {error}'
+    ) from error
 
 
 def _linen_module(config: Config, dataset: dict[str, Any]) -> nn.Module:

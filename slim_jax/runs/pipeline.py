@@ -30,6 +30,7 @@ from slim_jax.runs import (
   pruning,
   recipes,
   recording,
+  results,
   schema,
   stages,
   starting,
@@ -38,17 +39,28 @@ from slim_jax.runs import (
 )
 from slim_jax.runs.network import Network
 from slim_jax.runs.recipes import Recipe
-from slim_jax.runs.run import Run, config_to_json, open_run
+from slim_jax.runs.run import Run, config_to_json, described, open_run
 from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir
 from slim_jax.runtime import files, processes, versions
 from slim_jax.runtime.config import Config
 from slim_jax.sparsity import observe
-from slim_jax.training import checkpoint, evaluation, loop, losses, optimiser, recalibration
+from slim_jax.training import (
+  checkpoint,
+  evaluation,
+  integrity,
+  loop,
+  losses,
+  optimiser,
+  recalibration,
+)
 from slim_jax.training.train_state import TrainState, restart_averages, variables_of
 
 PyTree = Any
 Evaluate = Callable[..., evaluation.Result]
+
+# Fields that may differ between the processes of a run.
+_OF_A_MACHINE = ('data_dir', 'workers', 'devices', 'track')
 
 
 def run(
@@ -109,6 +121,10 @@ def _run(
   order = stages.of(config)
   order = order[: order.index(last) + 1] if last else order
   todo = [stage for stage in order if stage not in complete]
+  # Processes that read different files, or have different flags, would wait for each other for ever.
+  everywhere = {name: value for name, value in config.items() if name not in _OF_A_MACHINE}
+  processes.check_same('stages to run', f'{records} {list(map(str, todo))}')
+  processes.check_same('config', f'{everywhere}')
   processes.wait('run')  # until all processes have read the directory
   if todo:
     for stage in complete:
@@ -165,6 +181,8 @@ def _run_stage(run: Run, stage: Stage, evaluators: dict[int, Evaluate]) -> dict[
   net = run.network(_plan_before(run, stage))
   recipe = recipes.create(run, stage, net)
   state, facts = starting.state(run, stage, net, recipe.tx)
+  if jax.process_count() > 1:
+    processes.check_same(f'state that {stage} starts from', integrity.digest(state))
   if stage.name in stages.AT_ONCE:
     # An interrupted call may have pruned with other options. Deleted only now that the stage before
     # could be read, so that a damaged run is left as it is.
@@ -265,6 +283,7 @@ def _record(
     'seconds': seconds,
     'widths': _widths(variables),
     **_described(run.objective),
+    'result': results.describe(run.workdir, stage, state, run.config, described(run.train_data)),
   }
 
 

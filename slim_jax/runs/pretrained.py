@@ -24,6 +24,7 @@ import safetensors.numpy
 
 from slim_jax import tree
 from slim_jax.models import from_torch
+from slim_jax.runs import results
 from slim_jax.runs.errors import ConfigError
 from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir
@@ -118,7 +119,7 @@ def read(path: str) -> dict[Any, np.ndarray]:
       )
     return arrays
   try:
-    arrays = safetensors.numpy.load(source.read_bytes())
+    arrays = safetensors.numpy.load(files.read(source, most=files.memory()))
   except KeyError as error:  # a dtype that NumPy does not have
     raise ConfigError(
       f'config.init_from={path} has arrays of type {error.args[0]}: save them as '
@@ -142,7 +143,7 @@ def _read_directory(source: epath.Path) -> PyTree:
   if (source / 'stages.json').exists():
     return _read_run(Workdir(source))
   if any((step / 'meta').exists() for step in _numbered(source)):  # a stage of slim_jax
-    return checkpoint.read_variables(source)
+    return _read_stage(source)
   for directory in (source, *reversed(_numbered(source))):
     for item in (directory, *(item for item in directory.iterdir() if item.is_dir())):
       if (item / _ORBAX).exists():
@@ -169,7 +170,16 @@ def _read_run(workdir: Workdir) -> PyTree:
       f'config.init_from={workdir.path} is a run that is pruned already; give one of its '
       'stages: ' + ' or '.join(str(workdir.checkpoints(s)) for s in unpruned)
     )
-  return checkpoint.read_variables(workdir.checkpoints(complete[-1]))
+  return results.read_variables(workdir, complete[-1])
+
+
+def _read_stage(source: epath.Path) -> PyTree:
+  """Reads WORKDIR/checkpoints/STAGE: what its record names, if the stage is complete."""
+  workdir = Workdir(source.parent.parent)
+  for record in workdir.records():
+    if workdir.checkpoints(stage := Stage.of(record)) == source:
+      return results.read_variables(workdir, stage)
+  return checkpoint.evaluated(checkpoint.read(source))
 
 
 def _head(expected: Mapping[tree.Path, Any], loaded: Mapping[tree.Path, Any]) -> list[tree.Path]:

@@ -88,15 +88,7 @@ def open_run(config: Config, workdir: Workdir) -> Run:
   net = network.create(config, train_data.num_classes)
   variables = checks.check_network(config, lambda: net.shapes(_image(train_data)))
   objective = _objective(config, net, variables, train_data)
-  dataset = {
-    'image': list(train_data.shape),
-    'num_classes': train_data.num_classes,
-    'class_names': list(train_data.class_names),
-    'mean': train_data.mean.tolist(),
-    'std': train_data.std.tolist(),
-  }
-  if train_data.dtype != 'uint8':
-    dataset['dtype'] = train_data.dtype.name
+  dataset = described(train_data)
   by_split = {config.train_split: train_data, config.test_split: test_data}
   if valid_data is not None:
     by_split[config.valid_split] = valid_data
@@ -107,6 +99,18 @@ def open_run(config: Config, workdir: Workdir) -> Run:
   workdir.check_unchanged('dataset.json', dataset, added=('splits',))
   files.write_json(workdir.path / 'dataset.json', dataset)
   return Run(config, workdir, train_data, test_data, valid_data, objective)
+
+
+def described(train_data: Data) -> dict[str, Any]:
+  """Returns what dataset.json says of the images that a network was trained on."""
+  dataset = {
+    'image': list(train_data.shape),
+    'num_classes': train_data.num_classes,
+    'class_names': list(train_data.class_names),
+    'mean': train_data.mean.tolist(),
+    'std': train_data.std.tolist(),
+  }
+  return dataset | ({} if train_data.dtype == 'uint8' else {'dtype': train_data.dtype.name})
 
 
 class SparseStage(NamedTuple):

@@ -9,15 +9,17 @@ every epoch.
 from collections.abc import Mapping
 import io
 from typing import Any, NamedTuple
-import zipfile
 
 from etils import epath
 import numpy as np
 
+from slim_jax import npz
 from slim_jax.runs.errors import WorkdirError
 from slim_jax.runtime import files
 
 _MOST = float(np.finfo(np.float16).max)
+# Bytes that a file may unpack to: a thousand epochs of 250,000 channels.
+_MOST_BYTES = 2**29
 
 
 class Scales(NamedTuple):
@@ -79,11 +81,29 @@ def read(path: epath.Path) -> Scales:
     WorkdirError: the file is missing or damaged.
   """
   try:
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-      values = dict(file)
-    result = Scales(values.pop('epoch'), values.pop('step'), values)
-    if any(len(array) != len(result.epoch) for array in (result.step, *values.values())):
-      raise ValueError('epochs are missing from some of its arrays')
-  except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    values = npz.read(io.BytesIO(files.read(path, most=_MOST_BYTES)), most=_MOST_BYTES)
+    return _checked(Scales(values.pop('epoch'), values.pop('step'), values))
+  except KeyError as error:
+    raise WorkdirError(f'{path} cannot be read: it has no array {error}') from error
+  except (OSError, npz.NpzError, ValueError) as error:
     raise WorkdirError(f'{path} cannot be read: {error}') from error
-  return result
+
+
+def _checked(scales: Scales) -> Scales:
+  """Returns the scales; raises ValueError unless they are what `Scales` says."""
+  for name, numbers in (('epochs', scales.epoch), ('steps', scales.step)):
+    if numbers.dtype != np.int32 or numbers.ndim != 1:
+      raise ValueError(f'its {name} are {numbers.dtype}{list(numbers.shape)}')
+    if numbers.size and (numbers[0] < 1 or np.any(numbers[1:] <= numbers[:-1])):
+      raise ValueError(f'its {name} do not increase')
+  for name, values in {'steps': scales.step, **scales.values}.items():
+    if values.ndim < 1 or len(values) != len(scales.epoch):
+      raise ValueError(f'epochs are missing from {name}')
+  for name, values in scales.values.items():
+    if values.ndim != 2 or values.dtype != np.float16:
+      raise ValueError(
+        f'{name} is {values.dtype}{list(values.shape)}, not float16[epochs, channels]'
+      )
+    if not np.all(values >= 0) or np.any(np.isinf(values)):
+      raise ValueError(f'{name} has values that are no absolute values of scales')
+  return scales

@@ -69,6 +69,9 @@ LATER = {
   'finetuned': ('finetune',),
 }
 
+# What a stage may be called.
+NAMES = ('baseline', 'sparse', 'pruned', 'recalibrated', 'finetuned', 'scratch-e', 'scratch-b')
+
 # Stages without training. They take seconds and are repeated if they were interrupted.
 AT_ONCE = ('pruned', 'recalibrated')
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from slim_jax.display import progress
-from slim_jax.runs import network, pretrained, stages
+from slim_jax.runs import network, pretrained, results, stages
 from slim_jax.runs.network import Network
 from slim_jax.runs.run import Run
 from slim_jax.runs.stages import Stage
@@ -37,7 +37,8 @@ def state(
 
   Raises:
     ConfigError: the weights of `init_from` do not fit the network.
-    CheckpointError: no checkpoint of the previous stage can be read, or it does not fit.
+    CheckpointError: the checkpoint that the previous stage ended with cannot be read, or does not
+      fit.
   """
   previous = stages.previous(run.config, stage)
   if previous is None:
@@ -73,12 +74,13 @@ def _new_state(
 def _state_after(
   run: Run, previous: Stage, net: Network, tx: optax.GradientTransformation
 ) -> TrainState:
-  directory = run.workdir.checkpoints(previous)
   like = jax.eval_shape(
     lambda variables: create_state(net.apply, variables, tx, ema_decay=run.config.ema_decay),
     net.shapes(run.image),
   )
-  result = checkpoint.fit(checkpoint.read(directory), like, name=str(directory))
+  result = checkpoint.fit(
+    results.read(run.workdir, previous), like, name=str(run.workdir.checkpoints(previous))
+  )
   zero = jnp.zeros([], jnp.int32)
   # Schedules begin again. Adam's own count goes on, since its means do.
   opt_state = optax.tree_utils.tree_set(

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import io
 import json
 import time
@@ -30,10 +31,15 @@ from etils import epath
 
 from slim_jax import tree
 from slim_jax.channels.plan import Plan
-from slim_jax.runs import schema
+from slim_jax.channels.plan_file import PlanError
+from slim_jax.runs import readers, schema
 from slim_jax.runs.errors import WorkdirError
+from slim_jax.runs.readers import read_json
 from slim_jax.runs.stages import Stage
 from slim_jax.runtime import files, processes
+
+# Bytes of the file of a plan, which is compressed.
+_LARGEST_PLAN = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,15 +107,18 @@ class Workdir:
     Raises:
       WorkdirError: stages.json is damaged.
     """
-    path = self.path / 'stages.json'
-    records = read_json(path) if path.exists() else []
-    if not isinstance(records, list) or not all(
-      isinstance(record, dict) and {'pass', 'stage'} <= record.keys() for record in records
-    ):
-      raise WorkdirError(
-        f'{path} is damaged: it must hold a record of each complete stage, or not exist'
-      )
-    return records
+    return readers.records(self.path / 'stages.json')
+
+  def record(self, stage: Stage) -> dict[str, Any]:
+    """Returns the record of a complete stage.
+
+    Raises:
+      WorkdirError: the stage is not complete, or stages.json is damaged.
+    """
+    for record in self.records():
+      if Stage.of(record) == stage:
+        return record
+    raise WorkdirError(f'{self.path}: {stage} is not complete')
 
   def complete_stages(self) -> list[Stage]:
     """Returns the complete stages in order, without those from scratch."""
@@ -186,28 +195,31 @@ class Workdir:
 
   def starts(self) -> list[dict[str, Any]]:
     """Returns the lines about calls that have trained, in order; [] for runs without any."""
-    path = self.path / 'starts.jsonl'
-    if not path.exists():
-      return []
-    result = []
-    for text in path.read_text().splitlines():
-      with contextlib.suppress(ValueError):  # half a line of a process that was killed
-        result.append(json.loads(text))
-    return [start for start in result if isinstance(start, dict)]
+    return readers.starts(self.path / 'starts.jsonl')
 
   def plan_after(self, stage: Stage) -> Plan | None:
     """Returns the plan of the network after a stage; None if it is not pruned.
 
     Raises:
-      WorkdirError: the plan cannot be read.
+      WorkdirError: the plan cannot be read, or is another one than a record of the stage says.
     """
     if stage.prunings < 1:
       return None
     path = self._plan_path(stage.prunings)
     try:
-      return Plan.load(io.BytesIO(path.read_bytes()))
-    except (OSError, ValueError) as error:
+      content = files.read(path, most=_LARGEST_PLAN)
+      plan = Plan.load(io.BytesIO(content))
+    except (OSError, PlanError) as error:
       raise WorkdirError(f'the plan {path} cannot be read: {error}') from error
+    for record in self.records():
+      recorded = record.get('result', {}).get('plan', '')
+      if Stage.of(record).prunings == stage.prunings and recorded not in ('', _digest(content)):
+        raise WorkdirError(f'the plan {path} is not the one of {Stage.of(record)}: put it back')
+    return plan
+
+  def plan_digest(self, stage: Stage) -> str:
+    """Returns a hash of the file of the plan after a stage, 16 hexadecimal digits."""
+    return _digest(self._plan_path(stage.prunings).read_bytes())
 
   def save_plan(self, plan: Plan, stage: Stage) -> None:
     """Writes the plan of a pruned stage."""
@@ -257,32 +269,10 @@ class Workdir:
 
   def _lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields text and values of each complete line of metrics."""
-    path = self.path / 'metrics.jsonl'
-    if not path.exists():
-      return
-    for number, text in enumerate(path.read_text().splitlines(keepends=True), start=1):
-      if text.endswith('\n'):  # a killed run may have left half a line at the end
-        try:
-          line = json.loads(text)
-          if not {'pass', 'stage', 'step'} <= line.keys():
-            raise ValueError('pass, stage or step is missing')
-        except (AttributeError, ValueError) as error:
-          raise WorkdirError(
-            f'{path}, line {number}, is damaged ({error}): delete the line, or the whole '
-            'file, which no stage depends on'
-          ) from error
-        yield text, line
+    return readers.metrics(self.path / 'metrics.jsonl')
 
   def _plan_path(self, number: int) -> epath.Path:
     return self.path / f'plan-{number}.npz'
-
-
-def read_json(path: epath.Path) -> Any:
-  """Reads a JSON file of a run; raises WorkdirError if that is impossible."""
-  try:
-    return json.loads(path.read_text())
-  except (OSError, ValueError) as error:
-    raise WorkdirError(f'{path} cannot be read: {error}') from error
 
 
 def columns(line: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -292,6 +282,10 @@ def columns(line: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
       yield from ((f'{name}/{inner}', number) for inner, number in columns(value))
     else:
       yield name, value
+
+
+def _digest(content: bytes) -> str:
+  return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def _flatten(value: dict[str, Any]) -> dict[tree.Path, str]:

@@ -3,9 +3,11 @@
 A file is written whole or not at all, whenever the process ends, and only by the first process.
 """
 
+import errno
 import importlib.util
 import json
 import os
+import stat
 from typing import Any
 
 from etils import epath
@@ -38,6 +40,33 @@ def path_of(path: PathLike) -> epath.Path:
 def is_remote(path: PathLike) -> bool:
   """Returns whether a path is in an object store, where writes are atomic and locks unknown."""
   return '://' in os.fspath(path)
+
+
+def memory() -> int:
+  """Returns the bytes of memory of this machine."""
+  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+
+
+def read(path: epath.Path, *, most: int) -> bytes:
+  """Reads a file.
+
+  Args:
+    path: of the file.
+    most: bytes that it may have.
+
+  Raises:
+    OSError: it cannot be read, is no file (a pipe or a device never ends), or is larger.
+  """
+  if is_remote(path):
+    size = path.stat().length
+  else:
+    about = os.stat(path)
+    if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):  # those say so themselves
+      raise OSError(errno.EINVAL, 'it is no ordinary file', os.fspath(path))
+    size = about.st_size
+  if size > most:
+    raise OSError(errno.EFBIG, f'it has {size:,} bytes, more than the {most:,} of any such file')
+  return path.read_bytes()
 
 
 def write(path: epath.Path, content: bytes | str) -> None:

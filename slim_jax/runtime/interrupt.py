@@ -17,6 +17,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from slim_jax.errors import SlimError
+from slim_jax.runtime import processes
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -58,6 +59,7 @@ class Watch:
     Every process of a run must ask equally often; all get the same answer.
     """
     if jax.process_count() > 1:
+      processes.step_begins()
       # JAX handles SIGTERM in this case. It says so once, when all processes have asked as often.
       if multihost_utils.reached_preemption_sync_point(next(_QUESTIONS)):
         self.noted = signal.SIGTERM
@@ -75,6 +77,7 @@ class Watch:
 
   def end(self) -> None:
     """Restores what signals did before."""
+    processes.steps_end()
     for number, handler in self._before.items():
       signal.signal(number, handler)
     self._before = {}

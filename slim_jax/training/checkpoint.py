@@ -1,22 +1,18 @@
 """Checkpoints of one stage, written by Orbax.
 
 A stage has a directory. Each checkpoint in it has a number (the step) and two items: the state as
-nested dictionaries of numpy arrays, and a JSON with what belongs to it. Neither depends on the
-number of devices. When Orbax has written a checkpoint, the checksums of its files are added, so
-that a damaged file is named before anything is read from it.
+nested dictionaries of numpy arrays, and a JSON with what belongs to it, among that a digest of the
+arrays (`integrity`). Neither depends on the number of devices.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import errno
 import functools
-import json
 import logging
 import math
 import os
-import pathlib
 from typing import Any, NamedTuple
-import zlib
 
 from absl import logging as absl_logging
 from etils import epath
@@ -29,11 +25,15 @@ from orbax.checkpoint import checkpoint_managers as ocp_managers
 from slim_jax import tree
 from slim_jax.errors import SlimError
 from slim_jax.runtime import files, processes
+from slim_jax.training import integrity
 
 PyTree = Any
 
-# The file in each checkpoint with the crc32 of the files of its items, by path.
-CHECKSUMS = 'crc32.json'
+# Errors that say nothing about the files: a checkpoint behind them must not be taken for damaged.
+_NO_DAMAGE = tuple(
+  os.strerror(number)
+  for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM)
+)
 
 
 class CheckpointError(SlimError):
@@ -65,7 +65,7 @@ def open_manager(directory: files.PathLike, *, keep: int) -> Iterator[ocp.Checkp
       ]
     ),
     async_options=ocp.options.AsyncOptions(
-      post_finalization_callback=functools.partial(_add_checksums, directory)
+      post_finalization_callback=functools.partial(integrity.add_checksums, directory)
     ),
   )
   try:
@@ -124,9 +124,9 @@ def save(
   """
   if step in manager.all_steps():
     return
-  arrays = jax.tree.map(np.asarray, serialization.to_state_dict(jax.device_get(state)))
-  arrays, empty = _split_empty(arrays)
-  meta = {'seconds': seconds, 'empty': empty, 'totals': dict(totals or {})}
+  whole = arrays_of(state)
+  arrays, empty = _split_empty(whole)
+  meta = integrity.sealed({'seconds': seconds, 'empty': empty, 'totals': dict(totals or {})}, whole)
   with _writing(manager.directory):
     manager.save(
       step,
@@ -135,11 +135,16 @@ def save(
     )
 
 
-def restore(manager: ocp.CheckpointManager, like: PyTree) -> Restored | None:
-  """Reads the newest readable checkpoint.
+def arrays_of(state: PyTree) -> PyTree:
+  """Returns a state as checkpoints have it: nested dictionaries of numpy arrays."""
+  return jax.tree.map(np.asarray, serialization.to_state_dict(jax.device_get(state)))
 
-  A damaged checkpoint is reported in a warning and renamed to `STEP.unreadable`; the previous one
-  is read instead.
+
+def restore(manager: ocp.CheckpointManager, like: PyTree) -> Restored | None:
+  """Reads the newest checkpoint that every process can read.
+
+  A checkpoint that one of them cannot read is reported in a warning and renamed to
+  `STEP.unreadable`; the previous one is read instead.
 
   Args:
     manager: from `open_manager`.
@@ -149,56 +154,76 @@ def restore(manager: ocp.CheckpointManager, like: PyTree) -> Restored | None:
     The checkpoint, or None if there is none at all.
 
   Raises:
-    CheckpointError: the checkpoint does not fit `like` (the message lists the differences), or no
-      checkpoint can be read.
+    CheckpointError: the checkpoint does not fit `like` (the message lists the differences), no
+      checkpoint can be read, or this machine lacks memory, file handles or permissions to read it.
+    ProcessError: the processes read different checkpoints.
   """
-  readable = _read_first(manager, sorted(manager.all_steps(), reverse=True))
-  if readable is None:
+  steps = processes.same_numbers(sorted(manager.all_steps(), reverse=True))
+  unreadable, reasons = [], []
+  for step in steps:
+    directory = files.path_of(manager.directory) / str(step)
+    found, reason = _attempt(directory)
+    if processes.all_say(found is not None):
+      break
+    unreadable.append(directory)
+    reasons.append(f'{directory}: {reason or "another process cannot read it"}')
+    absl_logging.warning(
+      'This checkpoint cannot be read, so the previous one is used. %s', reasons[-1]
+    )
+  else:
+    if reasons:
+      raise CheckpointError(
+        f'no checkpoint in {manager.directory} can be read; to train this stage again '
+        'from its start, delete that directory\n' + '\n'.join(reasons)
+      )
     return None
-  directory, arrays, meta, unreadable = readable
-  processes.wait('restore')  # until all have read what is damaged
-  if processes.is_first():
-    for damaged in unreadable:
-      aside = damaged.with_name(damaged.name + '.unreadable')
-      if aside.exists():
-        aside.rmtree()
-      damaged.rename(aside)
-  processes.wait('set aside')
+  assert found is not None
+  processes.check_same(f'checkpoint {directory}', integrity.digest(found.arrays))
+  _set_aside(unreadable)
   manager.reload()
-  return Restored(fit(arrays, like, name=str(directory)), meta['seconds'], meta.get('totals', {}))
+  state = fit(found.arrays, like, name=str(directory))
+  return Restored(state, found.meta['seconds'], found.meta.get('totals', {}))
 
 
-def read(directory: files.PathLike) -> PyTree:
-  """Reads the result of a stage: of the readable checkpoints, the one with the best score.
+def read(
+  directory: files.PathLike, *, step: int | None = None, digest: str | None = None
+) -> PyTree:
+  """Reads the result of a stage.
 
-  Of equal scores the later checkpoint counts; without scores, the newest one.
+  Args:
+    directory: of the stage.
+    step: the checkpoint; by default the one with the best score. Of equal scores the later one
+      counts; without scores, the newest.
+    digest: of the arrays, as `integrity.digest` returns it, if it is known.
 
   Returns:
     Nested dictionaries of numpy arrays.
 
   Raises:
-    CheckpointError: there is none; the message says why.
+    CheckpointError: that checkpoint is missing, damaged, or not the one of the digest. Another one
+      is never read in its place.
   """
-  if not files.path_of(directory).is_dir():
+  here = files.path_of(directory)
+  if not here.is_dir():
     raise CheckpointError(f'there is no directory of checkpoints {directory}')
-  with _manager(directory, read_only=True) as manager:
-    scores = {step: manager.metrics(step) or {'score': -math.inf} for step in manager.all_steps()}
-    best = _read_first(
-      manager, sorted(scores, key=lambda step: (_score(scores[step]), step), reverse=True)
-    )
-  if best is None:
-    raise CheckpointError(f'there is no checkpoint in {directory}')
-  return best.arrays
+  chosen = here / str(_best(here) if step is None else step)
+  if not chosen.is_dir():
+    others = ', '.join(map(str, _steps_in(here))) or 'none'
+    raise CheckpointError(f'there is no checkpoint {chosen} (others there: {others})')
+  found, reason = _attempt(chosen)
+  if found is None:
+    raise CheckpointError(f'the checkpoint {chosen} cannot be read: {reason}')
+  if digest is not None and integrity.digest(found.arrays) != digest:
+    raise CheckpointError(f'the checkpoint {chosen} is not the one that was recorded')
+  return found.arrays
 
 
-def read_variables(directory: files.PathLike) -> PyTree:
-  """Reads the result of a stage, as `read` does, and returns what is evaluated and exported of it.
+def evaluated(arrays: PyTree) -> PyTree:
+  """Returns what is evaluated and exported of the arrays of a checkpoint.
 
   Returns:
-    What `train_state.variables_of` returns of the state, in nested dictionaries of numpy arrays, and
-    perhaps other parts of the state.
+    What `train_state.variables_of` returns of the state, and perhaps other parts of the state.
   """
-  arrays = read(directory)
   return arrays.get('ema') or arrays
 
 
@@ -224,9 +249,8 @@ def read_other(directory: files.PathLike) -> PyTree:
           restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved.tree)
         ),
       )
-  except Exception as error:  # pylint: disable=broad-except  (as for `_read_first`)
-    reason = str(error).strip().partition('\n')[0][:300] or type(error).__name__
-    raise CheckpointError(f'{directory} cannot be read: {reason}') from error
+  except Exception as error:  # pylint: disable=broad-except  (as for `_attempt`)
+    raise CheckpointError(f'{directory} cannot be read: {_reason(error)}') from error
 
 
 def fit(arrays: PyTree, like: PyTree, *, name: str) -> PyTree:
@@ -276,53 +300,82 @@ def _writing(directory: Any) -> Iterator[None]:
     yield
   # Python, Orbax and TensorStore each raise their own errors for a full disk.
   except Exception as error:  # pylint: disable=broad-except
-    complete = [path.name for path in files.path_of(directory).iterdir() if path.name.isdecimal()]
-    kept = ', '.join(sorted(complete, key=int)) or 'none'
+    kept = ', '.join(map(str, _steps_in(files.path_of(directory)))) or 'none'
     full = os.strerror(errno.ENOSPC)
-    reason = full if full in str(error) else str(error).strip().partition('\n')[0][:300]
+    reason = full if full in str(error) else _reason(error)
     raise CheckpointError(
       f'cannot write a checkpoint to {directory}: {reason}. Complete checkpoints stay '
       f'(steps: {kept}): when the cause is fixed, the same command continues'
     ) from error
 
 
-class _Readable(NamedTuple):
-  directory: epath.Path
+class _Read(NamedTuple):
   arrays: PyTree
   meta: dict[str, Any]
-  unreadable: list[epath.Path]  # the checkpoints tried before this one
 
 
-def _read_first(manager: ocp.CheckpointManager, steps: Sequence[int]) -> _Readable | None:
-  """Reads the first of the steps that can be read; None if there are no steps."""
-  unreadable, reasons = [], []
-  for step in steps:
-    directory = files.path_of(manager.directory) / str(step)
-    try:
-      return _Readable(directory, *_read_step(manager, step), unreadable)
-    # Orbax, TensorStore and the JSON reader each raise their own errors for damaged files.
-    except Exception as error:  # pylint: disable=broad-except
-      reason = str(error).strip().partition('\n')[0][:300] or type(error).__name__
-      unreadable.append(directory)
-      reasons.append(f'{directory}: {reason}')
-      absl_logging.warning(
-        'This checkpoint cannot be read, so the previous one is used. %s', reasons[-1]
-      )
-  if reasons:
-    raise CheckpointError(
-      f'no checkpoint in {manager.directory} can be read; to train this stage again '
-      'from its start, delete that directory\n' + '\n'.join(reasons)
-    )
-  return None
+def _attempt(directory: epath.Path) -> tuple[_Read | None, str]:
+  """Returns the checkpoint in a directory; or None, and the reason in a line."""
+  try:
+    return _read_step(directory), ''
+  # Orbax, TensorStore and the JSON reader each raise their own errors for damaged files.
+  except Exception as error:  # pylint: disable=broad-except
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_DAMAGE):
+      raise CheckpointError(f'cannot read the checkpoint {directory}: {_reason(error)}') from error
+    return None, _reason(error)
 
 
-def _read_step(manager: ocp.CheckpointManager, step: int) -> tuple[PyTree, Any]:
-  _check_files(files.path_of(manager.directory) / str(step))
-  restored = manager.restore(
-    step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
+def _read_step(directory: epath.Path) -> _Read:
+  has_checksums = integrity.check_files(directory)
+  absl_logging.get_absl_logger().addFilter(_no_orbax_chatter)
+  # Each process reads by itself: one that fails must not keep the others waiting in Orbax.
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=jax.process_index(),
+    active_processes={jax.process_index()},
+    barrier_sync_key_prefix=f'read{jax.process_index()}',
   )
-  arrays = jax.tree.map(np.asarray, restored['state'])
-  return _join_empty(arrays, restored['meta']['empty']), restored['meta']
+  with ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=alone) as reader:
+    restored = reader.restore(
+      directory,
+      args=ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()),
+    )
+  meta = restored['meta']
+  arrays = _join_empty(jax.tree.map(np.asarray, restored['state']), meta['empty'])
+  if not integrity.check_seal(meta, arrays) and not has_checksums:
+    absl_logging.warning(
+      '%s has no checksums, so damage may go unnoticed: an older version wrote it', directory
+    )
+  return _Read(arrays, meta)
+
+
+def _set_aside(unreadable: Sequence[epath.Path]) -> None:
+  """Renames checkpoints that some process could not read to `STEP.unreadable`."""
+  processes.wait('restore')
+  if processes.is_first():
+    for damaged in unreadable:
+      aside = damaged.with_name(damaged.name + '.unreadable')
+      if aside.exists():
+        aside.rmtree()
+      damaged.rename(aside)
+  processes.wait('set aside')
+
+
+def _best(directory: epath.Path) -> int:
+  """Returns the step with the best score; of equal scores, and without scores, the newest."""
+  with _manager(directory, read_only=True) as manager:
+    scores = {step: manager.metrics(step) or {'score': -math.inf} for step in manager.all_steps()}
+  if not scores:
+    raise CheckpointError(f'there is no checkpoint in {directory}')
+  return max(scores, key=lambda step: (_score(scores[step]), step))
+
+
+def _steps_in(directory: epath.Path) -> list[int]:
+  """Returns the steps of the checkpoints in a directory, increasing."""
+  return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+
+
+def _reason(error: Exception) -> str:
+  return str(error).strip().partition('\n')[0][:300] or type(error).__name__
 
 
 def _split_empty(arrays: PyTree) -> tuple[PyTree, list[Any]]:
@@ -353,42 +406,6 @@ def _join_empty(arrays: PyTree, empty: list[Any]) -> PyTree:
   return traverse_util.unflatten_dict(
     {path: leaf for path, leaf in flat.items() if path not in inner}
   )
-
-
-def _add_checksums(directory: epath.Path) -> None:
-  """Writes the checksums of every checkpoint that has none yet.
-
-  Orbax calls it when the files of a checkpoint are written and before the directory is renamed to
-  the step, so the checksums appear together with the checkpoint.
-  """
-  if files.is_remote(directory) or not processes.is_first():
-    return  # object stores keep checksums themselves
-  for step in directory.iterdir():
-    if step.name.partition('.')[0].isdecimal() and not (step / CHECKSUMS).exists():
-      files.write(step / CHECKSUMS, json.dumps(_checksums(step)))
-
-
-def _check_files(step: epath.Path) -> None:
-  """Raises ValueError with the names of the damaged files of a checkpoint."""
-  if not (step / CHECKSUMS).exists():
-    return  # Orbax itself still notices most damage.
-  actual = _checksums(step)
-  damaged = [
-    name
-    for name, checksum in json.loads((step / CHECKSUMS).read_text()).items()
-    if actual.get(name) != checksum
-  ]
-  if damaged:
-    raise ValueError(f'damaged or missing: {", ".join(damaged)}')
-
-
-def _checksums(step: epath.Path) -> dict[str, int]:
-  """Returns the crc32 of the files of the items; Orbax may rewrite files beside the items."""
-  return {
-    str(path.relative_to(step)): zlib.crc32(path.read_bytes())
-    for path in sorted(pathlib.Path(step).glob('*/**/*'))
-    if path.is_file()
-  }
 
 
 def _form(leaf: Any) -> str:
