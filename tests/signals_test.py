@@ -62,7 +62,9 @@ def test_a_signal_ends_a_busy_process_at_once(number):
   process = start(BUSY)
   process.send_signal(number)
   output = commands.finish(process, code=128 + number)
-  assert output == f'stopped by {number.name}; complete stages and checkpoints are kept\n'
+  assert (
+    output == f'stopped by {interrupt.name_of(number)}; complete stages and checkpoints are kept\n'
+  )
 
 
 def test_the_second_interrupt_ends_what_saves():
@@ -119,6 +121,31 @@ def test_training_saves_first(number, digits_dir, tmp_path):
   step = re.search(rf'sparse, pass 1: stopped at step (\d+), as {number.name} asks', output)[1]
   assert 'Traceback' not in output
   assert (tmp_path / 'checkpoints' / '1-sparse' / step).exists()
+
+
+def test_a_budget_asks_as_a_signal_does():
+  process = start(NOTING.replace("print('ready'", "interrupt.end_after(0.2)\n  print('ready'"))
+  assert process.stdout.readline() == 'noted SIGALRM\n'
+  process.kill()
+  process.communicate()
+
+
+def test_the_command_takes_a_budget(digits_dir, tmp_path):
+  """One that is over before there is anything to save."""
+  fields = {**commands.LONG, 'data_dir': digits_dir}
+  process = commands.start([*commands.main(tmp_path, **fields), '--budget=1s'])
+  output = commands.finish(process, code=142)
+  assert 'stopped by the budget; complete stages and checkpoints are kept' in output
+  process = commands.start([*commands.main(tmp_path, **fields), '--budget=soon'])
+  assert 'must be a time such as 530s' in commands.finish(process, code=1)
+
+
+@pytest.mark.parametrize(
+  ('text', 'seconds'),
+  [('530s', 530), ('20m', 1200), ('1h30m', 5400), ('2h1s', 7201), ('', 0), ('0s', 0), ('5', 0)],
+)
+def test_times_of_budgets(text, seconds):
+  assert interrupt.seconds_of(text) == seconds
 
 
 def test_a_signal_while_the_last_checkpoint_is_written_counts(two_passes, tmp_path, monkeypatch):

@@ -14,14 +14,19 @@ import zlib
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from slim_jax import tree
 from slim_jax.channels.plan import Plan
+from slim_jax.models import layers
 
 PyTree = Any
 
 # Initial statistics of Linen's BatchNorm, which has no attributes for them.
 _STATISTICS = {'mean': nn.initializers.zeros_init(), 'var': nn.initializers.ones_init()}
+
+# These need no program.
+_CONSTANTS = {nn.initializers.zeros: 0, nn.initializers.ones: 1, layers.half: 0.5}
 
 # An initialiser runs once. On a CPU, optimising it would take far longer than running it.
 _UNOPTIMISED = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
@@ -71,6 +76,8 @@ def variables(
     if initialiser is None:
       full = other()[path]
       return full[jnp.ix_(*cut.indices)] if cut else full
+    if initialiser in _CONSTANTS:
+      return jax.device_put(np.full(shape, _CONSTANTS[initialiser], leaf.dtype))
     own_key = jax.random.fold_in(key, zlib.crc32('/'.join(path).encode()))
     return _draw()(initialiser, own_key, shape, leaf.dtype)
 

@@ -14,11 +14,11 @@ from slim_jax import jaxprs
 he_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 # No bias, since BatchNorm adds one.
+half = nn.initializers.constant(0.5)
+
 Conv = functools.partial(nn.Conv, use_bias=False, kernel_init=he_fan_out)
 # Scales start at 0.5. `momentum` is the weight of the old value, as in Flax.
-BatchNorm = functools.partial(
-  nn.BatchNorm, momentum=0.9, epsilon=1e-5, scale_init=nn.initializers.constant(0.5)
-)
+BatchNorm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, scale_init=half)
 Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.normal(0.01))
 
 

@@ -102,7 +102,7 @@ def train(
     # A signal may have come while the last checkpoint was written.
     if number := watch.noted or watch.asked():
       raise interrupt.Preempted(
-        f'{stage}: stopped at step {int(state.step)}, as {number.name} asks, and saved; '
+        f'{stage}: stopped at step {int(state.step)}, as {interrupt.name_of(number)} asks, and saved; '
         'the same command continues',
         number,
       )

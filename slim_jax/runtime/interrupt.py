@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: from a cluster, from Ctrl-C, from a terminal that closes.
+"""Signals that ask a run to stop: from a cluster, from Ctrl-C, from a terminal that closes, from a clock.
 
 Training notes a signal and saves a checkpoint first (`Watch`). At any other time there is nothing to
 save, because files are written whole, and the process ends at once (`end_at_signals`).
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import contextlib
 import itertools
 import os
+import re
 import signal
 import socket
 import threading
@@ -19,7 +20,7 @@ from jax.experimental import multihost_utils
 from slim_jax.errors import SlimError
 from slim_jax.runtime import processes
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM)
 
 _SHOW_CURSOR = '\r\x1b[?25h'
 
@@ -99,6 +100,23 @@ def watch() -> Iterator[Watch]:
     result.end()
 
 
+def name_of(number: signal.Signals) -> str:
+  """Returns who asks, for people."""
+  return 'the budget' if number == signal.SIGALRM else number.name
+
+
+def end_after(seconds: float) -> None:
+  """Asks this process to stop when the time is over, by SIGALRM; see `end_at_signals`."""
+  signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def seconds_of(text: str) -> float:
+  """Returns a time such as '530s', '20m' or '1h30m' in seconds; 0 if the text is no such time."""
+  match = re.fullmatch(r'(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?', text.strip())
+  hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+  return 3600 * hours + 60 * minutes + seconds
+
+
 def end_at_signals() -> None:
   """Makes every signal end the process, except one that a `Watch` notes; call it once.
 
@@ -144,7 +162,7 @@ def _end_at(reader: socket.socket) -> None:
 
 def _end(number: signal.Signals) -> None:
   """Ends the process at once."""
-  message = f'stopped by {number.name}; complete stages and checkpoints are kept\n'
+  message = f'stopped by {name_of(number)}; complete stages and checkpoints are kept\n'
   with contextlib.suppress(OSError):  # the terminal may be closed
     os.write(2, ((_SHOW_CURSOR if os.isatty(2) else '') + message).encode())
   os._exit(128 + number)

@@ -1,6 +1,7 @@
 """How sparse the scales are: shares below thresholds, |scale| by layer and of all layers."""
 
 from collections.abc import Mapping, Sequence
+import functools
 from typing import Any
 
 import jax
@@ -46,12 +47,18 @@ def scale_shares(
   if wrong := [threshold for threshold in thresholds if not threshold > 0]:
     raise ValueError(f'scale_shares: thresholds must be positive, got {wrong}')
   leaves = tree.flatten(params)
-  scales = [jnp.abs(leaves[path]) for path in batch_norms.chosen(params, mask)]
+  scales = [leaves[path] for path in batch_norms.chosen(params, mask)]
+  return dict(zip(thresholds, _shares_below(scales, tuple(thresholds))))
+
+
+# One program instead of several for each layer.
+@functools.partial(jax.jit, static_argnums=1)
+def _shares_below(scales: Sequence[jax.Array], thresholds: Sequence[float]) -> list[jax.Array]:
   n = sum(s.size for s in scales)
-  return {
-    threshold: jnp.asarray(sum(jnp.sum(s < threshold) for s in scales) / n, jnp.float32)
+  return [
+    jnp.asarray(sum(jnp.sum(jnp.abs(s) < threshold) for s in scales) / n, jnp.float32)
     for threshold in thresholds
-  }
+  ]
 
 
 def shares(params: PyTree) -> dict[str, dict[str, float]]:
@@ -70,14 +77,17 @@ def say(metrics: Mapping[str, Mapping[str, float]]) -> str:
 
 def by_layer(params: PyTree) -> dict[str, np.ndarray]:
   """Returns |scale| of each BatchNorm, float [channels], by its path in the variables."""
-  leaves = tree.flatten(params)
   return {
-    tree.show(('params', *path)): np.abs(np.ravel(leaves[path]))
-    for path in batch_norms.chosen(params)
+    tree.show(('params', *path)): np.abs(np.ravel(scale)) for path, scale in _read(params).items()
   }
 
 
 def scales(variables: PyTree) -> np.ndarray:
   """Returns |scale| of all BatchNorms, float [channels]."""
+  return np.concatenate([np.abs(np.ravel(scale)) for scale in _read(variables).values()])
+
+
+def _read(variables: PyTree) -> dict[tree.Path, np.ndarray]:
+  """Returns the scales of all BatchNorms, which leave the device together."""
   leaves = tree.flatten(variables)
-  return np.concatenate([np.abs(np.ravel(leaves[path])) for path in batch_norms.chosen(variables)])
+  return jax.device_get({path: leaves[path] for path in batch_norms.chosen(variables)})

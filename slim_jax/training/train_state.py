@@ -56,7 +56,7 @@ def create_state(
     step=jnp.zeros([], jnp.int32),
     params=variables['params'],
     batch_stats=variables.get('batch_stats', {}),
-    opt_state=tx.init(variables['params']),
+    opt_state=jax.jit(tx.init)(variables['params']),  # one program instead of some for each leaf
     apply_fn=apply_fn,
     tx=tx,
     ema_decay=ema_decay,
