@@ -4,7 +4,8 @@
 # EXTRA is an extra of setup.cfg beside `train`, which is always installed: dev, test, cuda12, cuda13, tpu, gcs, onnx, or
 # several (tpu,gcs); none by default.
 # PYTHON names the interpreter (default: the first of python3, python3.12, python3.11 and python3.13 that is 3.11 or
-# later). VENV names the folder (default: .venv in the folder of slim_jax). An existing environment is reused, and updated if setup.cfg changed.
+# later). VENV names the folder (default: .venv in the folder of slim_jax). An existing environment is reused, and updated
+# if setup.cfg changed; one whose installation was interrupted is completed.
 set -euo pipefail
 # shellcheck source=launch/here.sh
 source "$(dirname "${BASH_SOURCE[0]}")/here.sh"
@@ -13,6 +14,7 @@ cd "$ROOT"
 extra=${1:-}
 venv=$VENV
 stamp=$venv/setup${extra:+-$extra}.cfg  # a copy of the setup.cfg that was installed
+begun=$venv/installing                  # there while something is installed, and after it was interrupted
 
 is_new_enough() {
   "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
@@ -29,8 +31,15 @@ find_python() {
   return 1
 }
 
-if [[ ! -x $venv/bin/python ]]; then
+again=()
+if [[ -e $begun ]]; then
+  echo "The last installation in $venv was interrupted, so everything is installed again."
+  rm -rf "$venv"/lib/python3*/site-packages/pip{,-*}  # half of pip would be taken for all of it
+  again=(--ignore-installed)
+fi
+if [[ ! -x $venv/bin/python || -e $begun ]]; then
   python=$(find_python)
+  mkdir -p "$venv" && touch "$begun"
   "$python" -m venv "$venv" || {
     echo "$python could not create $venv. On Debian and Ubuntu, run: apt install python3-venv" >&2
     exit 1
@@ -44,9 +53,11 @@ elif [[ -n ${PYTHON:-} ]]; then
   fi
 fi
 
-if ! cmp -s setup.cfg "$stamp"; then
+if ! cmp -s setup.cfg "$stamp" || [[ -e $begun ]]; then
+  touch "$begun"
   extras=[train${extra:+,$extra}]
   echo "Installing slim_jax$extras in $venv ..."
-  "$venv/bin/python" -m pip install --quiet --editable ".$extras"
+  "$venv/bin/python" -m pip install --quiet "${again[@]}" --editable ".$extras"
   cp setup.cfg "$stamp"
+  rm "$begun"
 fi

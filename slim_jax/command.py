@@ -29,7 +29,19 @@ _OF_THE_MACHINE = (
   errno.EROFS,
   errno.EACCES,
   errno.EPERM,
+  errno.EMFILE,
+  errno.ENFILE,
+  errno.ENOMEM,
 )
+# Libraries have these words in errors of their own kinds.
+_EXHAUSTED = {
+  os.strerror(errno.EMFILE): 'too many files are open (ulimit -n)',
+  os.strerror(errno.ENFILE): 'too many files are open on this machine',
+  os.strerror(errno.ENOMEM): 'out of memory',
+  'RESOURCE_EXHAUSTED': 'out of memory; --config.accumulate_steps=N computes a batch in N parts, and '
+  '--config.batch_size, --config.eval_batch_size or --config.steps_per_call can be smaller',
+  "can't start new thread": 'too many threads (ulimit -u)',
+}
 
 
 def define_flags() -> None:
@@ -104,13 +116,29 @@ def run(
       sys.exit(error.exit_code)
     except SlimError as error:
       _fail(f'{type(error).__name__}: {error}')
-    except OSError as error:
-      if error.errno not in _OF_THE_MACHINE:
+    except Exception as error:  # pylint: disable=broad-except  (what is unknown is raised again)
+      reason = _of_the_machine(error)
+      if not reason:
         raise
-      _fail(f'{error}. Complete stages stay: when the cause is fixed, the same command continues')
+      _fail(f'{reason}. Complete stages stay: when the cause is fixed, the same command continues')
 
   interrupt.end_at_signals()
   app.run(checked, flags_parser=_parse_flags)
+
+
+def _of_the_machine(error: BaseException | None) -> str:
+  """Returns what the machine lacks, if that is the cause of an error; else ''."""
+  while error is not None:
+    text = str(error).partition('\n')[0]
+    if isinstance(error, MemoryError):
+      return f'MemoryError: out of memory {text}'.strip()
+    for words, meaning in _EXHAUSTED.items():
+      if words in text:
+        return f'{type(error).__name__}: {meaning} ({text[:200]})'
+    if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+      return text
+    error = error.__cause__ or error.__context__
+  return ''
 
 
 def _fail(message: str) -> NoReturn:

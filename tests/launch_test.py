@@ -269,3 +269,5 @@ def test_kubernetes_job_is_that_of_as_many_processes():
   assert counts == set(re.findall(r'JAX_NUM_PROCESSES\n\s+value: "(\d+)"', text))
   assert 'slim-jax-0.slim-jax:' in text and 'subdomain: slim-jax' in text
   assert 'bash slim_jax/launch/train.sh --config=' in text
+  assert 'runAsNonRoot: true' in text and 'runAsUser: 1000' in text
+  assert re.search(r'git .*fetch .*REPOSITORY COMMIT', text) and 'git clone' not in text

@@ -39,6 +39,7 @@ def write(workdir: files.PathLike, *, timed: bool = False, layers: str = '') -> 
 
   Raises:
     WorkdirError: there is neither a run nor a study, or sweep.json is damaged.
+    LinkError: DIR/report is a link.
   """
   path = files.path_of(workdir)
   gallery = Gallery()
@@ -53,6 +54,7 @@ def write(workdir: files.PathLike, *, timed: bool = False, layers: str = '') -> 
   else:
     raise WorkdirError(f'{path} holds neither a run nor a study: nothing to report')
   report = path / 'report'
+  files.refuse_links(report)
   for name, content in gallery.files.items():
     files.write(report / name, content)
   if processes.is_first():

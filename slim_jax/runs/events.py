@@ -95,7 +95,11 @@ def replace(directory: epath.Path) -> Iterator[Events]:
 
   Args:
     directory: directory of one stage in `tensorboard` of a workdir; made if it does not exist.
+
+  Raises:
+    LinkError: it or the directory above it is a link.
   """
+  files.refuse_links(directory, directory.parent)
   with contextlib.ExitStack() as stack:
     if files.is_remote(directory) or not processes.is_first():
       local = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -20,6 +20,7 @@ Files are replaced whole, so a run may be killed at any moment.
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import io
@@ -27,6 +28,7 @@ import json
 import time
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from slim_jax import tree
@@ -38,6 +40,10 @@ from slim_jax.runs.readers import read_json
 from slim_jax.runs.stages import Stage
 from slim_jax.runtime import files, processes
 
+# Where a run writes; `checkpoints` and `tensorboard` have a directory for each stage.
+_DIRECTORIES = ('checkpoints', 'tensorboard', 'report')
+# Of a file system without locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # Bytes of the file of a plan, which is compressed.
 _LARGEST_PLAN = 2**28
 
@@ -65,13 +71,18 @@ class Workdir:
     return self.path / f'scales-{stage.number}.npz'
 
   @contextlib.contextmanager
-  def locked(self) -> Iterator[None]:
+  def locked(self, *, flock: Callable[[Any, int], None] = fcntl.flock) -> Iterator[None]:
     """Keeps other runs out of the directory within this block.
 
     The lock belongs to the operating system, so a killed run leaves none behind. Object stores have
-    no locks. If a run has several processes, the first one holds the lock.
+    no locks, and some network file systems have none either, which a warning says. If a run has
+    several processes, the first one holds the lock.
+
+    Args:
+      flock: locks an open file.
 
     Raises:
+      LinkError: a directory in which the run writes is a link.
       WorkdirError: another run holds the lock, or the processes of this run see different
         directories.
     """
@@ -89,8 +100,9 @@ class Workdir:
     with contextlib.ExitStack() as stack:
       try:
         self.path.mkdir(parents=True, exist_ok=True)
+        files.refuse_links(path, *(self.path / each for each in _DIRECTORIES))
         if not files.is_remote(path):
-          fcntl.flock(stack.enter_context(path.open('a')), fcntl.LOCK_EX | fcntl.LOCK_NB)
+          _lock(stack.enter_context(path.open('a')), flock)
         path.write_text(name)
       except BlockingIOError as error:
         raise WorkdirError(
@@ -230,6 +242,7 @@ class Workdir:
   def discard(self, stage: Stage) -> None:
     """Deletes what an interrupted stage without training has left: its checkpoint and its plan."""
     if processes.is_first():
+      files.refuse_links(self.checkpoints(stage))
       if self.checkpoints(stage).exists():
         self.checkpoints(stage).rmtree()
       if stage.name == 'pruned':
@@ -273,6 +286,20 @@ class Workdir:
 
   def _plan_path(self, number: int) -> epath.Path:
     return self.path / f'plan-{number}.npz'
+
+
+def _lock(file: Any, flock: Callable[[Any, int], None]) -> None:
+  """Locks an open file; warns where the file system has no locks."""
+  try:
+    flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except OSError as error:
+    if error.errno not in _NO_LOCKS:
+      raise
+    logging.warning(
+      '%s: this file system has no locks (%s), so nothing keeps a second run out of the directory',
+      file.name,
+      error.strerror,
+    )
 
 
 def columns(line: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

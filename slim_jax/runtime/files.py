@@ -22,14 +22,18 @@ class StoreError(SlimError):
   """An object store cannot be used; the message says what to do."""
 
 
+class LinkError(SlimError):
+  """A link stands where files of a run are written; it might lead to somebody else's files."""
+
+
 def path_of(path: PathLike) -> epath.Path:
-  """Returns a path of either kind; a path of this machine becomes absolute.
+  """Returns a path of either kind; a path of this machine becomes absolute, without links.
 
   Raises:
     StoreError: it is in an object store that this installation cannot use.
   """
   if not is_remote(path):
-    return epath.Path(path).resolve()
+    return epath.Path(os.path.realpath(os.path.expanduser(path)))
   if not os.fspath(path).startswith('gs://'):
     raise StoreError(f'{path}: only gs:// can be used, or a path of this machine')
   if importlib.util.find_spec('gcsfs') is None:
@@ -78,8 +82,11 @@ def write(path: epath.Path, content: bytes | str) -> None:
   if is_remote(path):
     path.write_bytes(content)
   else:
+    refuse_links(path.parent)
     part = path.with_name(path.name + '.part')
-    part.write_bytes(content)
+    part.unlink(missing_ok=True)
+    with open(part, 'xb') as file:  # never through a link
+      file.write(content)
     part.replace(path)
 
 
@@ -95,8 +102,22 @@ def append(path: epath.Path, line: str) -> None:
   if is_remote(path):  # object stores cannot append
     path.write_text((path.read_text() if path.exists() else '') + line + '\n')
   else:
+    refuse_links(path)
     with path.open('a') as file:
       file.write(line + '\n')
+
+
+def refuse_links(*paths: PathLike) -> None:
+  """Raises LinkError if one of the paths of a run is a link, before anything is written or deleted.
+
+  The directory that a person names may be one; within it the program makes none.
+  """
+  for path in paths:
+    if not is_remote(path) and os.path.islink(path):
+      raise LinkError(
+        f'{os.fspath(path)} is a link to {os.readlink(path)}; a run writes and deletes nothing '
+        'through links. Put what it leads to in its place, or remove it'
+      )
 
 
 def copy(source: epath.Path, target: epath.Path) -> None:

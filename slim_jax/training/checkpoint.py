@@ -53,7 +53,9 @@ def open_manager(directory: files.PathLike, *, keep: int) -> Iterator[ocp.Checkp
 
   Raises:
     CheckpointError: a checkpoint cannot be written.
+    LinkError: the directory is a link.
   """
+  files.refuse_links(directory)
   directory = files.path_of(directory)
   manager = _manager(
     directory,
