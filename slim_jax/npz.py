@@ -43,6 +43,8 @@ def read(source: Source, *, most: int) -> dict[str, np.ndarray]:
     raise NpzError(f'{os.fspath(source)} is no ordinary file')  # a pipe never ends
   with _translating(), zipfile.ZipFile(source) as file:
     members = file.infolist()
+    if members and min(member.header_offset for member in members):
+      raise NpzError('something stands before its arrays')
     names = [member.filename for member in members]
     if len(set(names)) != len(names):
       raise NpzError('two of its arrays have the same name')

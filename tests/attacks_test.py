@@ -21,7 +21,6 @@ import warnings
 
 from helpers import commands, configs, pages, pictures
 from helpers.trees import same
-import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -122,6 +121,88 @@ def test_kills_at_random_changes_of_files_lose_nothing(processes, digits_dir, ve
     shutil.rmtree(workdir)
 
 
+def test_several_runs_want_one_workdir(digits_dir, tmp_path):
+  """One gets it, the others say so; the run is as any other."""
+  fields = {**FIELDS, 'data_dir': digits_dir}
+  all_at_once = [commands.start(commands.main(tmp_path / 'run', **fields)) for _ in range(4)]
+  outputs = [(process.communicate()[0], process.returncode) for process in all_at_once]
+  refused = [output for output, code in outputs if code]
+  assert len(refused) == 3 or all(
+    'complete already' in output for output, code in outputs if not code
+  )
+  assert all('WorkdirError: another run is at work' in output for output in refused), refused
+  commands.run(commands.main(tmp_path / 'alone', **fields))
+  assert records_of(tmp_path / 'run') == records_of(tmp_path / 'alone')
+
+
+def test_a_study_that_is_killed_goes_on(digits_dir, tmp_path):
+  fields = {**FIELDS, 'data_dir': digits_dir, 'scratch.e': False}
+
+  def call(workdir, **attack):
+    command = commands.main(workdir, **fields)
+    command[2] = 'slim_jax.sweep'
+    process = commands.start(
+      [*command, '--sweep=prune.fraction=0.2,0.5'],
+      PYTHONPATH=KILLER,
+      ATTACK_ROOT=str(workdir),
+      **{f'ATTACK_{key}': str(value) for key, value in attack.items()},
+    )
+    output, _ = process.communicate()
+    return process.returncode, output
+
+  def points(workdir):
+    saved = json.loads((workdir / 'sweep.json').read_text())['points']
+    return [
+      {**point, 'stages': [{**row, 'seconds': 0} for row in point['stages']]} for point in saved
+    ]
+
+  code, output = call(tmp_path / 'whole', COUNT=tmp_path / 'count')
+  assert code == 0, output
+  changes, random, kills = int((tmp_path / 'count').read_text()), np.random.default_rng(2), 0
+  while kills < attacks(200) // 20:
+    while call(tmp_path / 'run', AT=int(random.integers(1, changes // 2)))[0] != 0:
+      kills += 1
+    assert points(tmp_path / 'run') == points(tmp_path / 'whole')
+    shutil.rmtree(tmp_path / 'run')
+  print(f'{kills} kills of studies, none lost anything')
+
+
+@pytest.mark.parametrize(
+  'switch',
+  [
+    'JAX_ENABLE_X64=1',
+    'JAX_DEBUG_NANS=1',
+    'JAX_NUMPY_RANK_PROMOTION=raise',
+    'JAX_DISABLE_JIT=1',
+    'JAX_CHECK_TRACER_LEAKS=1',
+    'JAX_THREEFRY_PARTITIONABLE=0',
+    'JAX_DEFAULT_MATMUL_PRECISION=highest',
+    'JAX_ENABLE_COMPILATION_CACHE=0',
+  ],
+)
+def test_switches_of_jax(switch, digits_dir, tmp_path):
+  """A run works under every switch, or says that it does not."""
+  name, _, value = switch.partition('=')
+  fields = {**FIELDS, 'data_dir': digits_dir, 'train_split': 'train[:64]', 'finetune.epochs': 1}
+  process = commands.start(commands.main(tmp_path, report=True, **fields), **{name: value})
+  output, _ = process.communicate()
+  assert 'Traceback' not in output, output
+  assert process.returncode == 0 or re.search(r'^\w+Error: ', output, re.M), output
+  print(f'{switch}: {"complete" if process.returncode == 0 else output.splitlines()[-1]}')
+
+
+@pytest.mark.parametrize(
+  'name', ['a b', 'é ü 漢', 'a\nb', 'it\'s "it"', '--config', '$HOME;x', '%s{0}', '<b>']
+)
+def test_odd_paths(name, digits_dir, tmp_path):
+  fields = {**FIELDS, 'data_dir': digits_dir, 'finetune.epochs': 1, 'train_split': 'train[:64]'}
+  workdir = tmp_path / name
+  commands.run(commands.main(workdir, report=True, **fields))
+  pages.check(workdir)
+  commands.run([sys.executable, '-m', 'slim_jax.export', f'--workdir={workdir}'])
+  assert (workdir / 'network.stablehlo').exists() and slim_jax.load(workdir)
+
+
 # -- Torn and flipped files ----------------------------------------------------------------------------
 
 
@@ -160,7 +241,7 @@ def test_torn_and_flipped_files_of_a_workdir(digits_dir, tmp_path):
   variables, logits, plan, _ = opened(whole)
   files = sorted(path for path in whole.rglob('*') if path.is_file())
   random, seen = np.random.default_rng(0), collections.Counter()
-  for number in range(attacks(500)):
+  for number in range(attacks(500)):  # about half a second each
     run = tmp_path / 'run'
     shutil.copytree(whole, run)
     path = run / files[random.integers(len(files))].relative_to(whole)
@@ -190,8 +271,8 @@ def test_torn_and_flipped_files_of_a_workdir(digits_dir, tmp_path):
     except SlimError:
       seen['not continued'] += 1
     shutil.rmtree(run)
-    jax.clear_caches()
-  print(f'{attacks(500)} tried, 0 failed: {dict(seen)}')
+    if number % 50 == 49:
+      print(f'{number + 1} tried, 0 failed: {dict(seen)}', flush=True)
 
 
 def test_torn_files_of_a_run_that_goes_on(digits_dir, tmp_path):

@@ -54,14 +54,18 @@ def _points(path: epath.Path) -> list[dict[str, Any]]:
   path = path / 'sweep.json'
   saved = read_json(path)
   points = saved.get('points') if isinstance(saved, dict) else None
-  if not points or not all(
-    isinstance(point, dict)
-    and isinstance(point.get('values'), dict)
-    and point['values']
-    and isinstance(point.get('workdir'), str)
-    and not {'..', '.', ''} & set(point['workdir'].split('/'))  # leads nowhere else
-    and isinstance(point.get('error'), str)
-    for point in points
+  if (
+    not isinstance(points, list)
+    or not points
+    or not all(
+      isinstance(point, dict)
+      and isinstance(point.get('values'), dict)
+      and point['values']
+      and isinstance(point.get('workdir'), str)
+      and not {'..', '.', ''} & set(point['workdir'].split('/'))  # leads nowhere else
+      and isinstance(point.get('error'), str)
+      for point in points
+    )
   ):
     raise WorkdirError(f'{path} is damaged, or its study has no point yet: run the study again')
   for point in points:

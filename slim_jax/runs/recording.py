@@ -52,7 +52,9 @@ def write_csv(workdir: Workdir) -> None:
   path = workdir.path / 'metrics.jsonl'
   if not processes.is_first() or not path.exists():
     return
-  lines = [dict(columns(line)) for line in workdir.metrics()]
+  lines = [
+    {_cell(name): _cell(value) for name, value in columns(line)} for line in workdir.metrics()
+  ]
   content = io.StringIO()
   writer = csv.DictWriter(
     content, dict.fromkeys(name for line in lines for name in line), lineterminator='\n'
@@ -60,6 +62,12 @@ def write_csv(workdir: Workdir) -> None:
   writer.writeheader()
   writer.writerows(lines)
   files.write(workdir.path / 'metrics.csv', content.getvalue())
+
+
+def _cell(value: Any) -> Any:
+  """Returns a value that a spreadsheet takes for what it is: no text begins like a formula."""
+  is_formula = isinstance(value, str) and value.startswith(('=', '+', '-', '@', '\t', '\r'))
+  return f"'{value}" if is_formula else value
 
 
 def write_table(workdir: Workdir, records: list[dict[str, Any]]) -> None:
