@@ -5,7 +5,8 @@
 # several (tpu,gcs); none by default.
 # PYTHON names the interpreter (default: the first of python3, python3.12, python3.11 and python3.13 that is 3.11 or
 # later). VENV names the folder (default: .venv in the folder of slim_jax). An existing environment is reused, and updated
-# if setup.cfg changed; one whose installation was interrupted is completed.
+# if setup.cfg changed; one whose installation was interrupted is completed. SYSTEM_PACKAGES=1 lets a new one use the
+# packages that the interpreter has.
 set -euo pipefail
 # shellcheck source=launch/here.sh
 source "$(dirname "${BASH_SOURCE[0]}")/here.sh"
@@ -40,7 +41,7 @@ fi
 if [[ ! -x $venv/bin/python || -e $begun ]]; then
   python=$(find_python)
   mkdir -p "$venv" && touch "$begun"
-  "$python" -m venv "$venv" || {
+  "$python" -m venv ${SYSTEM_PACKAGES:+--system-site-packages} "$venv" || {
     echo "$python could not create $venv. On Debian and Ubuntu, run: apt install python3-venv" >&2
     exit 1
   }

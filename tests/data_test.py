@@ -310,9 +310,13 @@ def test_digits_split_is_fixed(digits_dir):
 
 
 def test_default_data_dir(monkeypatch, tmp_path):
+  monkeypatch.delenv('TFDS_DATA_DIR', raising=False)
   monkeypatch.setenv('HOME', str(tmp_path))
   assert len(data.load('digits', split='test')) == 360
   assert (tmp_path / 'tensorflow_datasets' / 'digits' / '1.0.0').is_dir()
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'elsewhere'))
+  assert len(data.load('digits', split='test')) == 360
+  assert (tmp_path / 'elsewhere' / 'digits' / '1.0.0').is_dir()
 
 
 # Data of one's own.

@@ -7,6 +7,7 @@ and extras that they name must exist.
 """
 
 import configparser
+import functools
 import importlib.util
 import os
 import pathlib
@@ -27,11 +28,14 @@ from ml_collections import config_flags
 import pytest
 
 import slim_jax
-from slim_jax.command import with_whole_sections
+from slim_jax.command import define_flags, with_whole_sections
 from slim_jax.runs import checks
 
 BENCHMARKS = ROOT / 'tests' / 'benchmarks'
 README = ROOT / 'README.md'
+
+# Files that users or commands write.
+WRITTEN = ('NAME', 'own', 'offline', 'network')
 
 # Why a command is not executed here.
 NOT_RUN = {
@@ -294,11 +298,18 @@ def test_flags_that_are_mentioned_exist():
   assert len(names) > 20 and set(names) <= known
 
 
+@functools.cache
 def known_flags(module):
   """The flags that a program defines or shares, with `no` before those that are true or false."""
   is_folder = (ROOT / module.replace('.', '/')).is_dir()
-  importlib.import_module(f'{module}.__main__' if is_folder else module)
-  return set(flags.FLAGS) | {f'no{name}' for name in flags.FLAGS}
+  program = importlib.import_module(f'{module}.__main__' if is_folder else module)
+  before = set(flags.FLAGS)
+  define_flags()
+  program.define_flags()
+  names = set(flags.FLAGS)
+  for name in names - before:  # other programs have flags of the same names
+    delattr(flags.FLAGS, name)
+  return names | {f'no{name}' for name in names}
 
 
 def check_fields(arguments):
@@ -377,7 +388,7 @@ def test_links_lead_somewhere(path):
 def test_files_that_are_named_exist(path):
   names = re.findall(r'`((?:[\w.]+/)*[\w.]+\.(?:py|sh|ipynb|yaml))`', prose(path))
   for name in names:
-    if path.name != 'CHANGELOG.md' and pathlib.Path(name).stem not in ('NAME', 'own'):
+    if path.name != 'CHANGELOG.md' and pathlib.Path(name).stem not in WRITTEN:
       places = (ROOT, path.parent, ROOT / 'slim_jax')
       assert any((place / name).exists() for place in places), name
 

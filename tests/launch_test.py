@@ -102,6 +102,32 @@ def test_scripts_say_how_to_call_them_and_stop_at_errors(path):
   assert 'set -euo pipefail' in lines or len(lines) < 5
 
 
+def test_a_bundle_has_project_packages_and_data(machine, tmp_path):
+  machine.stub_python(
+    'import pathlib\n'
+    'if "download" in sys.argv:\n'
+    '  folder = pathlib.Path(sys.argv[sys.argv.index("--dest") + 1])\n'
+    '  for name in ("jax", "optax", "slim_jax"):\n'
+    '    (folder / f"{name}-1-py3-none-any.whl").touch()\n'
+  )
+  (tmp_path / 'data' / 'mnist' / '3.0.1').mkdir(parents=True)
+  options = {'DATA': str(tmp_path / 'data'), 'PYTHON_VERSION': '3.12', 'EXTRA': 'cuda12'}
+  for others, wheels in ({}, ['jax', 'optax']), ({'WITHOUT_JAX': '1'}, ['optax']):
+    calls = machine.run('launch/bundle.sh', tmp_path / 'b.tar', 'mnist', **options, **others)
+    (download,) = (call[1] for call in calls[-1:] if 'download' in call[1])
+    assert download[download.index('--python-version') + 1] == '3.12'
+    assert 'slim_jax[train,cuda12]' in download
+    with tarfile.open(tmp_path / 'b.tar') as tar:
+      names = tar.getnames()
+      offline = tar.extractfile('slim_jax/offline.sh').read().decode()
+    packed = [pathlib.Path(name).name.split('-')[0] for name in names if name.endswith('.whl')]
+    assert sorted(packed) == wheels
+    assert {'slim_jax/setup.cfg', 'slim_jax/data/mnist/3.0.1'} <= set(names)
+    assert ('SYSTEM_PACKAGES' in offline) == bool(others)
+  machine.run('launch/bundle.sh', tmp_path / 'b.tar', 'nothing', code=1, **options)
+  assert 'has no data set nothing' in machine.output
+
+
 @pytest.mark.parametrize(
   'gpus, driver, extra',
   [(0, '', ''), (2, '535.54.03', 'cuda12'), (1, '580.65.06', 'cuda13'), (1, 'broken', 'cuda12')],

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import pathlib
 import sys
 
@@ -25,7 +26,7 @@ BUILDERS = {
   'imagenet2012': imagenet.Imagenet2012,
 }
 
-DEFAULT_DATA_DIR = '~/tensorflow_datasets'
+_DEFAULT_DATA_DIR = '~/tensorflow_datasets'
 
 _OWN_DATA = (
   'To use your own data, give a folder of images with a directory for each class, as '
@@ -35,13 +36,18 @@ _OWN_DATA = (
 )
 
 
+def default_data_dir() -> str:
+  """Returns the directory of TFDS: $TFDS_DATA_DIR, or `~/tensorflow_datasets`."""
+  return os.environ.get('TFDS_DATA_DIR') or _DEFAULT_DATA_DIR
+
+
 def directory(name: str, *, data_dir: str = '') -> pathlib.Path:
   """Returns the directory of a prepared data set. Prepares it first if necessary.
 
   Args:
     name: a key of `BUILDERS`, or a data set in `data_dir`: 'name', 'name/config' or
       'name:version'. Without a version, the highest one is used.
-    data_dir: TFDS directory, `~/tensorflow_datasets` if empty; or the directory of one prepared
+    data_dir: TFDS directory, that of `default_data_dir` if empty; or the directory of one prepared
       data set, which must have that name.
 
   Returns:
@@ -50,12 +56,12 @@ def directory(name: str, *, data_dir: str = '') -> pathlib.Path:
   Raises:
     DataError: there is no such data set, or it cannot be prepared.
   """
-  root = pathlib.Path(data_dir or DEFAULT_DATA_DIR).expanduser()
+  root = pathlib.Path(data_dir or default_data_dir()).expanduser()
   if not root.is_dir() and (root.exists() or (data_dir and not root.parent.is_dir())):
     raise DataError(
       f'the data_dir {root} is {"a file" if root.exists() else "below a directory that is missing"}. '
       f'To prepare data sets there, create the directory first; without a data_dir they are in '
-      f'{DEFAULT_DATA_DIR}'
+      f'{default_data_dir()}'
     )
   prepared = _find(name, root)
   if prepared is None and name in BUILDERS:

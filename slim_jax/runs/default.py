@@ -51,7 +51,7 @@ def _add_data(config: Config) -> None:
   # 'imagenet2012'; any data set of TFDS that is prepared in data_dir; 'folder:PATH'; or your own:
   # 'module:name' of a function, or an .npz file, see slim_jax/data/own.py.
   config.dataset = ''
-  # The directory of TFDS. '' is its default, ~/tensorflow_datasets.
+  # The directory of TFDS. '' is its default: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
   config.data_dir = ''
 
   # Side in pixels to which photographs are cropped when they are read. 0 is for images of one size,
