@@ -7,3 +7,5 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${VENV:-$ROOT/.venv}
 [[ $VENV == /* ]] || VENV=$PWD/$VENV
 export ROOT VENV
+# Otherwise Python, started in the folder that holds a clone named slim_jax, takes the clone itself for the package.
+export PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}

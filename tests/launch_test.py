@@ -163,6 +163,36 @@ def test_paths_count_from_where_one_stands(machine, tmp_path):
   assert demo[2] == f'--config={commands.ROOT}/configs/digits.py'
 
 
+def test_a_clone_beside_one_is_not_taken_for_the_package(tmp_path):
+  """An editable install is found after the folder where one stands, if that holds a `slim_jax`."""
+  (tmp_path / 'slim_jax').mkdir()
+  code = f'source {LAUNCH}/here.sh; {sys.executable} -c "import slim_jax; print(slim_jax.__file__)"'
+  done = subprocess.run(
+    ['bash', '-c', code], cwd=tmp_path, check=True, stdout=subprocess.PIPE, text=True
+  )
+  assert done.stdout.strip() == str(commands.ROOT / 'slim_jax' / '__init__.py')
+
+
+def test_the_address_is_written_once(tmp_path):
+  places = ['README.md', *(f'launch/{n}' for n in ('README.md', 'colab.ipynb', 'kubernetes.yaml'))]
+  (tmp_path / 'launch').mkdir()
+  for name in [*places, 'launch/address.sh', 'launch/here.sh']:
+    shutil.copy(commands.ROOT / name, tmp_path / name)
+  subprocess.run(['bash', tmp_path / 'launch' / 'address.sh', 'some-one/thin.jax'], check=True)
+  texts = {name: (tmp_path / name).read_text() for name in places}
+  assert not any('OWNER/slim_jax' in text for text in texts.values())
+  assert 'git+https://github.com/some-one/thin.jax' in texts['launch/colab.ipynb']
+  assert (
+    'git clone https://github.com/some-one/thin.jax slim_jax' in texts['launch/kubernetes.yaml']
+  )
+  badge = 'colab.research.google.com/github/some-one/thin.jax/blob/main/launch/colab.ipynb'
+  assert all(badge in texts[name] for name in places[:3])
+  wrong = subprocess.run(
+    ['bash', tmp_path / 'launch' / 'address.sh', 'nobody'], capture_output=True
+  )
+  assert wrong.returncode == 1 and b'nobody is not OWNER/NAME' in wrong.stderr
+
+
 def test_sweep_is_a_module(machine):
   machine.stub('nvidia-smi', 'sys.exit(9)')  # no driver
   machine.stub_python()
@@ -214,24 +244,43 @@ def test_processes_pass_sigterm_on(machine):
   commands.finish(process, code=143)
 
 
-@pytest.mark.parametrize('code, requeued', [(0, False), (143, True), (1, False)])
-def test_slurm_job_is_one_srun_and_queues_again_when_stopped(machine, code, requeued):
-  machine.stub('srun', f'sys.exit({code})')
-  machine.stub('scontrol')
+@pytest.mark.parametrize(
+  'code, requeued, environ',
+  [(0, False, {}), (143, True, {}), (1, False, {'SLIM_JAX': str(commands.ROOT)})],
+)
+def test_slurm_job_is_one_srun_and_queues_again_when_stopped(
+  machine, tmp_path, code, requeued, environ
+):
+  """It runs as a copy that lies elsewhere, in the folder of the person who submits it."""
+  shutil.copy(LAUNCH / 'slurm.sh', machine.bin / 'spooled')
+  stood = 'open(os.path.join(os.getcwd(), "stood here"), "w").close()\n'
+  machine.stub('srun', stood + f'sys.exit({code})')
+  shown = '' if environ else f'print("   Command={LAUNCH}/slurm.sh --config=a\\n   WorkDir=/x")'
+  machine.stub('scontrol', f'if sys.argv[1] == "show":\n  {shown or "sys.exit(1)"}')
   machine.stub_python()
   calls = machine.run(
-    LAUNCH / 'slurm.sh',
+    machine.bin / 'spooled',
     *RUN,
     code=code,
     cwd=machine.bin,
-    SLURM_SUBMIT_DIR=str(commands.ROOT),
+    SLURM_SUBMIT_DIR=str(tmp_path),
     SLURM_JOB_ID='17',
+    **environ,
   )
+  calls = [call for call in calls if call[1][:2] != ['show', 'job']]
+  assert (tmp_path / 'stood here').exists()
   assert calls[0][:2] == [
     'srun',
     ['--kill-on-bad-exit=1', f'{machine.venv}/bin/python', '-m', 'slim_jax.main', *RUN],
   ]
   assert [call[:2] for call in calls[1:]] == ([['scontrol', ['requeue', '17']]] if requeued else [])
+
+
+def test_slurm_says_where_it_looked(machine, tmp_path):
+  shutil.copy(LAUNCH / 'slurm.sh', tmp_path)
+  machine.stub('scontrol', 'sys.exit(1)')
+  machine.run(tmp_path / 'slurm.sh', *RUN, code=1, cwd=tmp_path, SLURM_SUBMIT_DIR=str(tmp_path))
+  assert 'set SLIM_JAX to its folder' in machine.output
 
 
 def test_slurm_options_stand_in_the_script():
@@ -246,16 +295,19 @@ def test_tpu_from_create_to_delete(machine, tmp_path):
   machine.stub(
     'gcloud',
     'if "scp" in sys.argv:\n  import shutil\n'
-    f'  shutil.copy(sys.argv[5], {str(tmp_path / "copied")!r})',
+    f'  shutil.copy(sys.argv[5], {str(tmp_path)!r} + "/copied" + sys.argv[5][-3:])',
   )
   machine.run(
     'launch/tpu.sh', 'create', 'mine', ZONE='z', TYPE='v5litepod-16', VERSION='v', PROJECT='p'
   )
   machine.run('launch/tpu.sh', 'install', 'mine')
-  machine.run('launch/tpu.sh', 'run', 'mine', *RUN)
+  (tmp_path / 'here').mkdir()
+  (tmp_path / 'here' / 'own.py').write_text('')
+  flags = ['--config=own.py', *RUN[1:]]
+  machine.run(LAUNCH / 'tpu.sh', 'run', 'mine', *flags, cwd=tmp_path / 'here')
   calls = machine.run('launch/tpu.sh', 'delete', 'mine')
   vm, zone = ['compute', 'tpus', 'tpu-vm'], '--zone=us-central2-b'
-  create, copy, install, run, delete = [call[1] for call in calls]
+  create, copy, install, folder, config, run, delete = [call[1] for call in calls]
   assert create == [
     *vm,
     'create',
@@ -266,10 +318,12 @@ def test_tpu_from_create_to_delete(machine, tmp_path):
     '--project=p',
   ]
   assert copy[:4] == [*vm, 'scp'] and copy[5:] == ['mine:', '--worker=all', zone]
-  with tarfile.open(tmp_path / 'copied') as archive:
+  with tarfile.open(tmp_path / 'copied.gz') as archive:
     assert {'slim_jax/setup.cfg', 'slim_jax/launch/install.sh'} <= set(archive.getnames())
   assert install[:6] == [*vm, 'ssh', 'mine', '--worker=all'] and install[7:] == [zone]
   assert 'bash slim_jax/launch/install.sh tpu,gcs' in install[6]
+  assert folder[6] == '--command=mkdir -p work'
+  assert config == [*vm, 'scp', 'own.py', 'mine:work/', '--worker=all', zone]
   assert run[:6] == install[:6] and run[7:] == [zone]
   assert delete == [*vm, 'delete', 'mine', '--quiet', zone]
   # On the host, the arguments are what they were here.
@@ -277,8 +331,9 @@ def test_tpu_from_create_to_delete(machine, tmp_path):
   host.mkdir(parents=True)
   machine._write(host / 'python', STUB)  # pylint: disable=protected-access
   command = run[6].removeprefix('--command=')
+  (tmp_path / 'work').mkdir()
   calls = machine.run('-c', command, cwd=tmp_path)
-  assert calls[-1][1] == ['-m', 'slim_jax.main', '--multihost', *RUN]
+  assert calls[-1][1] == ['-m', 'slim_jax.main', '--multihost', *flags]
 
 
 @pytest.mark.parametrize('arguments', [[], ['create'], ['destroy', 'mine']])

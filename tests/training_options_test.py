@@ -1,9 +1,12 @@
 """Options of training: soft labels, RandAugment, clipping, averages, distillation, early stopping."""
 
 import json
+import os
+import subprocess
+import sys
 
 from absl import logging
-from helpers import own_parts
+from helpers import commands, own_parts
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -318,6 +321,9 @@ class Service:
   def __init__(self, fails_at=None):
     self.calls, self.fails_at = [], fails_at
 
+  def search_runs(self, **_):
+    return []
+
   def __getattr__(self, name):
     def call(*args, step=None, **kwargs):
       if step is not None and step == self.fails_at:
@@ -348,10 +354,63 @@ def test_services_get_the_metrics(name, last, tmp_path):
   assert logged == (({'epoch': 2, 'loss': 0.5, 'scales_below/0.1': 0.25},), {'step': 8})
   assert service.calls[-1][0] == last
   if name == 'mlflow':
-    assert called['start_run'][1] == {'run_name': 'mine: sparse, pass 1'}
+    assert called['start_run'][1]['run_name'] == 'mine: sparse, pass 1'
     assert called['log_params'][0] == ({'seed': '0', 'train/epochs': '3'},)
   else:
     assert called['init'][1]['name'] == 'mine: sparse, pass 1'
+
+
+# Tracks a stage that is continued once, with the real package.
+TRACK = """
+import sys
+from slim_jax.runs import tracking
+from slim_jax.runs.stages import Stage
+from slim_jax.runs.workdir import Workdir
+from slim_jax.runtime import files
+here = Workdir(files.path_of('mine').absolute())
+config = {'seed': 0, 'train': {'epochs': 3}, 'model': {'widths': [4, 'M']}}
+for step in (8, 16):
+  with tracking.tracker(sys.argv[1], here, Stage(1, 'sparse'), config) as track:
+    track({'pass': 1, 'stage': 'sparse', 'step': step, 'loss': 1 / step, 'scales_below': {'0.1': 0.25}})
+"""
+READ = """
+import mlflow
+(run,) = mlflow.search_runs(experiment_names=['slim_jax'], output_format='list')
+assert run.info.run_name == 'mine: sparse, pass 1'
+assert run.data.params['train/epochs'] == '3'
+history = mlflow.MlflowClient().get_metric_history(run.info.run_id, 'loss')
+assert [(line.step, line.value) for line in history] == [(8, 1 / 8), (16, 1 / 16)]
+assert run.data.metrics['scales_below/0.1'] == 0.25
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['wandb', 'mlflow'])
+def test_real_services_get_the_metrics(name, tmp_path):
+  if tracking.missing(name):
+    pytest.skip(f'{name} is not installed')
+  environ = {
+    **os.environ,
+    'PYTHONPATH': f'{commands.ROOT}:{os.environ.get("PYTHONPATH", "")}',
+    'WANDB_MODE': 'offline',
+    'MLFLOW_TRACKING_URI': f'sqlite:///{tmp_path}/ml.db',
+  }
+
+  def run(code):
+    command = [sys.executable, '-c', code, name]
+    done = subprocess.run(
+      command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'no longer gets' not in done.stderr
+
+  run(TRACK)
+  if name == 'wandb':
+    written = list(tmp_path.glob('wandb/offline-run-*/*.wandb'))
+    assert written and all(b'scales_below' in path.read_bytes() for path in written)
+    assert len({path.name for path in written}) == 1  # the same run
+  else:
+    run(READ)
 
 
 def test_a_service_that_fails_does_not_end_the_run(tmp_path, caplog):

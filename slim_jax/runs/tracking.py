@@ -74,7 +74,7 @@ def _wandb(module: Any, workdir: Workdir, stage: Stage, config: Mapping[str, Any
     name=name,
     group=workdir.path.name,
     # The same stage continues its run.
-    id=hashlib.blake2b(f'{workdir.path}: {stage}'.encode(), digest_size=8).hexdigest(),
+    id=_identity(workdir, stage),
     resume='allow',
     config=dict(config),
   )
@@ -89,13 +89,26 @@ def _mlflow(
   module: Any, workdir: Workdir, stage: Stage, config: Mapping[str, Any]
 ) -> Iterator[Log]:
   module.set_experiment(PROJECT)
-  with module.start_run(run_name=f'{workdir.path.name}: {stage}'):
+  identity = _identity(workdir, stage)
+  begun = module.search_runs(
+    experiment_names=[PROJECT], filter_string=f"tags.identity = '{identity}'", output_format='list'
+  )
+  with module.start_run(
+    run_id=begun[0].info.run_id if begun else None,
+    run_name=f'{workdir.path.name}: {stage}',
+    tags={'identity': identity},
+  ):
     module.log_params({name: str(value)[:500] for name, value in columns(config)})
     yield lambda line: module.log_metrics(
       # MLflow takes fewer characters in a name than JSON.
       {name.replace('<', 'below '): value for name, value in numbers(line).items()},
       step=line['step'],
     )
+
+
+def _identity(workdir: Workdir, stage: Stage) -> str:
+  """Returns what tells a stage from all others, so that it continues its run."""
+  return hashlib.blake2b(f'{workdir.path}: {stage}'.encode(), digest_size=8).hexdigest()
 
 
 SERVICES = {'wandb': _wandb, 'mlflow': _mlflow}
