@@ -98,7 +98,9 @@ def run(
     with config.unlocked():
       config.prune.fraction = fraction
     try:
-      dead = pruning.select_dead(sparse.net, variables, opened.image, config.prune)
+      dead = pruning.select_dead(
+        sparse.net, variables, opened.image, config.prune, calibration=pruning.calibration(opened)
+      )
       plan = candidates.planned(network, dead, bias=config.prune.bias)
     except ValueError as error:
       logging.info('fractions from %g on cannot be removed: %s', fraction, error)

@@ -23,7 +23,7 @@ from etils import epath
 from slim_jax import command
 from slim_jax.display import plot, quantities, tables
 from slim_jax.report import page
-from slim_jax.runs import checks, pipeline, results, schema, stages, summary
+from slim_jax.runs import checks, gated, pipeline, results, schema, stages, summary
 from slim_jax.runs.errors import ConfigError, PruneError
 from slim_jax.runs.run import config_to_json
 from slim_jax.runs.stages import Stage
@@ -158,7 +158,7 @@ def draw(points: Sequence[dict[str, Any]], workdir: epath.Path) -> list[epath.Pa
       stage = Stage(1, 'sparse')
       if any(Stage.of(row) == stage for row in point['stages']):
         arrays = results.read_variables(Workdir(workdir / point['workdir']), stage)
-        scales[point['workdir']] = {'all': observe.scales(arrays['params'])}
+        scales[point['workdir']] = {'all': observe.scales(arrays['params'], gated.scales_of)}
     plot.save(plot.histograms(scales, name='|scale|'), paths[-1])
   return paths
 

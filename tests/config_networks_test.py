@@ -8,7 +8,7 @@ import pytest
 
 import slim_jax
 from slim_jax import data
-from slim_jax.runs import network, pruning
+from slim_jax.runs import gated, network, pruning
 from slim_jax.training import feed, loop, optimiser, steps, train_state
 
 # Arguments of a small model, by the name of the model of a config.
@@ -19,6 +19,8 @@ SMALL = {
   'densenet': {'depth': 7, 'growth': 2, 'stem': 4},
   'resnet50': {'name': 'resnet', 'blocks': (1, 1), 'width': 4},
   'mlp': {'widths': (8, 6)},
+  'vit': {'patch': 4, 'width': 8, 'heads': (2, 2), 'head_dim': 4, 'neurons': (8, 6)},
+  'convnext': {'patch': 2, 'widths': (4, 8), 'neurons': ((8,), (8, 6)), 'kernel': 3},
 }
 
 
@@ -43,10 +45,16 @@ def make_data(shape, n=16):
   )
 
 
+def original(config, classes, image):
+  """The network that is pruned: with gates, if the config names units."""
+  net = network.create(config, classes)
+  return network.with_gates(net, image, config.prune.units) if config.prune.units else net
+
+
 def traced_step(net, variables, config):
   """Shapes of the parameters after a step, without compiling it."""
   train_data = make_data(config.shape)
-  tx = optimiser.make_tx(config, lambda step: 0.1, strength=1e-4)
+  tx = optimiser.make_tx(config, lambda step: 0.1, strength=1e-4, mask=net.scales)
   state = jax.eval_shape(lambda: train_state.create_state(net.apply, variables, tx))
 
   def step(state, batch, key):
@@ -73,17 +81,17 @@ def traced_step(net, variables, config):
 def test_config_trains_and_is_pruned(name):
   config = small(name)
   image = jax.ShapeDtypeStruct((8, *config.shape), np.float32)
-  net = network.create(config, 5)
+  net = original(config, 5, image)
   variables = zoo.randomise(net.shapes(image), np.float32, seed=0)
   assert traced_step(net, variables, config) == jax.tree.map(np.shape, variables['params'])
 
   dead = pruning.select_dead(net, variables, image, config.prune)
-  plan = slim_jax.plan(net.predict, variables, image, dead=dead, bias=config.prune.bias)
+  plan = pruning.planned(net, variables, dead, image, config.prune.bias)
+  before = slim_jax.count(net.predict, variables, image).macs
+  if net.units is not None:
+    variables = gated.folded(variables, net.units)
   thin, thin_variables = network.create(config, 5, plan), plan.slice(variables)
-  assert (
-    slim_jax.count(thin.predict, thin_variables, image).macs
-    < slim_jax.count(net.predict, variables, image).macs
-  )
+  assert slim_jax.count(thin.predict, thin_variables, image).macs < before
   shapes = jax.tree.map(np.shape, thin_variables['params'])
   assert traced_step(thin, thin_variables, config) == shapes
 
@@ -98,10 +106,11 @@ def test_config_trains_and_is_pruned(name):
 def test_each_architecture_takes_two_steps(name):
   config = small(name)
   train_data = make_data(config.shape)
-  net = network.create(config, train_data.num_classes)
-  variables = net.init(jax.random.key(0), jax.ShapeDtypeStruct((1, *config.shape), np.float32))
+  image = jax.ShapeDtypeStruct((1, *config.shape), np.float32)
+  net = original(config, train_data.num_classes, image)
+  variables = net.init(jax.random.key(0), image)
   schedule = optimiser.make_schedule(config.train, epochs=1, steps_per_epoch=2)
-  tx = optimiser.make_tx(config, schedule, strength=1e-4)
+  tx = optimiser.make_tx(config, schedule, strength=1e-4, mask=net.scales)
   state = train_state.create_state(net.apply, variables, tx)
   batches = feed.create(train_data, config, key=jax.random.key(1))
   run = loop.make_step(batches, train_data, config, key=jax.random.key(2))

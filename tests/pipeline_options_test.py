@@ -298,7 +298,8 @@ def test_recalibration_may_still_change_before_it_is_done(finished):
     for begun in ({'baseline'}, {'baseline', 'sparse'}, {'baseline', 'sparse', 'finetuned'})
   ]
   assert ['recalibrate_batches' in names for names in free] == [True, True, False]
-  assert ['prune' in names for names in free] == [True, True, False]
+  assert ['prune.fraction' in names for names in free] == [True, True, False]
+  assert ['prune.units' in names for names in free] == [True, False, False]
   assert ['train.pull' in names for names in free] == [True, False, False]
 
 

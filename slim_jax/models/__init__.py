@@ -1,6 +1,7 @@
 """Flax Linen models to slim. None of their code is about pruning.
 
-vgg, preresnet, densenet, resnet, mlp   the models, made of `layers`
+vgg, preresnet, densenet, resnet, mlp   models with BatchNorm, made of `layers`
+vit, convnext                           models with LayerNorm
 initialise                              new variables, full or thin
 narrow                                  thin networks as ordinary modules
 from_torch, torch_names                 weights of PyTorch networks
@@ -14,11 +15,13 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 
+from slim_jax.models.convnext import ConvNeXt
 from slim_jax.models.densenet import DenseNet
 from slim_jax.models.mlp import MLP
 from slim_jax.models.preresnet import PreResNet
 from slim_jax.models.resnet import STAGES, ResNet
 from slim_jax.models.vgg import VGG, WIDTHS
+from slim_jax.models.vit import ViT
 
 
 def _resnet(name: str) -> Callable[..., nn.Module]:
@@ -69,6 +72,8 @@ MODELS = {
   'resnet101': _resnet('resnet101'),
   'resnet152': _resnet('resnet152'),
   'mlp': MLP,
+  'vit': ViT,
+  'convnext': ConvNeXt,
 }
 
 

@@ -3,8 +3,10 @@
 Each is a Linen layer with other defaults; models pass `dtype` and the other arguments.
 """
 
+from collections.abc import Sequence
 import functools
 import numbers
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -51,3 +53,15 @@ def check_positive(*, model: str, **attributes: int) -> None:
   for name, value in attributes.items():
     if not (isinstance(value, numbers.Integral) and value > 0):
       raise ValueError(f'{model}: {name} must be a positive integer, got {value!r}')
+
+
+def zipped(*, model: str, **attributes: Sequence[Any]) -> list[tuple[Any, ...]]:
+  """Returns the entries of attributes that have one for each block or stage.
+
+  Raises:
+    ValueError: their lengths differ.
+  """
+  if len({len(values) for values in attributes.values()}) > 1:
+    lengths = ', '.join(f'{name} has {len(values)}' for name, values in attributes.items())
+    raise ValueError(f'{model}: {" and ".join(attributes)} must be of one length: {lengths}')
+  return list(zip(*attributes.values(), strict=True))

@@ -15,6 +15,7 @@ from slim_jax.cpu import cpu_options
 from slim_jax.runs import network, readers
 from slim_jax.runs.workdir import Workdir, WorkdirError
 from slim_jax.runtime.config import Config
+from slim_jax.structure.unit import Units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,13 @@ class Architecture:
   def network(self, plan: Plan | None) -> network.Network:
     """Returns the network that a plan leaves."""
     return network.create(self.config, self.num_classes, plan)
+
+  def units(self, plan: Plan | None) -> Units | None:
+    """Returns the units of the network that a plan leaves, if those of the config get gates."""
+    where = self.config.prune.units
+    if not where:
+      return None
+    return network.with_gates(self.network(plan), self._image(1), where).units
 
   def cost(self, plan: Plan | None) -> counting.Cost:
     """Returns what the network costs for one image."""

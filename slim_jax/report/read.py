@@ -4,14 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
+import jax
 import numpy as np
 
 from slim_jax import tree
+from slim_jax.channels.cuts import Cut
 from slim_jax.display import quantities
-from slim_jax.runs import readers, results, scale_history
+from slim_jax.report import architecture
+from slim_jax.runs import gated, readers, results, scale_history
 from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir, WorkdirError, read_json
 from slim_jax.sparsity import observe
+from slim_jax.structure import native
 from slim_jax.training import losses
 
 
@@ -122,9 +126,15 @@ def latency(path: epath.Path) -> dict[str, Any]:
 
 
 def scales(workdir: Workdir, stage: Stage) -> dict[str, np.ndarray]:
-  """Returns |scale| at the end of a complete stage, float [channels] by path."""
-  arrays = results.read_variables(workdir, stage)
-  return observe.by_layer(arrays['params'])
+  """Returns |scale| at the end of a complete stage, float [channels] by path.
+
+  Raises:
+    Missing: the network has no BatchNorm, and no gates yet.
+  """
+  params = results.read_variables(workdir, stage)['params']
+  if not any(jax.tree.leaves(gated.scales_of(params))):
+    raise Missing(f'{stage}: the network has no scales.')
+  return observe.by_layer(params, gated.scales_of)
 
 
 def split(
@@ -144,14 +154,22 @@ def split(
     return {'all': together}
   before = workdir.plan_after(stage)
   plan = plan if before is None else plan.relative_to(before)
-  live = []
-  for path in scales_by_path:
-    cut = plan.cuts[tree.parse(path)]
-    is_live = np.zeros(cut.shape, bool)
-    is_live[np.ix_(*cut.indices)] = True
-    live.append(is_live.ravel())
+  units = architecture.read(workdir).units(before)
+  if units is None:
+    live = [_live(plan.cuts[tree.parse(path)]) for path in scales_by_path]
+  else:
+    left = native.units_left(units, plan)
+    # Stacked layers lose the same units.
+    live = [np.tile(left[name], units[name].layers or 1) for name in gated.names(scales_by_path)]
   kept = np.concatenate(live)
   return {'kept': together[kept], 'removed': together[~kept]}
+
+
+def _live(cut: Cut) -> np.ndarray:
+  """Returns which elements of a variable are left, bool [size]."""
+  live = np.zeros(cut.shape, bool)
+  live[np.ix_(*cut.indices)] = True
+  return live.ravel()
 
 
 def history(workdir: Workdir, stage: Stage) -> scale_history.Scales:

@@ -16,6 +16,7 @@ from slim_jax.report.architecture import module_of
 from slim_jax.report.blocks import Block, Cell, Column, Paragraph, Section
 from slim_jax.report.gallery import Gallery
 from slim_jax.report.read import Missing
+from slim_jax.runs import gated
 from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir, read_json
 
@@ -224,8 +225,9 @@ def _scales(workdir: Workdir, gallery: Gallery, *, layers: str) -> list[Block]:
 
 def _histograms(workdir: Workdir, gallery: Gallery) -> list[Block]:
   values: dict[str, dict[str, np.ndarray]] = {}
+  has_units = bool(architecture.read(workdir).config.prune.units)
   for stage in map(Stage.of, workdir.records()):
-    if stage.name == 'baseline':
+    if stage.name == 'baseline' and not has_units:
       values[str(stage)] = {'all': np.concatenate(list(read.scales(workdir, stage).values()))}
     elif stage.name == 'sparse':
       values[str(stage)] = read.split(workdir, stage, read.scales(workdir, stage))
@@ -272,7 +274,9 @@ def _widths(workdir: Workdir, gallery: Gallery) -> list[Block]:
     (module_of(path), first['widths'][path], last['widths'].get(path, 0))
     for path in architecture.in_order(list(first['widths']), _modules(workdir))
   ]
-  caption = f'Channels of each BatchNorm: {Stage.of(first)} → {Stage.of(last)}.'
+  has_units = any(name.startswith(f'params/{gated.GATES}/') for name in first['widths'])
+  what = 'Units' if has_units else 'Channels of each BatchNorm'
+  caption = f'{what}: {Stage.of(first)} → {Stage.of(last)}.'
   # The page shows the bars; the file is there for slides and READMEs.
   gallery.add('widths', caption, lambda: figures.widths(widths))
   return [blocks.Bars('widths', widths), Paragraph(f'{caption} Also in widths.svg.', 'note')]

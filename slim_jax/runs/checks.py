@@ -11,7 +11,7 @@ from slim_jax import batch_norms, data, models, tree
 from slim_jax.data import ArrayData, folder, own, prepare
 from slim_jax.data.stream import Data
 from slim_jax.errors import SlimError
-from slim_jax.runs import network, schema, tracking
+from slim_jax.runs import network, schema, scoring, tracking
 from slim_jax.runs.errors import ConfigError
 from slim_jax.runtime import devices, parts
 from slim_jax.runtime.config import Config
@@ -49,6 +49,8 @@ _AT_LEAST = {
   'finetune.warmup_epochs': 0,
   'prune.min_channels': 0,
   'prune.multiple_of': 1,
+  'prune.calibration_batches': 1,
+  'prune.reconstruct_batches': 0,
   'recalibrate_batches': 0,
   'eval_every_epochs': 0,
   'log_every_steps': 1,
@@ -86,7 +88,7 @@ _OR_PARTS = {
   'loss': tuple(losses.LOSSES),
   'model.name': tuple(models.MODELS),
   'train.term': tuple(terms.TERMS),
-  'prune.score': ('',),
+  'prune.score': ('', *scoring.SCORES),
 }
 
 _CHOICES = {
@@ -200,7 +202,7 @@ def _check_mixing(config: Config, train_data: Data) -> None:
 
 
 def check_network(config: Config, shapes: Callable[[], PyTree]) -> PyTree:
-  """Checks that the network can be made for the images and can be slimmed.
+  """Checks that the network can be made for the images.
 
   Args:
     config: the config.
@@ -210,21 +212,38 @@ def check_network(config: Config, shapes: Callable[[], PyTree]) -> PyTree:
     These shapes.
 
   Raises:
-    ConfigError: the model does not take such images or has no BatchNorm scales, or a pattern of
-      `prune.keep` matches no layer.
+    ConfigError: the model does not take such images.
   """
   try:
-    variables = shapes()
-    paths = batch_norms.chosen(variables)
+    return shapes()
   except (TypeError, ValueError) as error:
     raise ConfigError(f'config.model: {error}') from error
+
+
+def check_scales(config: Config, variables: PyTree, scales: Any) -> None:
+  """Checks that the network can be slimmed.
+
+  Args:
+    config: the config.
+    variables: shapes of the variables, with gates if the config names units.
+    scales: which of them are scales, as a function.
+
+  Raises:
+    ConfigError: there are no scales, or a pattern of `prune.keep` matches no layer.
+  """
+  try:
+    paths = batch_norms.chosen(variables, scales)
+  except ValueError as error:
+    raise ConfigError(
+      f'config.model: {error} For a model without BatchNorm, config.prune.units names units that '
+      "get gates, such as 'heads,neurons' or '*' for all."
+    ) from error
   leaves = tree.flatten(variables)
   try:
     sizes = {path: leaves[path].size for path in paths}
     constraints.resolve(sizes, SelectionOptions(keep=config.prune.keep))
   except ValueError as error:
     raise ConfigError(f'config.prune.{error}') from error
-  return variables
 
 
 def _value_problems(config: Config) -> Iterator[str]:
@@ -241,6 +260,8 @@ def _value_problems(config: Config) -> Iterator[str]:
       f'steps_per_call={config.steps_per_call} needs images in device memory (image_size=0); '
       'photographs are read step by step'
     )
+  if config.prune.units:
+    yield from _unit_problems(config)
   if not _is_target(config.prune.target):
     yield (
       f"prune.target={config.prune.target!r} must be '', 'gap', 'threshold:SCALE', or "
@@ -249,6 +270,17 @@ def _value_problems(config: Config) -> Iterator[str]:
     )
   yield from _dataset_problems(config)
   yield from _model_problems(config)
+
+
+def _unit_problems(config: Config) -> Iterator[str]:
+  """Lists the options that units do not have."""
+  units = f'prune.units={config.prune.units!r}'
+  if config.prune.bias != 'zero':
+    yield f"{units} removes units with their biases: prune.bias must be 'zero'"
+  if config.prune.tied:
+    yield f"{units} removes whole units, tied already: prune.tied must be ''"
+  if not (config.train.strength or config.train.pull or config.prune.score):
+    yield f'{units} without a strength or a pull leaves gates at 1: set prune.score to rank them'
 
 
 def _range_problems(config: Config) -> Iterator[str]:

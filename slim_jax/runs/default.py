@@ -189,6 +189,11 @@ def _add_schedule(section: Config) -> None:
 def _add_pruning(config: Config) -> None:
   # The channels with the smallest scales are removed.
   config.prune = _section()
+  # Networks without BatchNorm: what can be removed, as kinds and patterns of names ('heads,neurons',
+  # '*Block_0*', or '*' for all), see `slim_jax.units`. These units get gates, scales of 1 that the
+  # sparsity term acts on; with a strength of 0 they stay 1, and prune.score has to rank. The cut
+  # multiplies them into the weights. '' is for networks whose BatchNorms have scales.
+  config.prune.units = ''
   # Fraction of the channels to remove: of all layers together or, with per_layer, of each layer.
   config.prune.fraction = 0.5
   config.prune.per_layer = False
@@ -201,9 +206,12 @@ def _add_pruning(config: Config) -> None:
   # threshold: 'threshold:0.01' removes scales up to it, 'gap' those below the widest gap between
   # scales. '' uses the fraction.
   config.prune.target = ''
-  # What ranks channels: '' is |scale|. Or 'module:name' of a function (f, variables, image) -> tree
-  # of scores, such as 'slim_jax.selection.scores:kernel_norm'.
+  # What ranks channels: '' is |scale|. 'norm' of the weights, 'taylor' (the change of the loss),
+  # 'activation' (what units carry) or 'random'. Or 'module:name' of a function (f, variables, image)
+  # -> tree of scores, such as 'slim_jax.selection.scores:kernel_norm', see slim_jax/runs/scoring.py.
   config.prune.score = ''
+  # Training batches for 'taylor', 'activation' and own functions with an argument `batches`.
+  config.prune.calibration_batches = 8
   # Each layer keeps at least min_channels channels and loses at most max_fraction of its channels.
   config.prune.min_channels = 0
   config.prune.max_fraction = 1.0
@@ -218,6 +226,9 @@ def _add_pruning(config: Config) -> None:
   # 'keep', all of it: one channel in each layer takes over the biases, so removing scales of 0
   # changes nothing.
   config.prune.bias = 'zero'
+  # Training batches on which kernels that lose inputs are fitted, at the cut, to the outputs that
+  # they had: by least squares, without labels. 0 leaves them as they are.
+  config.prune.reconstruct_batches = 0
   # Training batches from which the BatchNorm statistics of the thin network are estimated before it
   # is evaluated and fine-tuned. 0 keeps the statistics it has.
   config.recalibrate_batches = 0

@@ -16,7 +16,7 @@ from slim_jax import data
 from slim_jax.channels.plan import Plan
 from slim_jax.display import quantities
 from slim_jax.models import narrow
-from slim_jax.runs import network, readers, results
+from slim_jax.runs import gated, network, readers, results
 from slim_jax.runs.errors import WorkdirError
 from slim_jax.runs.network import Network
 from slim_jax.runs.stages import Stage
@@ -55,6 +55,8 @@ def load(
   config, dataset = _read(here, stage)
   config.dtype = dtype or config.dtype
   net, variables = restore(config, here, stage, dataset['num_classes'], dataset['image'])
+  if net.units is not None:
+    net, variables = net.inner, gated.folded(variables, net.units)
   return _from_pixels(net.infer if compiled else net.predict, dataset), variables
 
 
@@ -148,7 +150,7 @@ def restore(
   Args:
     config: config of the run.
     workdir: directory of the run.
-    stage: the stage.
+    stage: the stage; the network of a sparse one has its gates.
     num_classes: number of classes.
     shape: height, width and channels of an image.
 
@@ -158,9 +160,12 @@ def restore(
     WorkdirError: config, plan and images make no network.
   """
   plan = workdir.plan_after(stage)
+  image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
   with _fitting(workdir):
     net = network.create(config, num_classes, plan)
-    like = net.shapes(jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    if stage.name == 'sparse' and config.prune.units:
+      net = network.with_gates(net, image, config.prune.units)
+    like = net.shapes(image)
   arrays = results.read_variables(workdir, stage)
   variables = checkpoint.fit(
     {name: arrays.get(name, {}) for name in like}, like, name=str(workdir.checkpoints(stage))

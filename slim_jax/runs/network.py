@@ -1,22 +1,25 @@
 """The functions of a config's network, original or thin, and its new weights."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import slim_jax
-from slim_jax import cpu, models
-from slim_jax.runs import model_functions
+from slim_jax import batch_norms, cpu, models
+from slim_jax.runs import gated, model_functions
 from slim_jax.runs.model_functions import Model
 from slim_jax.runtime import parts
 from slim_jax.runtime.config import Config
+from slim_jax.structure.unit import Units
 
 PyTree = Any
 
 
-class Network(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Network:
   """The functions of a network. They take thin variables if there is a plan.
 
   Attributes:
@@ -27,6 +30,10 @@ class Network(NamedTuple):
     init: `(key, image)` -> new variables; image is a shape.
     shapes: `image` -> shapes of the variables; image is a shape.
     plan: plan of the thin network; None for the original network.
+    scales: which leaves of the variables or parameters are scales: a function that returns a tree
+      of bools; None if the network would need gates and has none.
+    units: the units that have gates in the parameters; None without gates.
+    inner: the network without gates; itself, if it has none.
   """
 
   apply: Callable[..., Any]
@@ -36,6 +43,13 @@ class Network(NamedTuple):
   init: Callable[[jax.Array, jax.ShapeDtypeStruct], PyTree]
   shapes: Callable[[jax.ShapeDtypeStruct], PyTree]
   plan: slim_jax.Plan | None
+  scales: Callable[[PyTree], PyTree] | None
+  units: Units | None = None
+  _inner: 'Network | None' = None
+
+  @property
+  def inner(self) -> 'Network':
+    return self if self._inner is None else self._inner
 
 
 def model_of(config: Config, num_classes: int) -> Model:
@@ -112,4 +126,41 @@ def create(config: Config, num_classes: int, plan: slim_jax.Plan | None = None) 
     train = slim_jax.thin(train, plan, outs=(None, 'batch_stats'))
     predict, infer = (slim_jax.thin(predict, plan, widen=each) for each in (False, widen))
   apply, infer = slim_jax.for_cpu(apply), slim_jax.for_cpu(infer)
-  return Network(apply, train, predict, infer, init, shapes, plan)
+  scales = None if config.prune.units else batch_norms.scales
+  return Network(apply, train, predict, infer, init, shapes, plan, scales)
+
+
+def with_gates(net: Network, image: jax.ShapeDtypeStruct, where: str) -> Network:
+  """Returns the network with a gate on each of its units, among its parameters.
+
+  Args:
+    net: without gates.
+    image: shape of an image.
+    where: which units, as in `slim_jax.units`.
+
+  Raises:
+    ConfigError: the network has no such units.
+  """
+  units = gated.find(net.predict, net.shapes(image), image, where)
+
+  def apply(
+    params: PyTree, batch_stats: PyTree, image: jax.Array, key: jax.Array
+  ) -> tuple[Any, PyTree]:
+    plain = gated.folded({'params': params, 'batch_stats': batch_stats}, units)
+    return net.apply(plain['params'], plain['batch_stats'], image, key)
+
+  def folding(f: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda variables, *args: f(gated.folded(variables, units), *args)
+
+  return Network(
+    apply,
+    folding(net.train),
+    folding(net.predict),
+    folding(net.infer),
+    lambda key, image: gated.opened(net.init(key, image), units),
+    lambda image: gated.opened(net.shapes(image), units),
+    net.plan,
+    gated.scales,
+    units,
+    net,
+  )

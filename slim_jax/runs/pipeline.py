@@ -26,6 +26,7 @@ from slim_jax import batch_norms, tree
 from slim_jax.display import plot, progress, quantities
 from slim_jax.runs import (
   checks,
+  gated,
   pretrained,
   pruning,
   recipes,
@@ -45,6 +46,7 @@ from slim_jax.runs.workdir import Workdir
 from slim_jax.runtime import files, processes, versions
 from slim_jax.runtime.config import Config
 from slim_jax.sparsity import observe
+from slim_jax.structure import native
 from slim_jax.training import (
   checkpoint,
   evaluation,
@@ -130,7 +132,7 @@ def _run(
     for stage in complete:
       logging.info('%s: complete', stage)
     opened = _open(config, workdir, todo)
-    evaluators: dict[int, Evaluate] = {}
+    evaluators: dict[tuple[int, bool], Evaluate] = {}
     for stage in todo:
       records.append(_run_stage(opened, stage, evaluators))
       processes.wait(str(stage))
@@ -168,17 +170,19 @@ def _open(config: Config, workdir: Workdir, todo: list[Stage]) -> Run:
   return opened
 
 
-def _run_stage(run: Run, stage: Stage, evaluators: dict[int, Evaluate]) -> dict[str, Any]:
+def _run_stage(
+  run: Run, stage: Stage, evaluators: dict[tuple[int, bool], Evaluate]
+) -> dict[str, Any]:
   """Runs a stage to its end, from its last checkpoint if there is one; returns its record.
 
   Args:
     run: the run.
     stage: the stage.
-    evaluators: evaluators by how often their network has been pruned; one is added if missing.
-      Stages with the same network share one, and so its compiled code.
+    evaluators: evaluators by how often their network has been pruned and whether it has gates; one
+      is added if missing. Stages with the same network share one, and so its compiled code.
   """
   began = time.monotonic()
-  net = run.network(_plan_before(run, stage))
+  net = run.network(_plan_before(run, stage), gates=stage.has_gates(run.config))
   recipe = recipes.create(run, stage, net)
   state, facts = starting.state(run, stage, net, recipe.tx)
   if jax.process_count() > 1:
@@ -189,7 +193,8 @@ def _run_stage(run: Run, stage: Stage, evaluators: dict[int, Evaluate]) -> dict[
     run.workdir.discard(stage)
   net, state, more = _before_training(run, stage, net, state, recipe)
   facts |= more
-  evaluate = evaluators.setdefault(stage.prunings, run.evaluator(net))
+  network = stage.prunings, net.units is not None
+  evaluate = evaluators.setdefault(network, run.evaluator(net))
   if facts.get('new_head') == []:
     judge = run.objective.figure.name
     value = evaluate(variables_of(state), run.test_data).value(judge)
@@ -211,7 +216,7 @@ def _run_stage(run: Run, stage: Stage, evaluators: dict[int, Evaluate]) -> dict[
   if stage.name == 'sparse':
     _draw_shares(run, stage)
     facts['small_scales'] = float(
-      np.mean(observe.scales(variables_of(state)['params']) < observe.SMALL)
+      np.mean(observe.scales(variables_of(state)['params'], net.scales) < observe.SMALL)
     )
     excess = train_stage.excess(run.config.prune, facts['small_scales'])
     facts['warning'] = facts['warning'] or excess
@@ -238,8 +243,8 @@ def _before_training(
   """
   if stage.name == 'pruned':
     with progress.phase('selecting and removing channels'):
-      net, state = pruning.prune(run, stage, net, state)
-      return net, restart_averages(state), {}
+      net, state, facts = pruning.prune(run, stage, net, state)
+      return net, restart_averages(state), facts
   if stage.name == 'recalibrated':
     recalibrate = recalibration.make_recalibrate(
       run.train_data, config=run.config, key=recipe.task.key
@@ -247,7 +252,7 @@ def _before_training(
     return net, restart_averages(recalibrate(state)), {}
   if stage.name == 'sparse':
     facts = optimiser.pull_figures(
-      run.config, recipe.task.schedule, recipe.length, recipe.strength, state.params
+      run.config, recipe.task.schedule, recipe.length, recipe.strength, state.params, net.scales
     )
     if facts['warning']:
       logging.warning('%s: %s', stage, facts['warning'])
@@ -272,6 +277,8 @@ def _record(
   run: Run, stage: Stage, net: Network, state: TrainState, result: evaluation.Result, seconds: float
 ) -> dict[str, Any]:
   variables = jax.eval_shape(lambda: variables_of(state))
+  if net.units is not None:  # gates are folded before anybody uses the network
+    net, (variables, _) = net.inner, gated.parted(variables, net.units)
   cost = slim_jax.count(net.predict, variables, run.image)
   return {
     'pass': stage.number,
@@ -281,7 +288,7 @@ def _record(
     'params': cost.params,
     'macs': cost.macs,
     'seconds': seconds,
-    'widths': _widths(variables),
+    'widths': _widths(run, net, variables),
     **_described(run.objective),
     'result': results.describe(run.workdir, stage, state, run.config, described(run.train_data)),
   }
@@ -294,7 +301,10 @@ def _described(objective: losses.Objective) -> dict[str, Any]:
   return {'metrics': list(objective.metrics), 'judge': objective.figure.text}
 
 
-def _widths(variables: PyTree) -> dict[str, int]:
-  """Returns the number of channels of each BatchNorm by the path of its scale."""
+def _widths(run: Run, net: Network, variables: PyTree) -> dict[str, int]:
+  """Returns the number of channels of each BatchNorm, or of units, by the path of its scale."""
+  if run.units is not None:
+    left = native.units_left(run.units, net.plan)
+    return {tree.show(gated.path(name)): int(alive.sum()) for name, alive in left.items()}
   leaves = tree.flatten(variables)
   return {tree.show(norm.scale): leaves[norm.scale].size for norm in batch_norms.find(variables)}

@@ -6,7 +6,7 @@ import jax
 import optax
 
 import slim_jax
-from slim_jax.runs import finished
+from slim_jax.runs import finished, gated
 from slim_jax.runs.network import Network
 from slim_jax.runs.run import Run
 from slim_jax.runs.stages import Stage
@@ -93,9 +93,11 @@ def _optimiser(
   strength: float,
 ) -> optax.GradientTransformation:
   if stage.number == 0 or stage.is_scratch:  # independent of the term, which may still change
-    return optimiser.make_tx(run.config, schedule, strength=0.0)
+    return optimiser.make_tx(run.config, schedule, strength=0.0, mask=net.scales)
   weights = None
   if strength and run.config.train.weigh_macs:
     shapes = net.shapes(run.image)
-    weights = slim_jax.macs_per_channel(net.predict, shapes, run.image)['params']
-  return optimiser.make_sparse_tx(run.config, schedule, length, strength, weights)
+    weights = slim_jax.macs_per_channel(net.predict, shapes, run.image, scales=net.scales)['params']
+  tx = optimiser.make_sparse_tx(run.config, schedule, length, strength, weights, net.scales)
+  # Gates without a penalty stay 1: the network trains as it does without them.
+  return tx if net.units is None or strength else optimiser.holding(tx, gated.scales)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import slim_jax
@@ -19,7 +20,11 @@ from slim_jax.runs.stages import Stage
 from slim_jax.runs.workdir import Workdir
 from slim_jax.runtime import devices, files, processes
 from slim_jax.runtime.config import Config
-from slim_jax.training import evaluation, losses, train_state
+from slim_jax.structure.unit import Units
+from slim_jax.training import evaluation, feed, losses, train_state
+
+# A number that no stage has, for the random key of batches for calibration.
+_CALIBRATION = 2**31
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Run:
     test_data: the split that every stage is evaluated on.
     valid_data: the split that chooses among checkpoints; None if the config names none.
     objective: loss, metrics, and the figure that judges.
+    units: the units of the original network that `prune.units` names; None if it is ''.
   """
 
   config: Config
@@ -41,15 +47,22 @@ class Run:
   test_data: Data
   valid_data: Data | None
   objective: losses.Objective
+  units: Units | None
 
   @property
   def image(self) -> jax.ShapeDtypeStruct:
     """Shape of one normalised image, float32 [1, height, width, channels]."""
     return _image(self.train_data)
 
-  def network(self, plan: slim_jax.Plan | None = None) -> Network:
-    """Returns the network of the config, thin if there is a plan."""
-    return network.create(self.config, self.train_data.num_classes, plan)
+  def network(self, plan: slim_jax.Plan | None = None, *, gates: bool = False) -> Network:
+    """Returns the network of the config: thin if there is a plan, with gates if asked."""
+    net = network.create(self.config, self.train_data.num_classes, plan)
+    return network.with_gates(net, self.image, self.config.prune.units) if gates else net
+
+  def calibration(self, count: int) -> list[dict[str, np.ndarray]]:
+    """Returns that many training batches, images normalised; the same at every call."""
+    key = jax.random.fold_in(jax.random.key(self.config.seed), _CALIBRATION)
+    return feed.calibration(self.train_data, self.config, key=key, count=count)
 
   def macs(self, net: Network) -> int:
     """Returns the MACs of a network for one image."""
@@ -87,6 +100,10 @@ def open_run(config: Config, workdir: Workdir) -> Run:
     checks.check_data(config, train_data, valid_data, 'valid_split')
   net = network.create(config, train_data.num_classes)
   variables = checks.check_network(config, lambda: net.shapes(_image(train_data)))
+  if config.prune.units:
+    net = network.with_gates(net, _image(train_data), config.prune.units)
+    variables = net.shapes(_image(train_data))
+  checks.check_scales(config, variables, net.scales)
   objective = _objective(config, net, variables, train_data)
   dataset = described(train_data)
   by_split = {config.train_split: train_data, config.test_split: test_data}
@@ -98,7 +115,7 @@ def open_run(config: Config, workdir: Workdir) -> Run:
   }
   workdir.check_unchanged('dataset.json', dataset, added=('splits',))
   files.write_json(workdir.path / 'dataset.json', dataset)
-  return Run(config, workdir, train_data, test_data, valid_data, objective)
+  return Run(config, workdir, train_data, test_data, valid_data, objective, net.units)
 
 
 def described(train_data: Data) -> dict[str, Any]:

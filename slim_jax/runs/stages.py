@@ -29,6 +29,10 @@ class Stage(NamedTuple):
     """Whether the stage trains a pruned network from new weights."""
     return self.name.startswith('scratch')
 
+  def has_gates(self, config: Config) -> bool:
+    """Returns whether the stage starts with gates on units. The cut folds them."""
+    return bool(config.prune.units) and self.name in ('sparse', 'pruned')
+
   @property
   def prunings(self) -> int:
     """How many times the network of this stage has been pruned."""
@@ -63,8 +67,23 @@ LATER = {
     'train.polarization_t',
     'train.strength_warmup_epochs',
     'train.weigh_macs',
+    'prune.units',
   ),
-  'pruned': ('prune',),
+  'pruned': (
+    'prune.fraction',
+    'prune.per_layer',
+    'prune.strict',
+    'prune.target',
+    'prune.score',
+    'prune.calibration_batches',
+    'prune.min_channels',
+    'prune.max_fraction',
+    'prune.keep',
+    'prune.multiple_of',
+    'prune.tied',
+    'prune.bias',
+    'prune.reconstruct_batches',
+  ),
   'recalibrated': ('recalibrate_batches',),
   'finetuned': ('finetune',),
 }

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from slim_jax.display import progress
-from slim_jax.runs import network, pretrained, results, stages
+from slim_jax.runs import gated, network, pretrained, results, stages
 from slim_jax.runs.network import Network
 from slim_jax.runs.run import Run
 from slim_jax.runs.stages import Stage
@@ -63,24 +63,34 @@ def _new_state(
   if stage.is_scratch:  # not a part of the weights that the unpruned network started from
     key = jax.random.fold_in(key, 1 + (stage.name == 'scratch-b'))
   with progress.phase('initialising the network'):
-    variables, facts = net.init(key, run.image), {}
+    variables, facts = net.inner.init(key, run.image), {}
   if is_pretrained(run.config, stage):
     loaded = _pretrained(run, variables)
     _log_pretrained(run, stage, loaded)
     variables, facts = loaded.variables, {'new_head': list(loaded.new)}
+  if net.units is not None:
+    variables = gated.opened(variables, net.units)
   return create_state(net.apply, variables, tx, ema_decay=run.config.ema_decay), facts
 
 
 def _state_after(
   run: Run, previous: Stage, net: Network, tx: optax.GradientTransformation
 ) -> TrainState:
-  like = jax.eval_shape(
-    lambda variables: create_state(net.apply, variables, tx, ema_decay=run.config.ema_decay),
-    net.shapes(run.image),
-  )
-  result = checkpoint.fit(
-    results.read(run.workdir, previous), like, name=str(run.workdir.checkpoints(previous))
-  )
+  name = str(run.workdir.checkpoints(previous))
+
+  def create(variables: PyTree) -> TrainState:
+    return create_state(net.apply, variables, tx, ema_decay=run.config.ema_decay)
+
+  arrays = results.read(run.workdir, previous)
+  if net.units is None or previous.name == 'sparse':
+    result = checkpoint.fit(arrays, jax.eval_shape(create, net.shapes(run.image)), name=name)
+  else:  # a later pass begins: the network before it has no gates
+    like = net.inner.shapes(run.image)
+    saved = checkpoint.evaluated(arrays)
+    variables = checkpoint.fit({part: saved.get(part, {}) for part in like}, like, name=name)
+    result = create(gated.opened(jax.tree.map(jnp.asarray, variables), net.units))
+    opt_state = gated.grafted(result.opt_state, arrays['opt_state'])
+    result = result.replace(opt_state=opt_state)
   zero = jnp.zeros([], jnp.int32)
   # Schedules begin again. Adam's own count goes on, since its means do.
   opt_state = optax.tree_utils.tree_set(

@@ -9,7 +9,7 @@ from typing import Any
 from absl import logging
 import orbax.checkpoint as ocp
 
-from slim_jax.runs import recording, stages, tracking
+from slim_jax.runs import gated, recording, stages, tracking
 from slim_jax.runs.run import Run
 from slim_jax.runs.stages import Stage
 from slim_jax.runtime import interrupt
@@ -180,7 +180,9 @@ def _scores(
   validated: bool,
 ) -> dict[str, Any]:
   """Evaluates the network after an epoch, as often as the config asks; describes its scales."""
-  scores = _describe(stage, variables_of(epoch.state)['params']) if stage.name == 'sparse' else {}
+  scores = {}
+  if stage.name == 'sparse':
+    scores = _describe(stage, variables_of(epoch.state)['params'])
   splits = {}
   if _is_due(epoch, run.config.eval_every_epochs):
     splits['test'] = run.test_data
@@ -216,9 +218,9 @@ def _metrics(epoch: loop.Epoch, scores: dict[str, Any]) -> dict[str, Any]:
 
 def _describe(stage: Stage, params: PyTree) -> dict[str, Any]:
   """Measures how sparse the scales are, logs it, and returns it for the metrics."""
-  shares = observe.shares(params)
+  shares = observe.shares(params, gated.scales_of)
   logging.info('%s: %s', stage, observe.say(shares))
-  return {**shares, 'scales': observe.by_layer(params)}
+  return {**shares, 'scales': observe.by_layer(params, gated.scales_of)}
 
 
 def is_chosen(run: Run, stage: Stage) -> bool:

@@ -136,6 +136,11 @@ def check_same(what: str, text: str) -> None:
     )
 
 
+def same(tree: Any) -> Any:
+  """Returns the arrays of the first process in all of them."""
+  return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
+
+
 @contextlib.contextmanager
 def one_after_another(name: str) -> Iterator[None]:
   """Runs the block in the first process, and then in the others."""

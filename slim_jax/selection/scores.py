@@ -19,7 +19,7 @@ its scale and bias:
     dead = slim_jax.select_global(variables, fraction=0.5, scores=spread(variables))
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -30,10 +30,18 @@ from slim_jax import batch_norms, shardings, tree
 from slim_jax.channels import dead
 from slim_jax.channels.ties import streams
 from slim_jax.selection import ranking
-from slim_jax.selection.unit_scores import unit_norm
+from slim_jax.selection.unit_scores import unit_activation, unit_norm
 from slim_jax.tree import Path
 
-__all__ = ['kernel_norm', 'random', 'scale_magnitude', 'taylor', 'unit_norm']
+__all__ = [
+  'kernel_norm',
+  'mean_taylor',
+  'random',
+  'scale_magnitude',
+  'taylor',
+  'unit_activation',
+  'unit_norm',
+]
 
 
 def scale_magnitude(variables: Any, *, scales: Any = None) -> Any:
@@ -131,6 +139,58 @@ def taylor(variables: Any, grads: Any, *, bias: bool = False, scales: Any = None
         total = total + (change_of_bias.sum(axis=others) if path in kernels else change_of_bias)
     scored[path] = np.abs(dead.along(leaves[path], axis, total) if path in kernels else total)
   return tree.like(variables, scored)
+
+
+def mean_taylor(
+  loss: Callable[..., jax.Array], variables: Any, batches: Iterable[Any], *, scales: Any = None
+) -> Any:
+  """Returns the mean over batches of (scale * dL/dscale)^2: what zeroing the scale changes.
+
+  At the end of a training the gradients of single batches do not vanish, while their mean, which
+  `taylor` takes, nearly does. Gates score their units:
+
+      gated, gates = slim_jax.gate(apply, variables, units)
+      loss = lambda both, batch: cross_entropy(gated(both, batch['image']), batch['label']).mean()
+      _, scores = slim_jax.scores.mean_taylor(
+        loss, (variables, gates), batches, scales=(False, True))
+      dead = slim_jax.select_global(gates, fraction=0.5, scales=True, scores=scores)
+
+  Args:
+    loss: `loss(variables, batch)`, float [], which is differentiated in its scales only.
+    variables: tree with the scales (arrays).
+    batches: batches for calibration, of one shape if the loss is to be compiled once.
+    scales: which leaves are scales, as in `select_global`.
+
+  Returns:
+    A tree of scores, float64 of the scales' shapes.
+
+  Raises:
+    ValueError: there is no batch.
+
+  References:
+    Molchanov et al., CVPR 2019, equation 8. With batches of one example, it is the diagonal of the
+    Fisher information: Theis et al., 2018.
+  """
+  leaves = tree.flatten(variables)
+  chosen = batch_norms.chosen(variables, scales)
+
+  def change(at: dict[Path, jax.Array], others: Any, batch: Any) -> dict[Path, jax.Array]:
+    grads = jax.grad(lambda at: loss(tree.like(variables, {**others, **at}), batch))(at)
+    return {path: (at[path] * grads[path]) ** 2 for path in at}
+
+  at = {path: jnp.asarray(leaves[path]) for path in chosen}
+  others = {path: leaf for path, leaf in leaves.items() if path not in at}
+  compiled = jax.jit(change)
+  sums, count = {path: np.zeros(np.shape(leaves[path])) for path in chosen}, 0
+  for batch in batches:
+    count += 1
+    squares = compiled(at, others, batch)
+    sums = {
+      path: total + shardings.on_host(squares[path], np.float64) for path, total in sums.items()
+    }
+  if not count:
+    raise ValueError('mean_taylor needs at least one batch')
+  return tree.like(variables, {path: total / count for path, total in sums.items()})
 
 
 def kernel_norm(

@@ -1,10 +1,16 @@
 """Scores of units: what ranks the gates of `slim_jax.gate` if they were not trained."""
 
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from slim_jax import shardings, tree
+from slim_jax import jaxprs, shardings, tree
+from slim_jax.channels import kernels, programs
+from slim_jax.channels.kernels import Kernel
+from slim_jax.jaxprs import Equation
 from slim_jax.structure.unit import Place, Unit, Units
 
 _ROLES = {
@@ -76,3 +82,105 @@ def _summed(
   total = [np.bincount(member, row[mine], unit.size) for row in rows]
   count = np.bincount(member, minlength=unit.size) * (leaf.size / rows.size)
   return np.reshape(total, unit.shape), np.broadcast_to(count, unit.shape)
+
+
+def unit_activation(
+  f: Callable[..., Any],
+  variables: Any,
+  units: Units,
+  batches: Iterable[Any],
+  *,
+  weighted: bool = True,
+) -> dict[str, np.ndarray]:
+  """Returns how much units carry on batches for calibration: (mean x^2 |w|^2)^(1/2).
+
+  x is what an index of a unit holds, over all examples and places, and w are the weights by which
+  the kernels of the unit multiply it: the size of what these layers lose without it. Units that no
+  kernel reads, such as query-key dimensions, are scored by what the kernels that make them compute.
+  The network runs once for each batch, operation by operation, without labels.
+
+  Args:
+    f: `f(variables, batch)`, the function in which the units were found.
+    variables: tree of arrays.
+    units: of `slim_jax.units`.
+    batches: batches for calibration.
+    weighted: whether x^2 is multiplied by |w|^2.
+
+  Returns:
+    By the unit's name, float64 [size].
+
+  Raises:
+    ValueError: no kernel outside loops reads or makes a unit, with its name; or there is no batch.
+
+  References:
+    Sun et al., A simple and effective pruning approach for large language models, ICLR 2024: the
+    products of weights and the norms of their inputs, there of single weights.
+  """
+  total: dict[str, np.ndarray] = {}
+  count = 0
+  for batch in batches:
+    count += 1
+    for name, square in _carried(f, variables, units, batch, weighted).items():
+      total[name] = total.get(name, 0.0) + square
+  if not count:
+    raise ValueError('unit_activation needs at least one batch')
+  return {name: np.sqrt(total[name] / count) for name in units}
+
+
+def _carried(
+  f: Callable[..., Any], variables: Any, units: Units, batch: Any, weighted: bool
+) -> dict[str, np.ndarray]:
+  """Returns the mean squares of what units carry on a batch, float64 [size] by name."""
+  program, _ = programs.trace(f, variables, batch)
+  paths = list(tree.flatten(variables))
+  by_eqn: dict[int, list[Kernel]] = {}
+  for kernel in kernels.find(program, len(paths)):
+    by_eqn.setdefault(id(kernel.eqn), []).append(kernel)
+  sums: dict[tuple[str, str], np.ndarray] = {}
+
+  def evaluate(eqn: Equation, *operands: Any) -> list[Any]:
+    results = jaxprs.bind(eqn, *operands)
+    for kernel in by_eqn.get(id(eqn), ()):
+      for unit, place in _of_leaf(units, paths[kernel.leaf]):
+        found = _of_kernel(kernel, unit, place, operands, results[0], weighted)
+        if found is not None:
+          role, sizes = found
+          sums[unit.name, role] = sums.get((unit.name, role), 0.0) + sizes
+    return results
+
+  jaxprs.run(program, jax.tree.leaves((variables, batch)), evaluate)
+  if missing := [n for n in units if not {(n, 'reader'), (n, 'maker')} & sums.keys()]:
+    raise ValueError(
+      f'unit_activation: no kernel outside loops reads or makes {", ".join(missing[:5])}; '
+      'mean_taylor scores every unit'
+    )
+  return {name: sums[name, 'reader' if (name, 'reader') in sums else 'maker'] for name in units}
+
+
+def _of_leaf(units: Units, path: tree.Path) -> list[tuple[Unit, Place]]:
+  return [(unit, place) for unit in units.values() for place in unit.places if place.path == path]
+
+
+def _of_kernel(
+  kernel: Kernel, unit: Unit, place: Place, operands: tuple[Any, ...], result: Any, weighted: bool
+) -> tuple[str, np.ndarray] | None:
+  """Returns what units carry into or out of a kernel, and which of both; None if it is neither."""
+  weights = np.asarray(operands[kernel.side], np.float64)
+  shape = [1] * len(kernel.leaf_shape)
+  shape[place.axis] = -1
+  member = kernel.of_leaf(np.broadcast_to(place.member.reshape(shape), kernel.leaf_shape))
+  member, weights = kernel.matrix(member), kernel.matrix(weights)
+  if (member == member[:, :1]).all():
+    role, of_each = 'reader', member[:, 0]
+    squares = np.asarray(jnp.mean(jnp.square(kernel.inputs(operands[1 - kernel.side])), 0))
+    squares = squares.astype(np.float64) * ((weights**2).sum(1) if weighted else 1.0)
+    squares = squares.reshape(-1, kernel.window).sum(1)
+    of_each = of_each[:: kernel.window]
+  elif (member == member[:1]).all():
+    role, of_each = 'maker', member[0]
+    squares = np.asarray(jnp.mean(jnp.square(kernel.outputs(result)), 0), np.float64)
+  else:
+    return None
+  mine = of_each >= 0
+  counts = np.bincount(of_each[mine], minlength=unit.size)
+  return role, np.bincount(of_each[mine], squares[mine], unit.size) / np.maximum(counts, 1)

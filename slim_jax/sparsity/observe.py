@@ -61,11 +61,10 @@ def _shares_below(scales: Sequence[jax.Array], thresholds: Sequence[float]) -> l
   ]
 
 
-def shares(params: PyTree) -> dict[str, dict[str, float]]:
+def shares(params: PyTree, mask: Any = batch_norms.scales) -> dict[str, dict[str, float]]:
   """Returns {'scales_below': {threshold: share of all |scale|}}, for a line of metrics."""
-  return {
-    'scales_below': {f'{at:g}': float(n) for at, n in scale_shares(params, THRESHOLDS).items()}
-  }
+  below = scale_shares(params, THRESHOLDS, mask)
+  return {'scales_below': {f'{at:g}': float(share) for at, share in below.items()}}
 
 
 def say(metrics: Mapping[str, Mapping[str, float]]) -> str:
@@ -75,19 +74,20 @@ def say(metrics: Mapping[str, Mapping[str, float]]) -> str:
   )
 
 
-def by_layer(params: PyTree) -> dict[str, np.ndarray]:
-  """Returns |scale| of each BatchNorm, float [channels], by its path in the variables."""
+def by_layer(params: PyTree, mask: Any = batch_norms.scales) -> dict[str, np.ndarray]:
+  """Returns |scale| of each layer, float [channels], by the path of the scale in the variables."""
   return {
-    tree.show(('params', *path)): np.abs(np.ravel(scale)) for path, scale in _read(params).items()
+    tree.show(('params', *path)): np.abs(np.ravel(scale))
+    for path, scale in _read(params, mask).items()
   }
 
 
-def scales(variables: PyTree) -> np.ndarray:
-  """Returns |scale| of all BatchNorms, float [channels]."""
-  return np.concatenate([np.abs(np.ravel(scale)) for scale in _read(variables).values()])
+def scales(variables: PyTree, mask: Any = batch_norms.scales) -> np.ndarray:
+  """Returns |scale| of all layers, float [channels]."""
+  return np.concatenate([np.abs(np.ravel(scale)) for scale in _read(variables, mask).values()])
 
 
-def _read(variables: PyTree) -> dict[tree.Path, np.ndarray]:
-  """Returns the scales of all BatchNorms, which leave the device together."""
+def _read(variables: PyTree, mask: Any) -> dict[tree.Path, np.ndarray]:
+  """Returns the scales of all layers, which leave the device together."""
   leaves = tree.flatten(variables)
-  return jax.device_get({path: leaves[path] for path in batch_norms.chosen(variables)})
+  return jax.device_get({path: leaves[path] for path in batch_norms.chosen(variables, mask)})

@@ -26,7 +26,8 @@ class Spec(NamedTuple):
     learning_rate: the optimiser's schedule.
     t: `polarization_t` of the config.
     weights: weight of each scale, as in `slim_jax.add_l1`.
-    mask: which leaves are scales, as in `slim_jax.add_l1`.
+    mask: which leaves are scales, as in `slim_jax.add_l1`; None if there are none, so that the
+      term does nothing.
   """
 
   strength: float | optax.Schedule
@@ -86,7 +87,10 @@ TERMS = {
 def parts(term: str | Term, spec: Spec) -> tuple[Transformations, Transformations]:
   """Returns a term's transformations before the momentum and after the learning rate."""
   term = TERMS[term] if isinstance(term, str) else term
-  return term.before(spec), term.after(spec)
+  before, after = term.before(spec), term.after(spec)
+  if spec.mask is None:  # the places in the chain stay, so that states can be compared
+    return [optax.identity() for _ in before], [optax.identity() for _ in after]
+  return before, after
 
 
 def own(function: Callable[[Spec], Any]) -> Term:

@@ -62,7 +62,7 @@ def native(variables: Any, plan: Plan, units: Units, *, norms: str = 'exact') ->
   if norms not in ('exact', 'ordinary'):
     raise UnitsError(f"norms must be 'exact' or 'ordinary', got {norms!r}")
   check(variables, units)
-  left = {name: _left(unit, plan) for name, unit in units.items()}
+  left = units_left(units, plan)
   _check_whole_units(plan, units, left)
   factors: dict[tree.Path, float] = {}
   for name, unit in units.items():
@@ -93,8 +93,22 @@ def native(variables: Any, plan: Plan, units: Units, *, norms: str = 'exact') ->
   return Native(thin, {name: int(alive.sum()) for name, alive in left.items()}, epsilon)
 
 
+def units_left(units: Units, plan: Plan | None) -> dict[str, np.ndarray]:
+  """Returns which units a plan of the variables leaves: those of which every variable has a part.
+
+  Args:
+    units: of `slim_jax.units`, for the function that was planned.
+    plan: of the variables without gates; None leaves all.
+
+  Returns:
+    By the unit's name, bool [size].
+  """
+  if plan is None:
+    return {name: np.ones(unit.size, bool) for name, unit in units.items()}
+  return {name: _left(unit, plan) for name, unit in units.items()}
+
+
 def _left(unit: Unit, plan: Plan) -> np.ndarray:
-  """Which units are left, bool [size]: those of which every variable keeps something."""
   left = np.ones(unit.size, bool)
   for place in unit.places:
     left &= np.bincount(place.member[_live(plan, place)] + 1, minlength=unit.size + 1)[1:] > 0

@@ -5,9 +5,12 @@ continues sees the batches that it would have seen.
 """
 
 from collections.abc import Callable, Generator
+import contextlib
+import itertools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from slim_jax import data
@@ -53,6 +56,41 @@ def steps_per_epoch(train_data: Data, config: Config) -> int:
   An epoch leaves out the remaining images, which are others in each epoch.
   """
   return len(train_data) // config.batch_size
+
+
+def calibration(
+  train_data: Data, config: Config, *, key: jax.Array, count: int
+) -> list[dict[str, np.ndarray]]:
+  """Returns batches for calibration, the same in every process.
+
+  Args:
+    train_data: the training split.
+    config: batch_size.
+    key: typed random key [].
+    count: number of batches; at most those of an epoch.
+
+  Returns:
+    For each, 'image', float32 and normalised, without augmentation (photographs are cropped), and
+    'label'.
+  """
+  size = config.batch_size
+  count = min(count, steps_per_epoch(train_data, config))
+  if isinstance(train_data, StreamData):
+    stream = train_data.train_batches(size, seed=int(jax.random.bits(key)))
+    with contextlib.closing(stream):
+      batches = list(itertools.islice(stream, count))
+  else:
+    order = np.asarray(data.epoch_order(key, len(train_data)))
+    arrays = train_data.arrays()
+    batches = [
+      {name: array[order[i * size : (i + 1) * size]] for name, array in arrays.items()}
+      for i in range(count)
+    ]
+  mean, std = train_data.mean, train_data.std
+  return [
+    {**batch, 'image': np.asarray(data.normalize(jnp.asarray(batch['image']), mean, std))}
+    for batch in batches
+  ]
 
 
 def _memory(train_data: data.ArrayData, config: Config, key: jax.Array) -> Feed:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -92,7 +94,7 @@ def make_tx(
     term: key of `terms.TERMS`, or a term.
     t: parameter of 'polarization'.
     weights: a factor for each scale, as `slim_jax.add_l1` takes them.
-    mask: which leaves are scales, likewise.
+    mask: which leaves are scales, likewise; None for none.
   """
   # The structure of the state, which checkpoints have, is the same as ever without clipping.
   clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
@@ -211,7 +213,12 @@ def stage_pull(config: Config, schedule: optax.Schedule, length: Length, highest
 
 
 def make_sparse_tx(
-  config: Config, schedule: optax.Schedule, length: Length, highest: float, weights: PyTree = None
+  config: Config,
+  schedule: optax.Schedule,
+  length: Length,
+  highest: float,
+  weights: PyTree = None,
+  mask: Any = batch_norms.scales,
 ) -> optax.GradientTransformation:
   """Makes the optimiser of a sparse stage; with highest 0, one without sparsity whose state fits.
 
@@ -221,6 +228,7 @@ def make_sparse_tx(
     length: of the stage.
     highest: the highest strength.
     weights: a factor for each scale, as `slim_jax.add_l1` takes them.
+    mask: which leaves are scales, as in `make_tx`.
   """
   return make_tx(
     config,
@@ -229,11 +237,38 @@ def make_sparse_tx(
     term=sparsity_term(config),
     t=config.train.polarization_t,
     weights=weights,
+    mask=mask,
   )
 
 
+def holding(
+  tx: optax.GradientTransformation, mask: Callable[[PyTree], PyTree]
+) -> optax.GradientTransformation:
+  """Returns an optimiser that leaves some parameters as they are; its state is that of `tx`.
+
+  Args:
+    tx: the optimiser.
+    mask: which parameters stay: a function that returns a tree of bools for a tree like them.
+  """
+
+  def held(values: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, stays: jnp.zeros_like(x) if stays else x, values, mask(values))
+
+  def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+    # Before as well: their gradients would count in a norm of all gradients.
+    updates, state = tx.update(held(updates), state, params)
+    return held(updates), state
+
+  return optax.GradientTransformation(tx.init, update)
+
+
 def pull_figures(
-  config: Config, schedule: optax.Schedule, length: Length, highest: float, params: PyTree
+  config: Config,
+  schedule: optax.Schedule,
+  length: Length,
+  highest: float,
+  params: PyTree,
+  mask: Any = batch_norms.scales,
 ) -> dict[str, Any]:
   """Compares the pull of a sparse stage with the scales that it has to bring to zero.
 
@@ -242,7 +277,7 @@ def pull_figures(
   """
   figures = {
     'strength': highest,
-    'start': float(np.mean(observe.scales(params))),
+    'start': float(np.mean(observe.scales(params, mask))),
     'pull': stage_pull(config, schedule, length, highest),
   }
   return {**figures, 'warning': pull.warning(**figures)}

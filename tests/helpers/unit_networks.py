@@ -12,6 +12,7 @@ import numpy as np
 from helpers.zoo import linen
 from helpers.zoo.linen import Net
 from helpers.zoo.model import Model, randomise
+from slim_jax import models
 
 
 class Case(NamedTuple):
@@ -255,6 +256,28 @@ CASES = [
   Case('llama', Llama, (2, 5), {**_twice(_LLAMA), 'stream': [12]}, 11),
   Case(
     'scanned_llama', functools.partial(Llama, stacked=True), (2, 5), {**_LLAMA, 'stream': [12]}, 11
+  ),
+  Case(
+    'model_vit',
+    lambda dtype: models.ViT(
+      3, 4, 12, heads=(2, 3), head_dim=4, neurons=(10, 14), drop_rate=0.2, dtype=dtype
+    ),
+    (2, 8, 8, 3),
+    {
+      'heads': [2, 3],
+      'query_key_dims': [4, 4],
+      'value_dims': [4, 4],
+      'neurons': [10, 14],
+      'stream': [12],
+    },
+  ),
+  Case(
+    'model_convnext',
+    lambda dtype: models.ConvNeXt(
+      3, 2, (6, 8), ((12,), (10, 16)), kernel=3, layer_scale=0.5, dtype=dtype
+    ),
+    (2, 8, 8, 3),
+    {'neurons': [10, 12, 16], 'stream': [6, 8]},
   ),
   Case('recurrent', Recurrent, (2, 5, 4), {'hidden': [7, 6]}),
   Case('mixture', Mixture, (5, 7), {'experts': [4], 'neurons': [8], 'stream': [10]}),
