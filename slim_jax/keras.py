@@ -188,8 +188,7 @@ class ThinModel(keras.Model):
 
     def f(variables: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
       results, state, losses = _call(self.full, variables, args, kwargs)
-      old = {id(leaf) for leaf in jax.tree.leaves(variables)}
-      new = {name: leaf for name, leaf in state.items() if id(leaf) not in old}
+      new = {n: leaf for n, leaf in state.items() if leaf is not variables[n[0]][n[1]]}
       return (results, losses), tree.nested(new)
 
     own = _named(self)

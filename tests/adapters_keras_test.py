@@ -214,3 +214,36 @@ def test_subclasses_and_equal_names():
 def masked_call(model, variables, *args, **kwargs):
   functions = slim_jax.keras.functions(model)
   return functions.infer(variables, *args, **kwargs)
+
+
+class Copying(layers.Layer):
+  """State that becomes what another state was: the means of the last batch and of the one before."""
+
+  def build(self, shape):
+    self.last, self.before = (
+      self.add_weight(shape=shape[-1:], initializer=kind, trainable=False, name=name)
+      for name, kind in (('last', 'ones'), ('before', 'zeros'))
+    )
+
+  def call(self, x, training=False):
+    out = x + self.last.value[None] + self.before.value[None]
+    if training:
+      self.before.assign(self.last.value)
+      self.last.assign(jnp.mean(x, 0))
+    return out
+
+
+def test_state_that_becomes_what_other_state_was(x64):
+  def with_copies():
+    x = keras.Input((3,))
+    z = layers.BatchNormalization()(layers.Dense(4)(x))
+    return keras.Model(x, layers.Dense(2)(Copying()(z)))
+
+  keras.utils.set_random_seed(0)
+  model = zoo.in_dtype(with_copies, jnp.float64)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)))
+  thin, info = slim_jax.keras.slim(model, x, fraction=0.3)
+  full = masked(model, info.dead)
+  for _ in range(3):
+    assert laws.distance(thin(x, training=True), full(x, training=True)) < 1e-12
+  assert laws.distance(thin(x), full(x)) < 1e-12

@@ -180,12 +180,12 @@ def _check_training(train: Callable[..., Any], variables: Any, arrays: list[Any]
 def _with_new_state(model: Functions, variables: Any, results: Any) -> tuple[list[Any], Any]:
   """Returns the results of a training call, and by path the state that it changed."""
   paths, leaves = tree.states(model.outs, results), jax.tree.leaves(results)
-  old = {id(leaf) for leaf in jax.tree.leaves(variables)}
+  old = tree.flatten(variables)
   plain, new = [], {}
   for path, leaf in zip(paths, leaves, strict=True):
     if path is None and calls.is_array(leaf):
       plain.append(leaf)
-    elif path is not None and id(leaf) not in old:
+    elif path is not None and leaf is not old.get(path):  # it may be another variable's old value
       new[path] = leaf
   return plain, tree.nested(new)
 
