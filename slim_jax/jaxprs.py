@@ -174,7 +174,8 @@ def flatten(jaxpr: Any, consts: Sequence[Any] | None = None, *, plain: bool = Fa
       operands = [read(a) for a in eqn.invars]
       where = '/'.join(s for s in (module, str(eqn.source_info.name_stack)) if s)
       if eqn.primitive in inlined:
-        inner, inner_consts = _open(eqn.params[inlined[eqn.primitive]])
+        name = inlined[eqn.primitive]
+        inner, inner_consts = _open(_expanded(eqn) if name == EXPAND else eqn.params[name])
         results = inline(inner, inner_consts, operands, where)
       else:
         results = [new(v.aval) for v in eqn.outvars]
@@ -220,12 +221,25 @@ _CLOSED: Any = getattr(core, 'ClosedJaxpr', core.Jaxpr)
 
 
 def _bodies(eqn: Equation) -> list[Program]:
+  if CARRYING.get(eqn.primitive) == EXPAND:
+    return [flatten(_expanded(eqn))]
   programs = []
   for value in eqn.params.values():
     for item in value if isinstance(value, (tuple, list)) else (value,):
       if isinstance(item, (core.Jaxpr, _CLOSED)):
         programs.append(flatten(item))
   return programs
+
+
+def _expanded(eqn: Any) -> Any:
+  """The jaxpr of what a `call_hi_primitive` computes, of an equation of a jaxpr or a program."""
+  avals = getattr(eqn, 'in_avals', None) or [atom.aval for atom in eqn.invars]
+  called = eqn.params['_prim']
+
+  def expand(*operands: Any) -> Any:
+    return jax.tree.leaves(called.expand(*jax.tree.unflatten(called.in_tree, operands)))
+
+  return jax.make_jaxpr(expand)(*map(struct, avals))
 
 
 def body(eqn: Equation, name: str) -> Program:
@@ -244,9 +258,11 @@ def derivative(eqn: Equation, *, plain: bool) -> Program:
   the rule too, and much around it.
 
   Args:
-    eqn: the call.
+    eqn: the call, or one that JAX can differentiate forwards.
     plain: as of `flatten`.
   """
+  if 'jvp_jaxpr_fun' not in eqn.params:
+    return _pushed(eqn, plain=plain)
   unseen = eqn.params['num_consts']  # of the operands, the first: captured by the function
   # A rule that does not ask which tangents are zero gets all, float0 for integers.
   zeros = [eqn.params['symbolic_zeros'] and not moves(a) for a in eqn.in_avals[unseen:]]
@@ -280,6 +296,23 @@ def derivative(eqn: Equation, *, plain: bool) -> Program:
     inputs=operands + [i for i, a in zip(tangents, eqn.in_avals) if moves(a)],
     outputs=results + [i for i, a in zip(slopes, eqn.out_avals) if moves(a)],
   )
+
+
+def _pushed(eqn: Equation, *, plain: bool) -> Program:
+  """Does what `derivative` does, by differentiating the call."""
+
+  def push(operands: list[Any], slopes: list[Any]) -> Any:
+    given = iter(slopes)
+    tangents = [
+      next(given) if moves(a) else np.zeros(a.shape, jax.dtypes.float0) for a in eqn.in_avals
+    ]
+    results, pushed = jax.jvp(lambda *xs: bind(eqn, *xs), operands, tangents)
+    return results, [t for t, a in zip(pushed, eqn.out_avals, strict=True) if moves(a)]
+
+  structs = list(map(struct, eqn.in_avals))
+  slopes = [s for s, a in zip(structs, eqn.in_avals, strict=True) if moves(a)]
+  with shardings.as_typed(eqn.in_avals):
+    return flatten(jax.make_jaxpr(push)(structs, slopes), plain=plain)
 
 
 def moves(aval: Any) -> bool:
@@ -375,6 +408,7 @@ INLINED = {
 }
 
 # Primitives that carry a derivative or a policy beside it.
+EXPAND = '_prim'  # the parameter that makes the body
 CARRYING = {
   primitives.custom_jvp_call_p: 'call_jaxpr',
   primitives.custom_vjp_call_p: 'call_jaxpr',
@@ -473,3 +507,11 @@ polynomial_ps = list(
     if e.primitive.name == 'polynomial'
   }
 )
+hi_primitive_ps = list(
+  {
+    e.primitive
+    for e in trace(jax.numpy.searchsorted, _vector, _vector)[0].equations
+    if e.primitive.name == 'call_hi_primitive'
+  }
+)
+CARRYING |= dict.fromkeys(hi_primitive_ps, EXPAND)

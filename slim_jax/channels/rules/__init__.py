@@ -8,6 +8,7 @@ from slim_jax.channels.rules import (  # noqa: F401  pylint: disable=unused-impo
   elementwise,
   generators,
   indexing,
+  linear_solve,
   movement,
   pieces,
   placement,

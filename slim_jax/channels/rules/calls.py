@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from slim_jax import jaxprs, shardings
@@ -15,6 +16,8 @@ from slim_jax.channels import analysis, programs, regions
 from slim_jax.channels.analysis import Analysis
 from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import (
+  FULL_WIDTH,
+  RULES,
   Context,
   Fact,
   Rule,
@@ -232,6 +235,50 @@ def _custom_vjp_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
 
 
 register([p.custom_vjp_call_p], Rule(_custom_vjp_support, _custom_vjp_reads, _custom_vjp_evaluate))
+
+
+# call_hi_primitive, since JAX 0.12: a call whose derivative is for one shape. It is analysed as a call
+# that carries a derivative of either kind, and run at its full shape, with zeros put back.
+
+
+def _how(eqn: Equation) -> str:
+  """How a call can be differentiated: 'forwards', 'backwards', or '' if in neither way."""
+  for way, find in (('forwards', _derivative), ('backwards', _pullback)):
+    try:
+      jaxprs.once(eqn, find, plain=True)
+    except Exception:  # pylint: disable=broad-exception-caught  # what a person's rule raises
+      continue
+    return way
+  return ''
+
+
+_BY_DERIVATIVE = {
+  'forwards': RULES[p.custom_jvp_call_p],
+  'backwards': RULES[p.custom_vjp_call_p],
+  '': FULL_WIDTH,
+}
+
+
+def _carrying(ctx: Context) -> Rule:
+  return _BY_DERIVATIVE[jaxprs.once(ctx.eqn, _how)]
+
+
+def _full_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
+  full = [
+    jnp.zeros(aval.shape, aval.dtype)
+    if array is None
+    else regions.take(array, have, regions.whole(len(aval.shape)), aval.shape)
+    for array, have, aval in zip(arrays, ctx.reads, ctx.eqn.in_avals, strict=True)
+  ]
+  return live_parts(ctx, jaxprs.bind(ctx.eqn, *full), full_support(ctx))
+
+
+register(
+  jaxprs.hi_primitive_ps,
+  Rule(
+    lambda ctx: _carrying(ctx).support(ctx), lambda ctx: _carrying(ctx).reads(ctx), _full_evaluate
+  ),
+)
 
 
 # composite: an operation with a name, by which an export may know it; custom_vmap_call: one with a

@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+from jax import lax
 import numpy as np
 
 from slim_jax import jaxprs
@@ -263,9 +264,18 @@ def _pad_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
     have.append(None if padded else wanted)
   if not any(map(any, config)):  # the padding is put back where it is read
     results = [arrays[0]]
-  else:
+  elif ctx.is_untouched or ctx.facts[1].known is not None or not jaxprs.moves(ctx.eqn.in_avals[1]):
     results = jaxprs.bind(ctx.eqn, *arrays, padding_config=tuple(config))
+  else:
+    results = [_padded(ctx.eqn, *arrays, tuple(config))]
   return live_parts(ctx, results, [regions.normal(have)])
+
+
+def _padded(eqn: Equation, x: Any, value: Any, config: Any) -> Any:
+  """Pads by a choice. JAX cannot differentiate a padding of constants, such as zeros put back."""
+  (padded,) = jaxprs.bind(eqn, x, np.zeros((), x.dtype), padding_config=config)
+  inside = lax.pad(lax.full(x.shape, True), np.False_, config)
+  return lax.select(inside, padded, lax.broadcast(value, padded.shape))
 
 
 register([p.pad_p], Rule(_pad_support, _pad_reads, _pad_evaluate))

@@ -66,7 +66,7 @@ def _evaluate(ctx: Context, *arrays: Any) -> list[Any]:
 
 register([p.reduce_window_sum_p], Rule(_passing_support, _reads, _evaluate))
 register([p.reduce_window_max_p, p.reduce_window_min_p], Rule(_extremum_support, _reads, _evaluate))
-register([p.reduce_window_p], Rule(full_support, _reads, _evaluate))
+register([p.reduce_window_p, p.select_and_scatter_p], Rule(full_support, _reads, _evaluate))
 
 # Derivatives of max-pooling: the operand that windows look at only says where to move elements.
 register(
