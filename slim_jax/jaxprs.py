@@ -258,11 +258,9 @@ def derivative(eqn: Equation, *, plain: bool) -> Program:
   the rule too, and much around it.
 
   Args:
-    eqn: the call, or one that JAX can differentiate forwards.
+    eqn: the call.
     plain: as of `flatten`.
   """
-  if 'jvp_jaxpr_fun' not in eqn.params:
-    return _pushed(eqn, plain=plain)
   unseen = eqn.params['num_consts']  # of the operands, the first: captured by the function
   # A rule that does not ask which tangents are zero gets all, float0 for integers.
   zeros = [eqn.params['symbolic_zeros'] and not moves(a) for a in eqn.in_avals[unseen:]]
@@ -296,23 +294,6 @@ def derivative(eqn: Equation, *, plain: bool) -> Program:
     inputs=operands + [i for i, a in zip(tangents, eqn.in_avals) if moves(a)],
     outputs=results + [i for i, a in zip(slopes, eqn.out_avals) if moves(a)],
   )
-
-
-def _pushed(eqn: Equation, *, plain: bool) -> Program:
-  """Does what `derivative` does, by differentiating the call."""
-
-  def push(operands: list[Any], slopes: list[Any]) -> Any:
-    given = iter(slopes)
-    tangents = [
-      next(given) if moves(a) else np.zeros(a.shape, jax.dtypes.float0) for a in eqn.in_avals
-    ]
-    results, pushed = jax.jvp(lambda *xs: bind(eqn, *xs), operands, tangents)
-    return results, [t for t, a in zip(pushed, eqn.out_avals, strict=True) if moves(a)]
-
-  structs = list(map(struct, eqn.in_avals))
-  slopes = [s for s, a in zip(structs, eqn.in_avals, strict=True) if moves(a)]
-  with shardings.as_typed(eqn.in_avals):
-    return flatten(jax.make_jaxpr(push)(structs, slopes), plain=plain)
 
 
 def moves(aval: Any) -> bool:

@@ -30,6 +30,7 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 def pytest_addoption(parser):
   parser.addoption('--slow', action='store_true', help='run the long tests too')
+  parser.addoption('--programs', type=int, default=5000, help='how many random programs are drawn')
 
 
 def pytest_configure(config):

@@ -215,7 +215,10 @@ def functions(mixed: Mixed) -> tuple[Any, Callable[..., Any], Callable[..., Any]
   data = np.random.default_rng([mixed.seed, 1]).normal(size=(_ROWS, 3, 4))
   scope = _Scope()
 
-  mesh, spec = jax.sharding.Mesh(np.array(jax.devices()[:2]), ('batch',)), jax.sharding.PartitionSpec
+  mesh, spec = (
+    jax.sharding.Mesh(np.array(jax.devices()[:2]), ('batch',)),
+    jax.sharding.PartitionSpec,
+  )
 
   def run(variables: Any, x: Any, train: bool) -> Any:
     own = _Scope(variables)
@@ -283,7 +286,9 @@ def check(mixed: Mixed) -> Outcome:
   """
   variables, infer, train, x = functions(mixed)
   rng = np.random.default_rng([mixed.seed, 2])
-  dead = laws.random_dead(variables, rng.uniform(0.2, 0.7), mixed.seed, emptied=bool(rng.random() < 0.1))
+  dead = laws.random_dead(
+    variables, rng.uniform(0.2, 0.7), mixed.seed, emptied=bool(rng.random() < 0.1)
+  )
   outs = (None, 'batch_stats')
   try:
     plan = slim_jax.plan(infer, variables, x, dead=dead, also=[(train, (x,), outs)])
@@ -328,10 +333,7 @@ def both(plan: Any, infer: Any, train: Any, outs: Any, *, inference: bool) -> Ca
     }
 
   thin_infer, thin_train = slim_jax.thin(infer, plan), slim_jax.thin(train, plan, outs=outs)
-  return lambda masked, thin, x: (
-    of(thin_infer, thin_train, thin, x),
-    of(infer, train, masked, x),
-  )
+  return lambda masked, thin, x: (of(thin_infer, thin_train, thin, x), of(infer, train, masked, x))
 
 
 def shortened(mixed: Mixed, fails: Callable[[Mixed], bool]) -> Mixed:

@@ -536,9 +536,7 @@ WINDOW = (
       grad=False,
     ),
     case('reduce_window of two', both_extremes, X, Y, grad=False),
-    case(
-      'select_and_scatter', scattered_by(lax.ge, lax.mul), IMAGE, of(2, 2, 2, 3), grad=False
-    ),
+    case('select_and_scatter', scattered_by(lax.ge, lax.mul), IMAGE, of(2, 2, 2, 3), grad=False),
   ]
   + [
     case(f'{name} {how}', f(*pool), *shapes(*pool), grad=False)

@@ -83,7 +83,25 @@ def _with_tangents(ctx: Context) -> list[Fact]:
 
 
 def _derivative(eqn: Equation, *, plain: bool) -> Program:
-  return programs.merged(jaxprs.derivative(eqn, plain=plain))
+  find = jaxprs.derivative if eqn.primitive is p.custom_jvp_call_p else _pushed
+  return programs.merged(find(eqn, plain=plain))
+
+
+def _pushed(eqn: Equation, *, plain: bool) -> Program:
+  """Does what `jaxprs.derivative` does, by differentiating the call."""
+
+  def push(operands: list[Any], slopes: list[Any]) -> Any:
+    given = iter(slopes)
+    tangents = [
+      next(given) if jaxprs.moves(a) else np.zeros(a.shape, jax.dtypes.float0) for a in eqn.in_avals
+    ]
+    results, pushed = jax.jvp(lambda *xs: jaxprs.bind(eqn, *xs), operands, tangents)
+    return results, [t for t, a in zip(pushed, eqn.out_avals, strict=True) if jaxprs.moves(a)]
+
+  structs = list(map(jaxprs.struct, eqn.in_avals))
+  slopes = [s for s, a in zip(structs, eqn.in_avals, strict=True) if jaxprs.moves(a)]
+  with shardings.as_typed(eqn.in_avals):
+    return jaxprs.flatten(jax.make_jaxpr(push)(structs, slopes), plain=plain)
 
 
 def _custom_jvp_support(ctx: Context) -> list[Region]:

@@ -267,7 +267,7 @@ def _pad_evaluate(ctx: Context, *arrays: Any) -> list[Any]:
   elif ctx.is_untouched or ctx.facts[1].known is not None or not jaxprs.moves(ctx.eqn.in_avals[1]):
     results = jaxprs.bind(ctx.eqn, *arrays, padding_config=tuple(config))
   else:
-    results = [_padded(ctx.eqn, *arrays, tuple(config))]
+    results = [_padded(ctx.eqn, arrays[0], arrays[1], tuple(config))]
   return live_parts(ctx, results, [regions.normal(have)])
 
 
