@@ -186,7 +186,7 @@ command.run(lambda: (sys.argv.append(what), main()), needs_config=False)
   [
     ('files', r'CheckpointError: cannot read the checkpoint .*Too many open files'),
     ('handles', r'OSError: too many files are open \(ulimit -n\)'),
-    ('memory', 'MemoryError: out of memory'),
+    pytest.param('memory', 'MemoryError: out of memory', marks=pytest.mark.slow),
     pytest.param('device', 'JaxRuntimeError: out of memory; --config', marks=pytest.mark.slow),
   ],
 )
