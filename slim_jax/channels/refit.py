@@ -10,6 +10,7 @@ to the inputs that it gets once the layers before it are fitted.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -82,7 +83,9 @@ def reconstruct(
   def merged(path: tree.Path, leaf: Any) -> Any:
     if path not in fitted:
       return leaf
-    return jnp.where(_live(plan.cuts[path]), fitted[path], leaf).astype(leaf.dtype)
+    # `plan.slice` moves the constants of removed channels into kernels; the fitted ones have them.
+    moved = functools.reduce(lambda array, fold: fold.apply(array), plan.folds.get(path, ()), leaf)
+    return jnp.where(_live(plan.cuts[path]), fitted[path] - (moved - leaf), leaf).astype(leaf.dtype)
 
   return tree.map_with_path(merged, variables)
 
