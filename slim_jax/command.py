@@ -15,6 +15,7 @@ from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
+from slim_jax.display import progress
 from slim_jax.errors import SlimError
 from slim_jax.runs import experiments, schema
 from slim_jax.runtime import allocator, interrupt, processes
@@ -70,6 +71,10 @@ def define_flags() -> None:
     'need not wait for the system; the command starts itself a second time with it. Other systems, '
     'and machines with an accelerator, use their own.',
   )
+  flags.DEFINE_bool('quiet', False, 'Whether to show results, warnings and errors alone.')
+  flags.DEFINE_bool(
+    'verbose', False, 'Whether to log within epochs too, every few seconds, without a terminal.'
+  )
   flags.DEFINE_bool(
     'multihost',
     False,
@@ -94,7 +99,7 @@ def run(
   shown = ['workdir']
   if needs_config:
     flags.mark_flag_as_required('config')
-    shown += ['config', 'report', 'allocator', 'multihost']
+    shown += ['config', 'report', 'allocator', 'quiet', 'verbose', 'multihost']
   for name in shown:  # by --help
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
@@ -103,8 +108,10 @@ def run(
       raise app.UsageError(f'not a flag: {argv[1]}')
     if flags.FLAGS.allocator == 'mimalloc':
       allocator.restart()
-    logging.set_verbosity(logging.INFO)
+    logging.set_verbosity(logging.WARNING if flags.FLAGS.quiet else logging.INFO)
     logging.get_absl_handler().addFilter(_is_ours_or_serious)
+    logging.get_absl_handler().setFormatter(_Lines())
+    progress.speak(quiet=flags.FLAGS.quiet, verbose=flags.FLAGS.verbose)
     try:
       processes.join(multihost=flags.FLAGS.multihost)
       if not processes.is_first():  # its messages would repeat those of the first
@@ -238,6 +245,16 @@ def _how_to_add(args: list[str], error: KeyError) -> str:
         'from slim_jax.runs.default.get_config(), or add the field'
       )
   return ''
+
+
+class _Lines(std_logging.Formatter):
+  """Formats a message as the time and the text, and says so where it is a warning or an error."""
+
+  def format(self, record: std_logging.LogRecord) -> str:
+    """Returns the line of a message, with a traceback if it has one."""
+    level = f'{record.levelname}: ' if record.levelno >= std_logging.WARNING else ''
+    when = self.formatTime(record, '%m-%d %H:%M:%S')
+    return f'{when} {level}{super().format(record)}'
 
 
 def _is_ours_or_serious(record: std_logging.LogRecord) -> bool:

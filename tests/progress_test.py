@@ -4,6 +4,7 @@ import io
 import logging
 import re
 import sys
+import time
 
 from absl import logging as absl_logging
 import pytest
@@ -79,28 +80,56 @@ def test_elements_move_a_row_on_a_terminal(caplog):
 
 
 def train(display):
-  with progress.Progress('sparse', step=2, steps=6, batch_size=8, display=display) as shown:
+  with progress.Progress(
+    'sparse', step=2, steps=6, epoch_steps=3, batch_size=8, display=display
+  ) as shown:
     for step in (4, 6):
-      shown.update(step, loss=1 / step, accuracy=0.5)
+      shown.update(step, note='5% of scales', loss=1 / step, accuracy=0.5)
 
 
-@pytest.mark.parametrize('seconds, lines', [(10, 1), (-1, 2)])
-def test_training_is_a_line_now_and_then_and_one_at_its_end(caplog, seconds, lines):
-  caplog.set_level('INFO')
-  train(in_a_log(seconds))
-  assert len(caplog.messages) == lines
+def test_lines_within_epochs_are_for_those_who_ask(caplog):
+  display = in_a_log(-1)
+  train(display)
+  assert not caplog.messages
+  display.verbose = True
+  train(display)
+  (line,) = caplog.messages  # the last step ends an epoch
   assert re.fullmatch(
-    r'sparse: step 6 of 6, loss 0\.1667, accuracy 50\.00%, [\d,]+ images/s, 0:00 left',
-    caplog.messages[-1],
+    r'sparse: step 4 of 6, loss 0\.2500, accuracy 50\.00%, [\d,]+ images/s, 0:00 left', line
   )
 
 
+@pytest.mark.parametrize('seconds, count', [(100, 1), (-1, 3)])
+def test_an_epoch_is_a_line_at_most(caplog, seconds, count):
+  lines = progress.Lines(in_a_log(seconds))
+  for number in (1, 2, 3):
+    lines.add(f'epoch {number}', is_last=number == 3)
+  assert caplog.messages == [f'epoch {number}' for number in (1, 2, 3)][-count:]
+
+
 def test_training_is_a_row_on_a_terminal_and_leaves_one_line(caplog):
-  caplog.set_level('INFO')
+  display, terminal = on_terminal(140)
+  lines = progress.Lines(display)
+  display.seconds_between_lines = -1
+  with progress.Progress(
+    'sparse', step=2, steps=6, epoch_steps=3, batch_size=8, display=display
+  ) as shown:
+    shown.update(4, note='5% of scales', loss=0.25, accuracy=0.5)
+    time.sleep(0.3)  # until it is drawn
+    lines.add('epoch 1', is_last=False)
+    shown.update(6, loss=0.25)
+    time.sleep(0.3)
+    lines.add('epoch 2', is_last=True)
+  for part in ('sparse: epoch 1 of 2', 'sparse: epoch 2 of 2', '33%', '5% of scales'):
+    assert part in text(terminal)
+  assert caplog.messages == ['epoch 2']
+
+
+def test_nothing_is_shown_to_those_who_ask_for_it(caplog):
   display, terminal = on_terminal()
+  display.quiet = True
   train(display)
-  assert 'sparse' in text(terminal) and '33%' in text(terminal)
-  assert [message.partition(',')[0] for message in caplog.messages] == ['sparse: step 6 of 6']
+  assert not text(terminal) and not caplog.messages
 
 
 def test_rows_within_a_row_and_log_lines_above_them(monkeypatch):
@@ -109,7 +138,9 @@ def test_rows_within_a_row_and_log_lines_above_them(monkeypatch):
   monkeypatch.setattr(sys, 'stderr', terminal)
   handler = absl_logging.get_absl_handler().python_handler
   monkeypatch.setattr(handler, 'stream', terminal)
-  with progress.Progress('sparse', step=0, steps=2, batch_size=8, display=display) as shown:
+  with progress.Progress(
+    'sparse', step=0, steps=2, epoch_steps=2, batch_size=8, display=display
+  ) as shown:
     shown.update(1, loss=0.5, accuracy=0.25)
     for _ in progress.each('ab', 'evaluating', total=2, display=display):
       handler.emit(logging.makeLogRecord({'msg': 'a line', 'levelno': logging.INFO}))

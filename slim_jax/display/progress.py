@@ -1,6 +1,6 @@
 """Progress of long phases: a live display on a terminal, plain log lines elsewhere."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import itertools
 import sys
@@ -19,7 +19,13 @@ T = TypeVar('T')
 
 
 class Display:
-  """Shows rows, one for each phase that has begun; on a terminal, log lines appear above them."""
+  """Shows rows, one for each phase that has begun; on a terminal, log lines appear above them.
+
+  Attributes:
+    seconds_between_lines: how often there is a log line where there is no terminal.
+    quiet: whether nothing is shown.
+    verbose: whether there are log lines within epochs, too.
+  """
 
   def __init__(self, screen: rich.console.Console, *, seconds_between_lines: float = 10.0):
     """Makes a display without rows.
@@ -29,6 +35,7 @@ class Display:
       seconds_between_lines: how often there is a log line where it is none.
     """
     self.seconds_between_lines = seconds_between_lines
+    self.quiet = self.verbose = False
     self._screen = screen
     # While there are rows; rich has one live display at a time.
     self._rows: rich.progress.Progress | None = None
@@ -48,7 +55,7 @@ class Display:
     Yields:
       `update(completed=None, advance=None, values='')`, or None if there is no terminal.
     """
-    if not self._is_live():
+    if not self.is_live():
       yield None
       return
     if self._rows is None:
@@ -65,9 +72,11 @@ class Display:
         with contextlib.suppress(OSError):  # the terminal may be closed
           self._open.close()
 
-  def _is_live(self) -> bool:
+  def is_live(self) -> bool:
+    """Whether rows can be shown."""
     # Rich also calls a log a terminal that FORCE_COLOR is set for.
-    return processes.is_first() and self._screen.is_interactive and self._screen.file.isatty()
+    is_terminal = self._screen.is_interactive and self._screen.file.isatty()
+    return processes.is_first() and is_terminal and not self.quiet
 
 
 # That of the program.
@@ -78,12 +87,22 @@ class Progress:
   """Shows loss, metrics, images per second and the time left of a training; use it in `with`."""
 
   def __init__(
-    self, name: str, *, step: int, steps: int, batch_size: int, display: Display = _DISPLAY
+    self,
+    name: str,
+    *,
+    step: int,
+    steps: int,
+    epoch_steps: int,
+    batch_size: int,
+    display: Display | None = None,
   ):
-    """Starts at `step` of `steps`, each of `batch_size` images."""
-    self._name, self._steps, self._batch_size = name, steps, batch_size
-    self._display, self._open = display, contextlib.ExitStack()
-    self._row = self._open.enter_context(display.row(name, total=steps, completed=step))
+    """Starts at `step` of `steps`, each of `batch_size` images; an epoch has `epoch_steps`."""
+    self._name, self._steps, self._epoch_steps = name, steps, epoch_steps
+    self._batch_size, self._display = batch_size, display or _DISPLAY
+    self._open = contextlib.ExitStack()
+    self._row = self._open.enter_context(
+      self._display.row(self._title(step), total=steps, completed=step)
+    )
     self._last = self._last_line = (step, time.monotonic())
 
   def __enter__(self) -> 'Progress':
@@ -92,36 +111,70 @@ class Progress:
   def __exit__(self, *_) -> None:
     self._open.close()
 
-  def update(self, step: int, *, loss: float, **metrics: float) -> None:
-    """Shows that training has come to `step`, with loss and metrics of the epoch so far."""
+  def update(self, step: int, *, note: str = '', loss: float, **metrics: float) -> None:
+    """Shows that training has come to `step`, with loss and metrics of the epoch so far.
+
+    Args:
+      step: steps taken.
+      note: something else to show on a terminal.
+      loss: mean over the epoch.
+      **metrics: likewise.
+    """
     now = time.monotonic()
-    shown = ', '.join(
-      [
-        f'loss {loss:.4f}',
-        *(f'{name} {quantities.show(name, value)}' for name, value in metrics.items()),
-      ]
-    )
+    values = [f'loss {loss:.4f}', *figures(metrics)]
     if self._row:
-      rate = self._rate(step, now, since=self._last)
-      self._row(completed=step, values=f', {shown}, {rate:,.0f} images/s')
-    is_late = not self._row and now - self._last_line[1] > self._display.seconds_between_lines
-    if is_late or step == self._steps:
-      rate = self._rate(step, now, since=self._last_line)
-      logging.info(
-        '%s: step %d of %d, %s, %s images/s, %s left',
-        self._name,
-        step,
-        self._steps,
-        shown,
-        f'{rate:,.0f}',
-        clock((self._steps - step) * self._batch_size / rate),
+      values += [f'{self._rate(step, now, since=self._last):,.0f} images/s', note]
+      self._row(
+        completed=step, description=self._title(step), values=', '.join(['', *filter(None, values)])
       )
+    elif (
+      self._display.verbose
+      and now - self._last_line[1] > self._display.seconds_between_lines
+      and step % self._epoch_steps
+    ):
+      rate = self._rate(step, now, since=self._last_line)
+      left = clock((self._steps - step) * self._batch_size / rate)
+      values += [f'{rate:,.0f} images/s', f'{left} left']
+      logging.info('%s: step %d of %d, %s', self._name, step, self._steps, ', '.join(values))
       self._last_line = (step, now)
     self._last = (step, now)
+
+  def _title(self, step: int) -> str:
+    """Returns the name with the number of the epoch that the next step, or the last, belongs to."""
+    epochs = -(-self._steps // self._epoch_steps)
+    return f'{self._name}: epoch {min(step // self._epoch_steps + 1, epochs)} of {epochs}'
 
   def _rate(self, step: int, now: float, *, since: tuple[int, float]) -> float:
     """Returns images per second."""
     return max(step - since[0], 1) * self._batch_size / max(now - since[1], 1e-6)
+
+
+class Lines:
+  """Log lines of a stage: one for an epoch at most, and none too soon after another."""
+
+  def __init__(self, display: Display | None = None):
+    """Makes the lines of a stage that begins now."""
+    self._display, self._last = display or _DISPLAY, time.monotonic()
+
+  def add(self, line: str, *, is_last: bool) -> None:
+    """Logs a line if it is time, or the last. A terminal, where rows show the rest, has that alone."""
+    now = time.monotonic()
+    is_due = now - self._last > self._display.seconds_between_lines
+    if is_last or (is_due and not self._display.is_live()):
+      logging.info('%s', line)
+      self._last = now
+
+
+def figures(metrics: Mapping[str, float]) -> list[str]:
+  """Returns metrics as texts such as 'accuracy 90.00%'."""
+  return [
+    f'{name.replace("_", " ")} {quantities.show(name, value)}' for name, value in metrics.items()
+  ]
+
+
+def speak(*, quiet: bool = False, verbose: bool = False) -> None:
+  """Sets how much the program shows: no progress at all, or more lines where there is no terminal."""
+  _DISPLAY.quiet, _DISPLAY.verbose = quiet, verbose
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import jax
 import optax
 
 import slim_jax
-from slim_jax.runs import finished, gated
+from slim_jax.runs import finished, gated, stages
 from slim_jax.runs.network import Network
 from slim_jax.runs.run import Run
 from slim_jax.runs.stages import Stage
@@ -45,10 +45,8 @@ def create(run: Run, stage: Stage, net: Network) -> Recipe:
 def _task(run: Run, stage: Stage, net: Network) -> loop.Task:
   config = run.config
   section = config.finetune if stage.name == 'finetuned' else config.train
-  epochs = section.epochs
-  if stage.name == 'baseline':
-    epochs = config.baseline_epochs
-  elif stage.name == 'scratch-b':  # as much arithmetic as training the unpruned network takes
+  epochs = stages.epochs(config, stage)
+  if stage.name == 'scratch-b':  # as much arithmetic as training the unpruned network takes
     epochs = round(epochs * run.macs(run.network()) / run.macs(net))
   schedule = optimiser.make_schedule(
     section,

@@ -108,6 +108,15 @@ def of(config: Config) -> list[Stage]:
   return result + [Stage(config.passes, name) for name, wanted in scratch.items() if wanted]
 
 
+def epochs(config: Config, stage: Stage) -> int:
+  """Returns how many epochs a stage trains; 'scratch-b', whose network is not known here, at least."""
+  if stage.name in AT_ONCE:
+    return 0
+  if stage.name == 'baseline':
+    return config.baseline_epochs
+  return (config.finetune if stage.name == 'finetuned' else config.train).epochs
+
+
 def named(config: Config, name: str) -> Stage:
   """Returns the first stage of that name.
 

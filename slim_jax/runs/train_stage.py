@@ -9,6 +9,7 @@ from typing import Any
 from absl import logging
 import orbax.checkpoint as ocp
 
+from slim_jax.display import progress
 from slim_jax.runs import gated, recording, stages, tracking
 from slim_jax.runs.run import Run
 from slim_jax.runs.stages import Stage
@@ -53,6 +54,7 @@ def train(
     state, seconds, totals = restored
     logging.info('%s: continues from step %d', stage, state.step)
   began = time.monotonic() - seconds
+  messages = _Messages(run, stage, task.epochs)
   with (
     recording.recorder(run.workdir, stage, step=int(state.step)) as record,
     tracking.tracker(run.config.track, run.workdir, stage, run.config.to_dict()) as track,
@@ -67,6 +69,7 @@ def train(
         watch=watch,
         totals=totals,
         objective=run.objective,
+        note=lambda: messages.note,
       )
     ) as epochs,
   ):
@@ -82,6 +85,7 @@ def train(
         scores = _scores(run, stage, epoch, evaluate, validated=due)
         line = _metrics(epoch, scores)
         record(**line)
+        messages.epoch(epoch, scores)
         warned = warned or _warns_of_excess(run, stage, line)
         track({name: value for name, value in line.items() if name != 'scales'})
         score = _score(run, scores)
@@ -127,6 +131,53 @@ def _warns_of_excess(run: Run, stage: Stage, line: dict[str, Any]) -> bool:
   if text:
     logging.warning('%s, epoch %d: %s', stage, line['epoch'], text)
   return bool(text)
+
+
+class _Messages:
+  """What people are told of a stage while it trains.
+
+  Attributes:
+    note: what has been found after the last epoch, beside loss and metrics.
+  """
+
+  def __init__(self, run: Run, stage: Stage, epochs: int):
+    """Begins with a stage of so many epochs."""
+    order = stages.of(run.config)
+    later = order[order.index(stage) + 1 :]
+    self.note = ''
+    self._stage, self._epochs = stage, epochs
+    self._epochs_after = sum(stages.epochs(run.config, other) for other in later)
+    self._lines, self._last, self._is_first = progress.Lines(), time.monotonic(), True
+
+  def epoch(self, epoch: loop.Epoch, scores: dict[str, Any]) -> None:
+    """Logs the line of a complete epoch, and keeps the note."""
+    now = time.monotonic()
+    seconds, self._last = now - self._last, now
+    notes = [observe.say(scores)] if 'scales_below' in scores else []
+    # Most of a short first epoch is compilation.
+    if not self._is_first or seconds > 60:
+      notes += self._left(epoch, seconds)
+    self._is_first = False
+    tested = {
+      name: value
+      for name, value in scores.items()
+      if name.startswith(('test_', 'valid_')) and not name.endswith('_loss')
+    }
+    values = [
+      f'loss {epoch.loss:.4f}',
+      *progress.figures({**epoch.metrics, **tested}),
+      f'{epoch.images_per_second:,.0f} images/s',
+    ]
+    line = ', '.join([f'epoch {epoch.number} of {self._epochs}', *values, *notes])
+    self._lines.add(f'{self._stage}: {line}', is_last=epoch.number == self._epochs)
+    self.note = ', '.join(notes)
+
+  def _left(self, epoch: loop.Epoch, seconds: float) -> list[str]:
+    """Says how much time is left if all epochs take as long; thin networks need less."""
+    left = self._epochs - epoch.number
+    epochs = {'stage': left, 'run': left + self._epochs_after if self._epochs_after else 0}
+    times = [f'{progress.clock(n * seconds)} in the {of}' for of, n in epochs.items() if n]
+    return [f'left: {" and ".join(times)}'] if times else []
 
 
 class _Patience:
@@ -180,9 +231,7 @@ def _scores(
   validated: bool,
 ) -> dict[str, Any]:
   """Evaluates the network after an epoch, as often as the config asks; describes its scales."""
-  scores = {}
-  if stage.name == 'sparse':
-    scores = _describe(stage, variables_of(epoch.state)['params'])
+  scores = _describe(variables_of(epoch.state)['params']) if stage.name == 'sparse' else {}
   splits = {}
   if _is_due(epoch, run.config.eval_every_epochs):
     splits['test'] = run.test_data
@@ -216,11 +265,12 @@ def _metrics(epoch: loop.Epoch, scores: dict[str, Any]) -> dict[str, Any]:
   }
 
 
-def _describe(stage: Stage, params: PyTree) -> dict[str, Any]:
-  """Measures how sparse the scales are, logs it, and returns it for the metrics."""
-  shares = observe.shares(params, gated.scales_of)
-  logging.info('%s: %s', stage, observe.say(shares))
-  return {**shares, 'scales': observe.by_layer(params, gated.scales_of)}
+def _describe(params: PyTree) -> dict[str, Any]:
+  """Measures how sparse the scales are, for the metrics."""
+  return {
+    **observe.shares(params, gated.scales_of),
+    'scales': observe.by_layer(params, gated.scales_of),
+  }
 
 
 def is_chosen(run: Run, stage: Stage) -> bool:

@@ -67,11 +67,9 @@ def shares(params: PyTree, mask: Any = batch_norms.scales) -> dict[str, dict[str
   return {'scales_below': {f'{at:g}': float(share) for at, share in below.items()}}
 
 
-def say(metrics: Mapping[str, Mapping[str, float]]) -> str:
-  """Formats what `shares` returns as one line of text."""
-  return 'scales below ' + ', '.join(
-    f'{threshold}: {share:.1%}' for threshold, share in metrics['scales_below'].items()
-  )
+def say(metrics: Mapping[str, Any]) -> str:
+  """Formats the share of small scales of what `shares` returns, for people."""
+  return f'{metrics["scales_below"][f"{SMALL:g}"]:.1%} of scales below {SMALL:g}'
 
 
 def by_layer(params: PyTree, mask: Any = batch_norms.scales) -> dict[str, np.ndarray]:

@@ -89,6 +89,7 @@ def fit(
   watch: interrupt.Watch,
   totals: Mapping[str, float] | None = None,
   objective: losses.Objective = losses.CLASSIFICATION,
+  note: Callable[[], str] = str,
 ) -> Generator[Epoch, None, None]:
   """Trains from `state.step` to the end of the stage.
 
@@ -102,6 +103,7 @@ def fit(
     watch: asked after every call of the compiled step whether to stop.
     totals: `Epoch.totals` of an incomplete epoch that ended with `state`.
     objective: loss and metrics.
+    note: returns something else to show beside the progress.
 
   Yields:
     Every epoch. An incomplete one is the last: the run was asked to stop.
@@ -119,7 +121,9 @@ def fit(
   )
   state, step = devices.replicate(state, places), int(state.step)
   with (
-    progress.Progress(task.name, step=step, steps=end, batch_size=config.batch_size) as shown,
+    progress.Progress(
+      task.name, step=step, steps=end, epoch_steps=epoch_steps, batch_size=config.batch_size
+    ) as shown,
     contextlib.closing(batches.steps(step)) as parts,
   ):
     while step < end:
@@ -136,7 +140,7 @@ def fit(
         step += count
         watch.begin()
         if step % config.log_every_steps < count or step == last:
-          shown.update(step, **_means(sums, step, task))
+          shown.update(step, note=note(), **_means(sums, step, task))
         asked = step < last and bool(watch.asked())
       means = _means(sums, step, task)
       # The loss is that before the update of the last step.
