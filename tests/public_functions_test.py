@@ -237,7 +237,8 @@ def traced(name: str, f: Callable[..., Any], layout: str) -> programs.Program | 
   for dtype in (np.float32, np.int32, bool, np.complex64):
     for call, count in ways:
       try:
-        return programs.trace(call, *[jax.ShapeDtypeStruct(shape, dtype)] * count)[0]
+        with jax.numpy_rank_promotion('allow'):
+          return programs.trace(call, *[jax.ShapeDtypeStruct(shape, dtype)] * count)[0]
       except Exception:  # pylint: disable=broad-exception-caught
         continue
   return None
