@@ -137,17 +137,18 @@ def suggest(rows: Sequence[dict[str, Any]], tolerance: float) -> dict[str, Any] 
 
   Args:
     rows: rows of `run` in order of the fraction; the first one has fraction 0.
-    tolerance: accuracy that may be lost, in percentage points: accuracy before pruning minus
-      accuracy after pruning and recalibration. For a figure that is no accuracy, the amount by
-      which it may become worse.
+    tolerance: accuracy that may be lost, in percentage points: accuracy before pruning, as it is or
+      after recalibration if that is better, minus accuracy after pruning and recalibration. For a
+      figure that is no accuracy, the amount by which it may become worse.
 
   Returns:
     The row; None if every fraction exceeds the tolerance.
   """
   best = None
   for row in rows:
-    judge = quantities.judge_of(row)
-    if quantities.lost(row, rows[0][judge], row['recalibrated']) > tolerance and row['fraction']:
+    before = (rows[0][quantities.judge_of(row)], rows[0]['recalibrated'])
+    lost = max(quantities.lost(row, figure, row['recalibrated']) for figure in before)
+    if lost > tolerance and row['fraction']:
       break
     best = row if row['fraction'] else None
   return best

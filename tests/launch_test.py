@@ -182,9 +182,7 @@ def test_the_address_is_written_once(tmp_path):
   texts = {name: (tmp_path / name).read_text() for name in places}
   assert not any('OWNER/slim_jax' in text for text in texts.values())
   assert 'git+https://github.com/some-one/thin.jax' in texts['launch/colab.ipynb']
-  assert (
-    'git clone https://github.com/some-one/thin.jax slim_jax' in texts['launch/kubernetes.yaml']
-  )
+  assert '--depth 1 https://github.com/some-one/thin.jax COMMIT' in texts['launch/kubernetes.yaml']
   badge = 'colab.research.google.com/github/some-one/thin.jax/blob/main/launch/colab.ipynb'
   assert all(badge in texts[name] for name in places[:3])
   wrong = subprocess.run(

@@ -54,6 +54,9 @@ def test_the_largest_cut_within_the_tolerance():
   assert look.suggest(rows(0.9, 0.899, 0.896, 0.7, 0.9), 0.5)['fraction'] == pytest.approx(0.2)
   assert look.suggest(rows(0.9, 0.7), 0.5) is None
   assert look.suggest(rows(0.2, 0.95), 0.0)['fraction'] == pytest.approx(0.1)
+  # Statistics that were stale before the cut do not excuse what it costs.
+  stale = [{'fraction': x, 'accuracy': 0.3, 'recalibrated': a} for x, a in ((0, 0.9), (0.1, 0.3))]
+  assert look.suggest(stale, 0.5) is None
 
 
 def test_what_cannot_be_looked_at_is_said(sparse, tmp_path):
