@@ -123,7 +123,7 @@ class Progress:
     now = time.monotonic()
     values = [f'loss {loss:.4f}', *figures(metrics)]
     if self._row:
-      values += [f'{self._rate(step, now, since=self._last):,.0f} images/s', note]
+      values += [note, f'{self._rate(step, now, since=self._last):,.0f} images/s']
       self._row(
         completed=step, description=self._title(step), values=', '.join(['', *filter(None, values)])
       )
@@ -227,17 +227,21 @@ class _State(rich.progress.ProgressColumn):
 
   def render(self, task: rich.progress.Task) -> text.Text:
     if task.total is None:
-      return text.Text(clock(task.elapsed or 0))
+      return text.Text(clock(task.elapsed or 0), no_wrap=True)
     left = '' if task.time_remaining is None else f', {clock(task.time_remaining)} left'
-    return text.Text(f'{task.percentage:3.0f}%{left}{task.fields["values"]}')
+    state = f'{task.percentage:3.0f}%{left}{task.fields["values"]}'
+    # Where the terminal is narrow, this is what is shortened.
+    return text.Text(state, no_wrap=True, overflow='ellipsis')
 
 
 def _rows(screen: rich.console.Console) -> rich.progress.Progress:
   """Makes a live display that leaves nothing behind."""
   return rich.progress.Progress(
-    rich.progress.TextColumn('{task.description}', markup=False),
+    rich.progress.TextColumn(
+      '{task.description}', markup=False, table_column=table.Column(no_wrap=True)
+    ),
     rich.progress.BarColumn(bar_width=None, table_column=table.Column(ratio=1, min_width=8)),
-    _State(table_column=table.Column(no_wrap=True, overflow='ellipsis')),
+    _State(table_column=table.Column()),
     console=screen,
     expand=True,
     transient=True,

@@ -153,10 +153,13 @@ class _Messages:
     """Logs the line of a complete epoch, and keeps the note."""
     now = time.monotonic()
     seconds, self._last = now - self._last, now
-    notes = [observe.say(scores)] if 'scales_below' in scores else []
-    # Most of a short first epoch is compilation.
-    if not self._is_first or seconds > 60:
-      notes += self._left(epoch, seconds)
+    small = [observe.say(scores)] if 'scales_below' in scores else []
+    stage = self._epochs - epoch.number
+    run = stage + self._epochs_after if self._epochs_after else 0
+    left = {'stage': seconds * stage, 'run': seconds * run}  # thin networks need less
+    if self._is_first and seconds < 60:  # most of it is compilation
+      left = {}
+    times = [f'{progress.clock(time)} in the {of}' for of, time in left.items() if time]
     self._is_first = False
     tested = {
       name: value
@@ -168,16 +171,11 @@ class _Messages:
       *progress.figures({**epoch.metrics, **tested}),
       f'{epoch.images_per_second:,.0f} images/s',
     ]
-    line = ', '.join([f'epoch {epoch.number} of {self._epochs}', *values, *notes])
-    self._lines.add(f'{self._stage}: {line}', is_last=epoch.number == self._epochs)
-    self.note = ', '.join(notes)
-
-  def _left(self, epoch: loop.Epoch, seconds: float) -> list[str]:
-    """Says how much time is left if all epochs take as long; thin networks need less."""
-    left = self._epochs - epoch.number
-    epochs = {'stage': left, 'run': left + self._epochs_after if self._epochs_after else 0}
-    times = [f'{progress.clock(n * seconds)} in the {of}' for of, n in epochs.items() if n]
-    return [f'left: {" and ".join(times)}'] if times else []
+    values += small + ([f'left: {" and ".join(times)}'] if times else [])
+    line = f'{self._stage}: epoch {epoch.number} of {self._epochs}, {", ".join(values)}'
+    self._lines.add(line, is_last=not stage)
+    # A terminal shows the time that is left for the stage by itself.
+    self.note = ', '.join([*times[1:], *small])
 
 
 class _Patience:
