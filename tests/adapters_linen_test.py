@@ -236,6 +236,7 @@ class Transformer(nn.Module):
     return nn.Dense(3, **kinds)(x.mean(1))
 
 
+@pytest.mark.slow
 def test_networks_without_batch_norm(x64):
   net, x = Transformer(jnp.float64), jax.random.normal(jax.random.key(0), (2, 5, 8), jnp.float64)
   shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), x, True))

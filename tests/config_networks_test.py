@@ -99,7 +99,7 @@ def test_config_trains_and_is_pruned(name):
 @pytest.mark.parametrize(
   'name',
   [
-    pytest.param(name, marks=[pytest.mark.slow] if model == 'resnet' else [])
+    pytest.param(name, marks=[pytest.mark.slow] if model in ('resnet', 'convnext') else [])
     for model, name in {small(name).model.name: name for name in configs.NAMES}.items()
   ],
 )

@@ -71,6 +71,7 @@ def test_what_cannot_be_looked_at_is_said(sparse, tmp_path):
     stages.named(config, 'baseline')
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path):
   root = configs.ROOT
   common = [

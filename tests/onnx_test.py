@@ -74,6 +74,7 @@ def logits_of(content, image):
   return onnx_file.session(content).run(None, {'image': image})[0]
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_a_run_is_exported(run, tmp_path):
   """In float32, whatever the run computed in."""

@@ -133,6 +133,7 @@ def test_regression_on_images_of_floating_numbers(runs):
   assert records[0]['pull'] == pytest.approx(0.01 * 1e-3 * (6 + 3 * 0.1 + 3 * 0.01))
 
 
+@pytest.mark.slow
 def test_segmentation(runs):
   _, workdir, records = runs('segmentation')
   names = [record['stage'] for record in records]
@@ -226,7 +227,7 @@ WRONG = [
   ({'loss': 'multilabel'}, "did you mean 'multi_label'"),
   ({'loss': f'{HERE}:no_loss'}, "has no 'no_loss'"),
   ({'train.term': f'{HERE}:no_term'}, "has no 'no_term'"),
-  ({'prune.score': 'taylor'}, "your own is 'module:name'"),
+  ({'prune.score': 'largest'}, "your own is 'module:name'"),
   ({'optimizer.name': 'adamm'}, "optax has no 'adamm'"),
   ({'optimizer.name': 'adamw', 'optimizer.beta': 1}, "unexpected keyword argument 'beta'"),
   ({'optimizer.b2': 0.9}, "optimizer.name='sgd' takes its arguments from momentum"),

@@ -64,7 +64,7 @@ def _variables(model, shape, seed=0):
   'name, emptied',
   [
     ('preresnet', ('Bottleneck_3', 'BatchNorm_1')),
-    ('densenet', ('BatchNorm_1',)),
+    pytest.param('densenet', ('BatchNorm_1',), marks=pytest.mark.slow),
     pytest.param('densenet_bc', ('BatchNorm_1',), marks=pytest.mark.slow),
     pytest.param('vgg_a', (), marks=pytest.mark.slow),  # has no way around a layer
     pytest.param('resnet50', ('Block_3', 'BatchNorm_2'), marks=pytest.mark.slow),

@@ -259,14 +259,17 @@ def test_biases_stay_in_every_pass(finished, tmp_path):
   [
     {'train.term': 'proximal', 'train.strength_warmup_epochs': 0.5, 'train.pull': 0.6},
     {'train.term': 'polarization', 'train.weigh_macs': True},
-    {
-      'train.term': 'proximal',
-      'cross_replica_batch_norm': True,
-      'devices': 2,
-      'accumulate_steps': 2,
-      'steps_per_call': 3,
-      'recalibrate_batches': 2,
-    },
+    pytest.param(
+      {
+        'train.term': 'proximal',
+        'cross_replica_batch_norm': True,
+        'devices': 2,
+        'accumulate_steps': 2,
+        'steps_per_call': 3,
+        'recalibrate_batches': 2,
+      },
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_sparsity_terms_and_ways_to_train(finished, tmp_path, changes):

@@ -98,7 +98,8 @@ def test_damaged_scales_are_said_and_begin_anew(workdir, caplog):
   )
   assert scale_history.read(workdir.scales(SPARSE)).epoch.tolist() == [3]
   assert len(workdir.metrics(SPARSE)) == 3
-  np.savez(str(workdir.scales(SPARSE)), epoch=[1, 2], step=[10, 20], a=np.zeros((1, 3)))
+  epoch, step = np.array([[1, 2], [10, 20]], np.int32)
+  np.savez(str(workdir.scales(SPARSE)), epoch=epoch, step=step, a=np.zeros((1, 3)))
   with pytest.raises(errors.WorkdirError, match='epochs are missing'):
     scale_history.read(workdir.scales(SPARSE))
 

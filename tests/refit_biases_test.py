@@ -4,10 +4,12 @@ from helpers import laws, zoo
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import slim_jax
 
 
+@pytest.mark.slow
 def test_constants_are_moved_once(x64):
   model = zoo.build(zoo.case('vgg'), jnp.float64)
   dead = laws.random_dead(model.variables, 0.4, 0, scales=model.scales)

@@ -142,14 +142,14 @@ DAMAGES = {
     ),
     'dataset.json': (lambda path: path.unlink(), 'dataset.json cannot be read'),
   },
-  'what a run continues from': {
-    'plan-1.npz': (lambda path: path.unlink(), 'plan-1.npz cannot be read'),
-    'config.json': (lambda path: path.write_text('['), 'config.json cannot be read'),
-  },
+  'the plan': {'plan-1.npz': (lambda path: path.unlink(), 'plan-1.npz cannot be read')},
+  'the config': {'config.json': (lambda path: path.write_text('['), 'config.json cannot be read')},
   'checkpoints and metrics': {
     'checkpoints/1-sparse': (shutil.rmtree, 'there is no directory of checkpoints .*1-sparse'),
     'metrics.jsonl': (lambda path: path.write_text('{"pass": 1}\n'), 'metrics.jsonl, line 1, is'),
-    'config.json': (lambda path: path.write_text('{"seed": 0}'), 'do not have all that'),
+  },
+  'fields of the config': {
+    'config.json': (lambda path: path.write_text('{"seed": 0}'), 'do not have all that')
   },
   'the list of stages': {
     'stages.json': (

@@ -242,6 +242,7 @@ def run(tmp_path_factory):
   return config, workdir, pipeline.run(config, workdir)
 
 
+@pytest.mark.slow
 def test_a_run_ends_its_stages_and_loads_the_averages(run):
   config, workdir, records = run
   rows = {row['stage']: row for row in records}
@@ -264,6 +265,7 @@ def test_a_run_ends_its_stages_and_loads_the_averages(run):
   jax.tree.map(np.testing.assert_array_equal, cut['params'], pruned['ema']['params'])
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_stopped_early_stays_so(run):
   """A run that was killed before its last stage was recorded trains no further epoch."""
   config, workdir, records = run
@@ -276,6 +278,7 @@ def test_a_stage_that_was_stopped_early_stays_so(run):
     assert again[-1][name] == records[-1][name]
 
 
+@pytest.mark.slow
 def test_the_test_split_is_evaluated_after_each_epoch_by_default(run):
   _, workdir, _ = run
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]

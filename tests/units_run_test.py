@@ -113,6 +113,7 @@ def test_the_result_loads_without_gates(finished):
   assert 'Units: sparse' in text and 'a part of the report is left out' not in text
 
 
+@pytest.mark.slow
 def test_without_strength_gates_stay_one(digits_dir, tmp_path):
   """The sparse stage is then the baseline, and scores choose."""
   config = config_of(

@@ -139,6 +139,7 @@ def _run(
       workdir.write_records(records)
       recording.write_csv(workdir)
       recording.write_table(workdir, records)
+      processes.wait(f'{stage} recorded')  # the next stage of every process reads the record
       if after_stage and stage != todo[-1]:
         after_stage()
   else:

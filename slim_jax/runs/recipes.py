@@ -45,7 +45,7 @@ def create(run: Run, stage: Stage, net: Network) -> Recipe:
 def _task(run: Run, stage: Stage, net: Network) -> loop.Task:
   config = run.config
   section = config.finetune if stage.name == 'finetuned' else config.train
-  epochs = stages.epochs(config, stage)
+  epochs = stages.epochs(config, stage) or section.epochs
   if stage.name == 'scratch-b':  # as much arithmetic as training the unpruned network takes
     epochs = round(epochs * run.macs(run.network()) / run.macs(net))
   schedule = optimiser.make_schedule(

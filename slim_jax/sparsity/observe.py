@@ -48,17 +48,15 @@ def scale_shares(
     raise ValueError(f'scale_shares: thresholds must be positive, got {wrong}')
   leaves = tree.flatten(params)
   scales = [leaves[path] for path in batch_norms.chosen(params, mask)]
-  return dict(zip(thresholds, _shares_below(scales, tuple(thresholds))))
+  n = sum(s.size for s in scales)
+  counts = _count_below(scales, tuple(thresholds))
+  return {at: jnp.asarray(count / n, jnp.float32) for at, count in zip(thresholds, counts)}
 
 
 # One program instead of several for each layer.
 @functools.partial(jax.jit, static_argnums=1)
-def _shares_below(scales: Sequence[jax.Array], thresholds: Sequence[float]) -> list[jax.Array]:
-  n = sum(s.size for s in scales)
-  return [
-    jnp.asarray(sum(jnp.sum(jnp.abs(s) < threshold) for s in scales) / n, jnp.float32)
-    for threshold in thresholds
-  ]
+def _count_below(scales: Sequence[jax.Array], thresholds: Sequence[float]) -> list[jax.Array]:
+  return [jnp.asarray(sum(jnp.sum(jnp.abs(s) < at) for s in scales)) for at in thresholds]
 
 
 def shares(params: PyTree, mask: Any = batch_norms.scales) -> dict[str, dict[str, float]]:

@@ -102,7 +102,7 @@ CASES = [
   Case('keras_resnet', keras.resnet_v1, (4, 32, 32, 3), keras.functions),
   Case('keras_resnet_v2', keras.resnet_v2, (2, 32, 32, 3), keras.functions, size='large'),
   Case('keras_densenet', keras.densenet, (2, 32, 32, 3), keras.functions, size='inference'),
-  Case('keras_mobilenet', *_keras('MobileNet', alpha=0.25), size='large'),
+  Case('keras_mobilenet', *_keras('MobileNet', alpha=0.25), size='slow'),
   Case('keras_mobilenet_v2', *_keras('MobileNetV2', alpha=0.35), size='inference'),
   Case('keras_mobilenet_v3', *_keras('MobileNetV3Small'), size='slow'),
   Case('keras_efficientnet', *_keras('EfficientNetB0'), size='slow'),
