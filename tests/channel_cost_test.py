@@ -181,6 +181,7 @@ def test_piecewise_evaluates_five_places_where_ends_and_middle_agree(n):
   assert values[n // 4] == 1 and values[0] == values[-1] == 0
 
 
+@pytest.mark.slow
 def test_a_deep_network_takes_seconds():
   """163 layers take seconds, since only the equations around each channel are analysed again."""
   x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)

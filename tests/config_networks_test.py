@@ -77,7 +77,14 @@ def traced_step(net, variables, config):
   return jax.tree.map(lambda x: x.shape[1:], after.params)
 
 
-@pytest.mark.parametrize('name', configs.NAMES)
+@pytest.mark.parametrize(
+  'name',
+  [
+    # Networks that others have for CIFAR-10.
+    pytest.param(name, marks=[pytest.mark.slow] if name.startswith(('cifar100', 'svhn')) else [])
+    for name in configs.NAMES
+  ],
+)
 def test_config_trains_and_is_pruned(name):
   config = small(name)
   image = jax.ShapeDtypeStruct((8, *config.shape), np.float32)

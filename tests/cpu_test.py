@@ -74,7 +74,12 @@ def assert_alike(f, fast, *args, slope=None, tolerance=1e-12):
     np.testing.assert_allclose(a, b, rtol=tolerance, atol=10 * tolerance)
 
 
-@pytest.mark.parametrize('layout', [NHWC, NCHW], ids=['NHWC', 'NCHW'])
+each_layout = pytest.mark.parametrize(
+  'layout', [pytest.param(NHWC, id='NHWC'), pytest.param(NCHW, id='NCHW', marks=pytest.mark.slow)]
+)
+
+
+@each_layout
 @pytest.mark.parametrize('groups', [1, 6], ids=['dense', 'depthwise'])
 @pytest.mark.parametrize('name', WINDOWS)
 def test_taps_compute_the_convolution_and_its_gradients(name, groups, layout, x64):
@@ -86,7 +91,7 @@ def test_taps_compute_the_convolution_and_its_gradients(name, groups, layout, x6
   assert_alike(f, fast, x, k)
 
 
-@pytest.mark.parametrize('layout', [NHWC, NCHW], ids=['NHWC', 'NCHW'])
+@each_layout
 @pytest.mark.parametrize('outputs', [4, 2], ids=['wide', 'narrow'])
 @pytest.mark.parametrize('name', LARGE)
 def test_gradients_of_kernels_over_large_images(name, outputs, layout, x64):
@@ -111,7 +116,7 @@ def few_tiles(monkeypatch):
   monkeypatch.setattr(parts, 'all_cores', lambda: 1)
 
 
-@pytest.mark.parametrize('layout', [NHWC, NCHW], ids=['NHWC', 'NCHW'])
+@each_layout
 @pytest.mark.parametrize(
   'size, padding',
   [
@@ -189,7 +194,7 @@ def test_where_winograd_does_not_help(change, few_tiles):
   assert is_faster({}) and not is_faster(change)
 
 
-@pytest.mark.parametrize('layout', [NHWC, NCHW], ids=['NHWC', 'NCHW'])
+@each_layout
 @pytest.mark.parametrize(
   'window',
   [LARGE['same'], LARGE['cropped'], LARGE['more_padding'], SMALL],

@@ -29,6 +29,13 @@ each = over(zoo.CASES)
 each_trained = over(zoo.CASES, slow=('slow', 'inference'))
 small = over([case for case in zoo.CASES if case.size == 'small'])
 library = over(zoo.LIBRARIES.values())
+two_libraries = pytest.mark.parametrize(
+  'case',
+  [
+    pytest.param(case, id=case.name, marks=[] if name in ('linen', 'keras') else [pytest.mark.slow])
+    for name, case in zoo.LIBRARIES.items()
+  ],
+)
 # All but these have the law in float64 beside it.
 single = over(zoo.CASES, slow=('slow', 'large', 'small'))
 
@@ -231,7 +238,7 @@ def test_another_batch_size_than_the_plan_s(case):
   assert laws.distance(f(v, batch)[: len(model.x)], f(v, model.x)) < 1e-5
 
 
-@library
+@two_libraries
 def test_works_under_the_transformations_of_functions(case):
   model, _, plan = planned(case, jnp.float32)
   v, f, x = plan.slice(model.variables), slim_jax.thin(model.infer, plan), model.x

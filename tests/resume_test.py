@@ -35,6 +35,7 @@ def other(name, value):
   return f'{value}x' if isinstance(value, str) else (*value, value[-1] if value else 'x')
 
 
+@pytest.mark.slow
 def test_every_field_that_changes_is_harmless_or_refused_by_name(two_passes):
   """Of a complete run, so that nothing has to be computed to find out."""
   config, workdir, records = two_passes
