@@ -2,7 +2,7 @@
 
   python -m slim_jax.main --config=configs/digits_vit.py --workdir=runs/digits_vit
 
-Time: a minute on two CPU cores.
+Time: a minute and a half on two CPU cores.
 Result: test accuracy 96.1 % -> 96.7 % (seed 0; sparse 95.8 %, right after the cut 67.8 %),
   parameters -50.5 %, MACs -50.1 %.
 """

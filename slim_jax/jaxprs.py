@@ -388,8 +388,8 @@ INLINED = {
   primitives.call_p: 'call_jaxpr',
 }
 
-# Primitives that carry a derivative or a policy beside it.
 EXPAND = '_prim'  # the parameter that makes the body
+# Primitives that carry a derivative or a policy beside it.
 CARRYING = {
   primitives.custom_jvp_call_p: 'call_jaxpr',
   primitives.custom_vjp_call_p: 'call_jaxpr',

@@ -104,7 +104,7 @@ def test_kills_at_random_changes_of_files_lose_nothing(processes, digits_dir, ve
     for name in ('train', 'export'):
       while True:
         number = random.choice(['SIGKILL', 'SIGKILL', 'SIGTERM', 'SIGINT'])
-        # An export begins anew each time, and must get to its end at some time.
+        # An export starts from the beginning each time, so some must not be killed.
         at = int(random.integers(1, 2 * changes[name] if name == 'export' else changes[name]))
         code, output = call(name, workdir, AT=at, SIGNAL=number)
         if code == 0:

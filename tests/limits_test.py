@@ -1,4 +1,4 @@
-"""What a machine lacks, and what stands in the way: locks, memory, file handles, links."""
+"""Machines without locks, memory or file handles, and links in the way of files."""
 
 import errno
 import fcntl

@@ -50,6 +50,13 @@ class Cut:
     """Live indices of every axis, increasing."""
     return regions.indices(self.live, self.shape)
 
+  @property
+  def is_live(self) -> np.ndarray:
+    """Which elements of the leaf are live, bool of its shape."""
+    live = np.zeros(self.shape, bool)
+    live[np.ix_(*self.indices) if self.shape else ()] = True
+    return live
+
   def slice(self, leaf: Any) -> Any:
     """Returns the live part of an array (NumPy in, NumPy out; else JAX arrays)."""
     if isinstance(leaf, np.ndarray):

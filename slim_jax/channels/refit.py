@@ -85,16 +85,11 @@ def reconstruct(
       return leaf
     # `plan.slice` moves the constants of removed channels into kernels; the fitted ones have them.
     moved = functools.reduce(lambda array, fold: fold.apply(array), plan.folds.get(path, ()), leaf)
-    return jnp.where(_live(plan.cuts[path]), fitted[path] - (moved - leaf), leaf).astype(leaf.dtype)
+    return jnp.where(plan.cuts[path].is_live, fitted[path] - (moved - leaf), leaf).astype(
+      leaf.dtype
+    )
 
   return tree.map_with_path(merged, variables)
-
-
-def _live(cut: Cut) -> np.ndarray:
-  """Which elements of a variable are left, bool of its shape."""
-  live = np.zeros(cut.shape, bool)
-  live[np.ix_(*cut.indices)] = True
-  return live
 
 
 def _side(value: Any, side: int) -> Any:
@@ -114,7 +109,7 @@ def _targets(program: Program, cuts: list[Cut]) -> dict[int, _Target]:
   found: dict[int, _Target] = {}
   for kernel in kernels.find(program, len(cuts)):
     if kernel.is_alone and id(kernel.eqn) not in found:
-      live = kernel.of_leaf(_live(cuts[kernel.leaf]))
+      live = kernel.of_leaf(cuts[kernel.leaf].is_live)
       rows = kernel.matrix(live).any(1)
       if rows.any() and not rows.all():
         found[id(kernel.eqn)] = _Target(kernel, live)

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from slim_jax import tree
-from slim_jax.channels.cuts import Cut
 from slim_jax.display import quantities
 from slim_jax.report import architecture
 from slim_jax.runs import gated, readers, results, scale_history
@@ -156,20 +155,13 @@ def split(
   plan = plan if before is None else plan.relative_to(before)
   units = architecture.read(workdir).units(before)
   if units is None:
-    live = [_live(plan.cuts[tree.parse(path)]) for path in scales_by_path]
+    live = [plan.cuts[tree.parse(path)].is_live.ravel() for path in scales_by_path]
   else:
     left = native.units_left(units, plan)
     # Stacked layers lose the same units.
     live = [np.tile(left[name], units[name].layers or 1) for name in gated.names(scales_by_path)]
   kept = np.concatenate(live)
   return {'kept': together[kept], 'removed': together[~kept]}
-
-
-def _live(cut: Cut) -> np.ndarray:
-  """Returns which elements of a variable are left, bool [size]."""
-  live = np.zeros(cut.shape, bool)
-  live[np.ix_(*cut.indices)] = True
-  return live.ravel()
 
 
 def history(workdir: Workdir, stage: Stage) -> scale_history.Scales:

@@ -45,6 +45,7 @@ def create(run: Run, stage: Stage, net: Network) -> Recipe:
 def _task(run: Run, stage: Stage, net: Network) -> loop.Task:
   config = run.config
   section = config.finetune if stage.name == 'finetuned' else config.train
+  # A stage without training has no epochs, but needs a schedule for its optimiser state.
   epochs = stages.epochs(config, stage) or section.epochs
   if stage.name == 'scratch-b':  # as much arithmetic as training the unpruned network takes
     epochs = round(epochs * run.macs(run.network()) / run.macs(net))

@@ -141,7 +141,7 @@ class _Messages:
   """
 
   def __init__(self, run: Run, stage: Stage, epochs: int):
-    """Begins with a stage of so many epochs."""
+    """Starts the messages of a stage that trains for `epochs` epochs."""
     order = stages.of(run.config)
     later = order[order.index(stage) + 1 :]
     self.note = ''
