@@ -34,6 +34,7 @@ from slim_jax.structure.find import units
 from slim_jax.structure.gates import fold, gate, without_gates
 from slim_jax.structure.native import native
 from slim_jax.structure.unit import Units
+from slim_jax.structure.weight_norm import remove_weight_norm
 
 # setup.cfg reads the version from this line, without importing the package.
 __version__ = '0.1.0'
@@ -98,6 +99,7 @@ __all__ = [
   'native',
   'plan',
   'reconstruct',
+  'remove_weight_norm',
   'scale_shares',
   'scores',
   'select_budget',

@@ -288,7 +288,10 @@ def test_int8_is_close_and_small(run, tmp_path):
   output = commands.run(command)
   about = json.loads((tmp_path / 'int8.onnx.json').read_text())
   rows = {row['file']: row for row in about['files']}
-  assert list(rows) == ['float32', 'int8'] and 'int8' in output
+  assert list(rows) == ['sparse, pass 1, float32', 'float32', 'int8'] and 'int8' in output
+  record = json.loads((run / 'stages.json').read_text())[0]
+  assert rows['sparse, pass 1, float32']['accuracy'] == pytest.approx(record['accuracy'], abs=0.011)
+  assert rows['sparse, pass 1, float32']['bytes'] > rows['float32']['bytes']
   # Accuracy is that of the run, and int8 changes few answers and logits.
   assert rows['float32']['accuracy'] == pytest.approx(about['accuracy'], abs=0.011)
   assert abs(rows['int8']['accuracy'] - rows['float32']['accuracy']) <= 0.1

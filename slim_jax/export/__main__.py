@@ -10,7 +10,8 @@ Formats:
   onnx         the same for other runtimes, computed in float32 (needs the extra `onnx`):
                onnxruntime.InferenceSession(PATH).run(None, {'image': images})
   onnx-int8    the same with int8 weights, a scale for each channel, and activations that are
-               calibrated on training images; a table compares it with the float file on test images
+               calibrated on training images; a table compares it on test images with the float file
+               and, if the network is pruned, with the float file of the network before the cut
   safetensors  the thin weights by path: safetensors.numpy.load_file(PATH); the metadata has the
                indices of the original weights that they are. Beside it is network.py, the network in
                Flax, which needs nothing of slim_jax: apply, variables = network.load(PATH)
@@ -30,6 +31,7 @@ from slim_jax import command
 from slim_jax.display import tables
 from slim_jax.export import onnx_file, onnx_int8, safetensors_file, stablehlo
 from slim_jax.runs import finished
+from slim_jax.runs.stages import Stage
 from slim_jax.runtime import files
 
 
@@ -92,9 +94,9 @@ def _stablehlo(workdir: epath.Path, about: dict[str, Any]) -> bytes:
   )
 
 
-def _onnx(workdir: epath.Path, about: dict[str, Any]) -> bytes:
+def _onnx(workdir: epath.Path, about: dict[str, Any], stage: Stage | None = None) -> bytes:
   about['opset'] = flags.FLAGS.opset
-  apply, variables = finished.load(workdir, dtype='float32')
+  apply, variables = finished.load(workdir, stage=stage, dtype='float32')
   return onnx_file.convert(
     lambda image: apply(variables, image),
     about['image'],
@@ -112,10 +114,11 @@ def _onnx_int8(workdir: epath.Path, about: dict[str, Any]) -> bytes:
   training = calibration.images(workdir, 'train_split', most=flags.FLAGS.calibration)
   quantised = onnx_int8.convert(content, training.image)
   test = calibration.images(workdir, 'test_split')
+  contents = {'float32': content, 'int8': quantised}
+  if full := finished.uncut(workdir):
+    contents = {f'{full}, float32': _onnx(workdir, about, full), **contents}
   rows = onnx_int8.compare(
-    {'float32': content, 'int8': quantised},
-    test.image,
-    lambda outputs: calibration.measure(workdir, outputs, test),
+    contents, test.image, lambda outputs: calibration.measure(workdir, outputs, test)
   )
   tables.show_files(rows)
   about['files'] = rows

@@ -29,12 +29,17 @@ PyTree = Any
 
 
 def load(
-  workdir: files.PathLike, *, dtype: str | None = None, compiled: bool = False
+  workdir: files.PathLike,
+  *,
+  stage: Stage | None = None,
+  dtype: str | None = None,
+  compiled: bool = False,
 ) -> tuple[Callable[..., jax.Array], PyTree]:
   """Returns the network of the last complete stage of a run, except stages from scratch.
 
   Args:
     workdir: directory of the run, which may have been moved.
+    stage: another complete stage, whose network to return.
     dtype: dtype of the computation; None for that of the config.
     compiled: whether to return `infer` of the network, which is fast under `jax.jit` on this
       machine, rather than `predict`, which can be exported.
@@ -51,13 +56,24 @@ def load(
     PartError: the model is a person's own, and its module cannot be imported here.
   """
   here = Workdir(files.path_of(workdir))
-  stage = _last(here)
+  stage = stage or _last(here)
   config, dataset = _read(here, stage)
   config.dtype = dtype or config.dtype
   net, variables = restore(config, here, stage, dataset['num_classes'], dataset['image'])
   if net.units is not None:
     net, variables = net.inner, gated.folded(variables, net.units)
   return _from_pixels(net.infer if compiled else net.predict, dataset), variables
+
+
+def uncut(workdir: files.PathLike) -> Stage | None:
+  """Returns the stage whose network the one of `load` is compared with; None if it is not pruned.
+
+  That is the baseline, or the first sparse stage of a run without a baseline.
+  """
+  complete = Workdir(files.path_of(workdir)).complete_stages()
+  if not complete or not complete[-1].prunings:
+    return None
+  return complete[0]
 
 
 def plan(workdir: files.PathLike) -> Plan | None:
