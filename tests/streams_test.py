@@ -81,6 +81,43 @@ def test_reversals_calls_loops_and_branches_tie():
   assert not set(labels['BatchNorm_5']['scale']) & set(first)
 
 
+def _block(scales, x):
+  """Two norms whose outputs meet in a stream that ends inside."""
+  stream = x * scales[0][None]
+  return ((stream + jnp.sin(stream) * scales[1][None]) @ jnp.ones((stream.shape[1], 2))).sum(1)
+
+
+@pytest.mark.parametrize('kind', ['composite', 'custom_vmap', 'whole', 'in parts'])
+def test_what_meets_inside_a_call_is_tied(kind):
+  spec, mesh = jax.sharding.PartitionSpec, jax.sharding.Mesh(np.array(jax.devices()[:2]), ('d',))
+  named = jax.custom_batching.custom_vmap(_block)
+  named.def_vmap(lambda size, batched, scales, x: (_block(scales, x), True))
+  inside = {
+    'composite': jax.lax.composite(_block, name='test.block'),
+    'custom_vmap': named,
+    'whole': jax.shard_map(
+      _block, mesh=mesh, in_specs=(spec(), spec('d', None)), out_specs=spec('d')
+    ),
+    'in parts': jax.shard_map(
+      lambda scales, x: lax.psum(_block(scales, x), 'd'),
+      mesh=mesh,
+      in_specs=(spec('d'), spec(None, 'd')),
+      out_specs=spec(),
+    ),
+  }[kind]
+
+  def f(v, x):
+    return inside([v['BatchNorm_0']['scale'], v['BatchNorm_1']['scale']], x)
+
+  v = {f'BatchNorm_{i}': {'scale': jnp.ones(6)} for i in range(2)}
+  labels = slim_jax.streams(f, v, jnp.ones((2, 6)))
+  first, second = (labels[f'BatchNorm_{i}']['scale'].tolist() for i in range(2))
+  assert first == second
+  # Of axes that devices share, each device has an index at the same place.
+  assert len(set(first)) == (3 if kind == 'in parts' else 6)
+  assert kind != 'in parts' or first[:3] == first[3:]
+
+
 def test_a_channel_shuffle_ties_what_it_puts_together():
   def shuffled(v, x):
     y = x * v['BatchNorm_0']['scale'][None]

@@ -16,6 +16,7 @@ from slim_jax import jaxprs, tree
 from slim_jax.channels import analysis, dead, programs, regions
 from slim_jax.channels.regions import Region
 from slim_jax.channels.rule import Context, Fact, Walk
+from slim_jax.channels.rules import shard_maps
 from slim_jax.jaxprs import Program
 from slim_jax.jaxprs import primitives as p
 
@@ -76,6 +77,12 @@ class _Ties:
     """Ties values, axis by axis."""
     for left, right in zip(a, b, strict=True):
       self.pairs.extend(zip(left, right, strict=True))
+
+  def parts(self, nodes: np.ndarray, count: int) -> np.ndarray:
+    """Ties the parts of an axis that devices share, at the same place of each; returns the first."""
+    first, *others = np.split(nodes, count)
+    self.pairs.extend((first, other) for other in others)
+    return first
 
   def groups(self) -> np.ndarray:
     """Label of every node."""
@@ -178,8 +185,20 @@ def _cond(ties: _Ties, ctx: Context, operands: list[_Nodes], results: list[_Node
     ties.same(ties.connect(branch, ctx.facts[1:], operands[1:]), results)
 
 
+def _shard_map(ties: _Ties, ctx: Context, operands: list[_Nodes], results: list[_Nodes]) -> None:
+  eqn, body = ctx.eqn, programs.body(ctx.eqn, 'jaxpr')
+
+  def on_device(values: list[_Nodes], parts: list[list[int]]) -> list[_Nodes]:
+    return [list(map(ties.parts, nodes, counts)) for nodes, counts in zip(values, parts)]
+
+  inner, facts = on_device(operands, shard_maps.in_parts(eqn)), analysis.unknown(body)
+  outer = shard_maps.within_mesh(eqn, lambda: ties.connect(body, facts, inner))
+  ties.same(outer, on_device(results, shard_maps.out_parts(eqn)))
+
+
 _INSIDE = {
-  **dict.fromkeys(jaxprs.CARRYING, _call),
+  **dict.fromkeys([*jaxprs.CARRYING, *jaxprs.composite_ps, jaxprs.custom_vmap_call_p], _call),
+  jaxprs.shard_map_p: _shard_map,
   p.scan_p: _scan,
   p.while_p: _while,
   p.cond_p: _cond,
