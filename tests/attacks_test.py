@@ -19,7 +19,7 @@ import shutil
 import sys
 import warnings
 
-from helpers import commands, configs, pages, pictures
+from helpers import commands, compiling, configs, pages, pictures
 from helpers.trees import same
 import numpy as np
 import PIL.Image
@@ -45,7 +45,7 @@ FIELDS = {
   'finetune.epochs': 3,
   'scratch.e': True,
 }
-TWO = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+TWO = {'XLA_FLAGS': compiling.flags(2)}
 
 
 def attacks(default):

@@ -3,22 +3,13 @@
 import atexit
 import contextlib
 import gc
-from importlib import metadata
 import os
 import shutil
 import tempfile
 
-# Tests compile much and run little: unoptimised code halves their time, in one piece a bit more. The
-# older of two ways to emit loops, which jaxlib 0.11 no longer has, compiles in half of the time.
-os.environ['XLA_FLAGS'] = ' '.join(
-  [
-    os.environ.get('XLA_FLAGS', ''),
-    '--xla_force_host_platform_device_count=8',
-    '--xla_backend_optimization_level=0',
-    '--xla_cpu_parallel_codegen_split_count=1',
-    *['--xla_cpu_use_fusion_emitters=false'] * metadata.version('jaxlib').startswith('0.10.'),
-  ]
-)
+from helpers import compiling  # which does not import JAX
+
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {compiling.flags(devices=8)}'
 
 # A program that is compiled again is loaded instead: after `forget` below, and in the processes that
 # tests start. Entries are not written atomically, so each worker of pytest-xdist has its own.

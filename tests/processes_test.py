@@ -8,15 +8,15 @@ import socket
 import sys
 import time
 
-from helpers import commands, pages
+from helpers import commands, compiling, pages
 import numpy as np
 import pytest
 
 from slim_jax.runtime import processes
 from slim_jax.training import checkpoint
 
-TWO_DEVICES = '--xla_force_host_platform_device_count=2'
-FOUR_DEVICES = '--xla_force_host_platform_device_count=4'
+TWO_DEVICES = compiling.flags(2)
+FOUR_DEVICES = compiling.flags(4)
 
 # Each step is an epoch, so that metrics.jsonl has the loss of every step. With larger learning
 # rates rounding grows tenfold within a few steps.

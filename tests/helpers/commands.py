@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 
+from helpers import compiling
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 # Fields of a run of a few seconds.
@@ -59,8 +61,8 @@ def main(workdir, *, report=False, **fields):
 
 
 def start(command, **environ):
-  """Starts a command, on CPU devices; both outputs are in `stdout`."""
-  environ = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '', **environ}
+  """Starts a command, on one CPU device; both outputs are in `stdout`."""
+  environ = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': compiling.flags(), **environ}
   return subprocess.Popen(
     command, cwd=ROOT, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
   )

@@ -94,7 +94,9 @@ def check(kind):
 
 
 if __name__ == '__main__':
-  os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'
+  # Of a flag given twice, the last one counts.
+  flags = os.environ.get('XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = f'{flags} --xla_force_host_platform_device_count=4'
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_enable_x64', True)
   jax.distributed.initialize(f'localhost:{sys.argv[1]}', 2, int(sys.argv[2]))
