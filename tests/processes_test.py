@@ -25,10 +25,10 @@ STEPS = {
   'train_split': 'train[:64]',
   'passes': 1,
   'baseline_epochs': 0,
-  'train.epochs': 50,
+  'train.epochs': 20,
   'train.learning_rate': 0.01,
   'finetune.epochs': 1,
-  'checkpoint_every_epochs': 50,
+  'checkpoint_every_epochs': 20,
   'eval_every_epochs': 0,
   'recalibrate_batches': 1,
   'prune.target': 'macs:0.8',
@@ -61,7 +61,7 @@ def test_two_processes_of_two_devices_are_as_one_device(venv, tmp_path):
   pages.check(tmp_path / 'two')
   commands.run(commands.main(tmp_path / 'one', **fields))
   a, b = losses(tmp_path / 'one'), losses(tmp_path / 'two')
-  assert len(a) == 50 and a[-1] < a[0]
+  assert len(a) == 20 and a[-1] < a[0]
   np.testing.assert_allclose(b, a, rtol=1e-5)
   one, two = (
     json.loads((tmp_path / name / 'summary.json').read_text())['stages'] for name in ('one', 'two')
