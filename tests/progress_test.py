@@ -149,7 +149,9 @@ def test_rows_within_a_row_and_log_lines_above_them(monkeypatch):
   lines = text(terminal).replace('\r', '\n').splitlines()
   assert sum(line.rstrip().endswith('a line') for line in lines) == 2  # not behind a row
   rows = [line for line in lines if 'sparse' in line]
-  assert any('50%' in row and 'loss 0.5000, accuracy 25.00%' in row for row in rows)
+  assert any('50%' in row for row in rows)
+  # Values have a line of their own: rows of a narrow terminal have no room for them.
+  assert any(line.startswith('  loss 0.5000, accuracy 25.00%') for line in lines)
   # A second display after the first has ended.
   before = len(text(terminal))
   list(progress.each('a', 'counting', total=1, display=display))

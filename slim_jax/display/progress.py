@@ -8,7 +8,7 @@ import time
 from typing import TypeVar
 
 from absl import logging
-from rich import table, text
+from rich import padding, table, text
 import rich.console
 import rich.progress
 
@@ -125,7 +125,7 @@ class Progress:
     if self._row:
       values += [note, f'{self._rate(step, now, since=self._last):,.0f} images/s']
       self._row(
-        completed=step, description=self._title(step), values=', '.join(['', *filter(None, values)])
+        completed=step, description=self._title(step), values=', '.join(filter(None, values))
       )
     elif (
       self._display.verbose
@@ -223,20 +223,28 @@ def clock(seconds: float) -> str:
 
 
 class _State(rich.progress.ProgressColumn):
-  """The share of the steps, the time left and values; or a clock, if the steps are unknown."""
+  """The share of the steps and the time left; or a clock, if the steps are unknown."""
 
   def render(self, task: rich.progress.Task) -> text.Text:
     if task.total is None:
       return text.Text(clock(task.elapsed or 0), no_wrap=True)
     left = '' if task.time_remaining is None else f', {clock(task.time_remaining)} left'
-    state = f'{task.percentage:3.0f}%{left}{task.fields["values"]}'
-    # Where the terminal is narrow, this is what is shortened.
-    return text.Text(state, no_wrap=True, overflow='ellipsis')
+    return text.Text(f'{task.percentage:3.0f}%{left}', no_wrap=True)
+
+
+class _Rows(rich.progress.Progress):
+  """Rows, and the values of each in lines of their own, so that narrow terminals show all."""
+
+  def get_renderables(self) -> Iterator[rich.console.RenderableType]:
+    yield from super().get_renderables()
+    for task in self.tasks:
+      if task.fields['values']:
+        yield padding.Padding(text.Text(task.fields['values']), (0, 0, 0, 2))
 
 
 def _rows(screen: rich.console.Console) -> rich.progress.Progress:
   """Makes a live display that leaves nothing behind."""
-  return rich.progress.Progress(
+  return _Rows(
     rich.progress.TextColumn(
       '{task.description}', markup=False, table_column=table.Column(no_wrap=True)
     ),
