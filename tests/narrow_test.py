@@ -50,6 +50,23 @@ STREAMS = {
 }
 
 
+# Networks without BatchNorm, which lose heads and neurons.
+WITHOUT_NORM = {
+  'vit': (
+    models.ViT(
+      num_classes=5, patch=4, width=12, heads=(3, 2), head_dim=4, neurons=(10, 8), drop_rate=0.1
+    ),
+    (2, 8, 8, 3),
+  ),
+  'convnext': (
+    models.ConvNeXt(
+      num_classes=5, patch=2, widths=(6, 8), neurons=((12, 8), (10,)), kernel=3, layer_scale=0.5
+    ),
+    (2, 8, 8, 3),
+  ),
+}
+
+
 def infer(model):
   return lambda variables, x: model.apply(variables, x, train=False)
 
@@ -130,6 +147,41 @@ def test_statistics_and_gradients_with_lists_of_channels(name, bias, x64):
 
 
 @pytest.mark.slow
+def cut_units(model, variables, x, where):
+  units = slim_jax.units(infer(model), variables, x, where=where)
+  rng = np.random.default_rng(0)
+  dead = {name: rng.permutation(unit.size) < unit.size // 2 for name, unit in units.items()}
+  gated, gates = slim_jax.gate(infer(model), variables, units)
+  plan = slim_jax.plan(gated, (variables, gates), x, dead=(None, dead))
+  return slim_jax.without_gates(plan, dead, units)
+
+
+@pytest.mark.parametrize('name', WITHOUT_NORM)
+def test_heads_and_neurons(name, x64):
+  model, variables, x = build(*WITHOUT_NORM[name])
+  plan = cut_units(model, variables, x, 'heads,neurons' if name == 'vit' else 'neurons')
+  thin_variables = plan.slice(variables)
+  want = jax.jit(slim_jax.thin(infer(model), plan))(thin_variables, x)
+  small, listed = narrow.module(model, plan), narrow.with_indices(model, plan)
+  assert type(small) is type(model) and small.neurons != model.neurons
+  for module in (small, listed):
+    shapes = jax.eval_shape(lambda m=module: m.init(jax.random.key(0), x, train=False))
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, thin_variables)
+    assert laws.distance(jax.jit(infer(module))(thin_variables, x), want) < 1e-12
+  assert narrow.describe(small)['neurons'] == small.neurons
+  slope = lambda f: jax.jit(jax.grad(lambda v: jnp.sum(f(v, x) ** 2)))(thin_variables)
+  assert laws.distance(slope(infer(listed)), slope(slim_jax.thin(infer(model), plan))) < 1e-10
+
+
+@pytest.mark.parametrize('name', WITHOUT_NORM)
+def test_what_heads_and_neurons_do_not_describe_is_refused(name, x64):
+  model, variables, x = build(*WITHOUT_NORM[name])
+  plan = cut_units(model, variables, x, 'stream')
+  for make in (narrow.module, narrow.with_indices):
+    with pytest.raises(narrow.NarrowError, match='has lost more than heads and neurons'):
+      make(model, plan)
+
+
 @pytest.mark.parametrize('bottleneck', [True, False])
 def test_branches_that_are_gone(bottleneck, x64):
   """Block 1 has no channel left between its convolutions."""

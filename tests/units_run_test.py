@@ -1,15 +1,21 @@
 """Runs of networks without BatchNorm: gates while they train sparsely, folded at the cut."""
 
+import json
+
 from helpers import configs
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import slim_jax
-from slim_jax import tree
+from slim_jax import models, tree
+from slim_jax.export import safetensors_file, stablehlo
+from slim_jax.models import narrow_networks
 from slim_jax.report import page
 from slim_jax.runs import checks, default, errors, gated, pipeline, stages
+from slim_jax.runs import finished as runs_finished
 from slim_jax.runs.run import open_run
 from slim_jax.runs.workdir import Workdir
 from slim_jax.training import checkpoint
@@ -22,7 +28,7 @@ FIELDS = {
   'model.width': 8,
   'model.heads': (3,),
   'model.head_dim': 4,
-  'model.neurons': (24,),
+  'model.neurons': (48,),
   'baseline_epochs': 0,
   'train.epochs': 2,
   'train.warmup_epochs': 0.0,
@@ -55,7 +61,7 @@ def test_two_passes_remove_units(finished):
   assert names == ['sparse', 'pruned'] * 2
   full, first, _, second = records
   assert 0.6 < first['macs'] / full['macs'] <= 0.8 and 0.6 < second['macs'] / first['macs'] <= 0.8
-  assert full['widths']['params/gates/Block_0/Dense_0/neurons/scale'] == 24
+  assert full['widths']['params/gates/Block_0/Dense_0/neurons/scale'] == 48
   assert {
     record['widths']['params/gates/Block_0/Attention_0/heads/scale'] for record in records
   } == {3}
@@ -111,6 +117,28 @@ def test_the_result_loads_without_gates(finished):
   page.at_end(workdir, timed=False)
   text = (workdir / 'report' / 'index.html').read_text()
   assert 'Units: sparse' in text and 'a part of the report is left out' not in text
+
+
+def test_the_result_is_an_ordinary_module(finished, tmp_path):
+  """Of other widths: in Flax with and without slim_jax, and in every export."""
+  _, workdir, _ = finished
+  apply, variables = slim_jax.load(workdir)
+  about, plan = runs_finished.about(workdir), runs_finished.plan(workdir)
+  assert about['module']['class'] == 'ViT' == about['full_module']['class']
+  (path := tmp_path / 'network.safetensors').write_bytes(
+    safetensors_file.convert(variables, plan=plan)
+  )
+  (tmp_path / 'network.safetensors.json').write_text(json.dumps(about))
+  image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8))
+  want = apply(variables, image)
+  alone, loaded = narrow_networks.load(path)
+  np.testing.assert_allclose(alone(loaded, image), want, atol=1e-5)
+  predict, variables = runs_finished.load(workdir)
+  file = stablehlo.convert(lambda image: predict(variables, image), about['image'])
+  np.testing.assert_allclose(jax.export.deserialize(bytearray(file)).call(image), want, atol=1e-5)
+  left = finished[2][-1]['widths']['params/gates/Block_0/Dense_0/neurons/scale']
+  module = runs_finished.module(workdir)
+  assert type(module) is models.ViT and module.neurons == (left,) and module.heads == (3,)
 
 
 @pytest.mark.slow

@@ -12,6 +12,10 @@ is a class of `narrow_networks`, whose layers have lists of the channels that th
     additions reads its own selection of a stream's channels, which widths do not describe;
   - if the biases of removed channels are kept (`bias='keep'`) and one channel, with a bias but no
     scale, carries them.
+
+A `ViT` or a `ConvNeXt` that lost heads and neurons is the same class with other `heads` and
+`neurons`. If it lost channels of its stream, there is no such module: its LayerNorms divide by the
+number of channels of the full network.
 """
 
 import contextlib
@@ -27,7 +31,15 @@ from slim_jax.channels.plan import Plan
 from slim_jax.errors import SlimError
 from slim_jax.models import narrow_networks
 
-_CLASSES = (models.MLP, models.VGG, models.PreResNet, models.ResNet, models.DenseNet)
+_CLASSES = (
+  models.MLP,
+  models.VGG,
+  models.PreResNet,
+  models.ResNet,
+  models.DenseNet,
+  models.ViT,
+  models.ConvNeXt,
+)
 _NOT_DESCRIBED = ('dtype', 'axis_name', 'parent', 'name')
 
 _USE_THIN = 'use slim_jax.thin(f, plan) for this network'
@@ -48,17 +60,20 @@ def module(model: nn.Module, plan: Plan) -> nn.Module:
   for derivatives. Dropout between layers that became narrower draws other numbers.
 
   Args:
-    model: a `VGG`, `MLP`, `PreResNet`, `ResNet` or `DenseNet`, unbound.
+    model: a `VGG`, `MLP`, `PreResNet`, `ResNet`, `DenseNet`, `ViT` or `ConvNeXt`, unbound.
     plan: of `model`, over {'params': ..., 'batch_stats': ...}.
 
   Returns:
-    A module of the same class, whose arguments differ in `widths` and `dense_widths`, if widths
-    describe what is left; else one of `narrow_networks`.
+    A module of the same class, whose arguments differ in `widths` and `dense_widths`, or in `heads`
+    and `neurons`, if these describe what is left; else one of `narrow_networks`.
 
   Raises:
-    NarrowError: the model is of another class, or a chain has a layer without channels.
+    NarrowError: the model is of another class, a chain has a layer without channels, or a `ViT` or a
+      `ConvNeXt` has lost something else than heads and neurons.
     ValueError: the plan belongs to another model.
   """
+  if isinstance(model, models.ViT | models.ConvNeXt):
+    return _of_units(model, plan)
   if isinstance(model, models.MLP | models.VGG):
     with contextlib.suppress(_WidthsError):
       return _chain(model, plan)
@@ -72,6 +87,8 @@ def with_indices(model: nn.Module, plan: Plan) -> nn.Module:
   """
   about = describe(model)
   name = about.pop('class')
+  if isinstance(model, models.ViT | models.ConvNeXt):
+    _of_units(model, plan)  # raises if there is no such module
   for path, cut in plan.cuts.items():
     if path[-1] == 'kernel' and cut.thin_shape[:-2] != cut.shape[:-2] and not cut.live.empty:
       raise NarrowError(f'{tree.show(path)} lost a part of its height or width; {_USE_THIN}')
@@ -168,6 +185,78 @@ def _kept(plan: Plan, layer: str, norm: str | None, before: np.ndarray | None) -
   if not (reads_all and agree and kernel.thin_shape[:-2] == kernel.shape[:-2]):
     raise _WidthsError
   return outputs
+
+
+def _of_units(model: models.ViT | models.ConvNeXt, plan: Plan) -> nn.Module:
+  """Returns the network with the heads and neurons that are left."""
+  count = len(model.heads) if isinstance(model, models.ViT) else sum(map(len, model.neurons))
+  neurons = [_Units(plan, f'Block_{i}/Dense_0', 'Dense_1') for i in range(count)]
+  heads = []
+  if isinstance(model, models.ViT):
+    inputs = 'query', 'key', 'value'
+    attention = [f'Block_{i}/Attention_0' for i in range(count)]
+    heads = [
+      [_Units(plan, f'{name}/{each}', 'out', model.head_dim) for each in inputs]
+      for name in attention
+    ]
+    for name, (first, *others) in zip(attention, heads, strict=True):
+      if any(not np.array_equal(first.left, other.left) for other in others):
+        raise NarrowError(
+          f'{name}: queries, keys and values have lost different heads; {_USE_THIN}'
+        )
+  explained = {key for each in [*neurons, *sum(heads, [])] for key in each.explained}
+  for path, cut in plan.cuts.items():
+    for axis, size in enumerate(cut.shape):
+      if cut.thin_shape[axis] != size and (tree.show(path), axis) not in explained:
+        raise NarrowError(
+          f'{tree.show(path)} has lost more than heads and neurons, {list(cut.shape)} -> '
+          f'{list(cut.thin_shape)}; {_USE_THIN}'
+        )
+  left = iter([each.count for each in neurons])
+  if isinstance(model, models.ViT):
+    return model.clone(heads=tuple(first.count for first, *_ in heads), neurons=tuple(left))
+  return model.clone(neurons=tuple(tuple(next(left) for _ in stage) for stage in model.neurons))
+
+
+class _Units:
+  """Heads or neurons of two layers: outputs of the first one are inputs of the second.
+
+  Attributes:
+    left: bool [units].
+    explained: path and axis of each variable that loses them.
+  """
+
+  def __init__(self, plan: Plan, maker: str, reader: str, size: int = 1):
+    """Finds the units that are left.
+
+    Args:
+      plan: see `module`.
+      maker: path of the layer that makes them.
+      reader: name of the layer beside it that reads them.
+      size: outputs of each.
+
+    Raises:
+      NarrowError: not whole units are left, not the same in all variables, or none.
+    """
+    reader = f'{maker.rpartition("/")[0]}/{reader}'
+    places = [(f'params/{maker}/kernel', 1), (f'params/{maker}/bias', 0)]
+    places.append((f'params/{reader}/kernel', 0))
+    if missing := [name for name, _ in places if tree.parse(name) not in plan.cuts]:
+      raise ValueError(f'the plan has no {missing[0]}, so it belongs to another model')
+    outputs, *others = (_mask(plan.cuts[tree.parse(name)], axis) for name, axis in places)
+    self.left = outputs.reshape(-1, size).all(1)
+    alike = [outputs, np.repeat(self.left, size), *others]
+    if not outputs.any():
+      raise NarrowError(f'{maker} has lost all of its units, and no size can be 0; {_USE_THIN}')
+    if any(not np.array_equal(outputs, other) for other in alike):
+      raise NarrowError(
+        f'{maker} and {reader} have not lost the same whole units in all variables; {_USE_THIN}'
+      )
+    self.explained = places
+
+  @property
+  def count(self) -> int:
+    return int(self.left.sum())
 
 
 def _mask(cut: Cut, axis: int) -> np.ndarray:

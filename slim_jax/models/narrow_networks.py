@@ -11,9 +11,10 @@ The variables have the names and shapes of the thin ones. Channels have the numb
 the full network: a layer selects those that it reads, and what nobody writes any more is zero.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
+import itertools
 import json
 import os
 from typing import Any, NamedTuple
@@ -98,16 +99,8 @@ class _Builder:
       batch, *image, _ = x.value.shape
       gone = jnp.zeros((batch, *(-(-pixels // stride) for pixels in image), 0), self.dtype)
       return Stream(gone, np.asarray((), int))
-    layer = nn.Conv(
-      len(writes),
-      (size, size),
-      (stride, stride),
-      padding,
-      use_bias=bias,
-      dtype=self.dtype,
-      kernel_init=_he_fan_out,
-      name=name,
-    )
+    own: Any = dict(use_bias=bias, dtype=self.dtype, kernel_init=_he_fan_out, name=name)
+    layer = nn.Conv(len(writes), (size, size), (stride, stride), padding, **own)
     return Stream(layer(x.read(reads)), np.asarray(writes, int))
 
   def dense(self, name: str, x: Stream) -> Stream:
@@ -121,16 +114,14 @@ class _Builder:
     """Returns the result of a BatchNorm; it emits the bias alone where it has no scale."""
     channels = self.layer(name)['reads']
     x = x.without(self.layer(name)['only_bias'])
-    layer = nn.BatchNorm(
-      use_running_average=not self.train,
-      momentum=0.9,
-      epsilon=1e-5,
-      dtype=self.dtype,
-      axis_name=self.axis_name,
-      scale_init=nn.initializers.constant(0.5),
-      name=name,
-    )
+    own: Any = dict(momentum=0.9, epsilon=1e-5, scale_init=nn.initializers.constant(0.5))
+    own |= dict(dtype=self.dtype, axis_name=self.axis_name, name=name)
+    layer = nn.BatchNorm(use_running_average=not self.train, **own)
     return Stream(layer(x.read(channels)), np.asarray(channels, int))
+
+  def layer_norm(self, name: str, x: Stream) -> Stream:
+    """Returns the result of a LayerNorm over channels of which none are removed."""
+    return x.map(nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name=name))
 
   def part(self, name: str) -> '_Builder':
     """Returns the builder of a block."""
@@ -201,8 +192,7 @@ class NarrowMLP(_Narrow):
   widths: Sequence[int] = ()
 
   def _logits(self, build: _Builder, x: Stream) -> Stream:
-    flat = x.value.reshape(x.value.shape[0], -1)
-    x = Stream(flat, np.arange(flat.shape[1]))
+    x = _flat(x, len(x.channels))
     for i in range(len(self.widths)):
       x = build.norm(f'BatchNorm_{i}', build.dense(f'Dense_{i}', x)).map(nn.relu)
     return build.dense(f'Dense_{len(self.widths)}', x)
@@ -265,12 +255,9 @@ class NarrowResNet(_Narrow):
     x = build.norm('BatchNorm_0', x).map(nn.relu)
     pads: Any = ((1, 1), (1, 1))  # Flax annotates it as a string
     x = x.map(lambda value: nn.max_pool(value, (3, 3), strides=(2, 2), padding=pads))
-    strides = [
-      2 if first and stage else 1
-      for stage, blocks in enumerate(self.blocks)
-      for first in (i == 0 for i in range(blocks))
-    ]
-    for i, stride in enumerate(strides):
+    first = {sum(self.blocks[:stage]) for stage in range(1, len(self.blocks))}
+    for i in range(sum(self.blocks)):
+      stride = 2 if i in first else 1
       name = f'Block_{i}'
       x = _PostBlock(build.part(name), stride, self.bottleneck, name=name)(x)
     return build.dense('Dense_0', x.map(lambda value: value.mean((1, 2))))
@@ -287,8 +274,7 @@ class NarrowDenseNet(_Narrow):
   drop_rate: float = 0.0
 
   def _logits(self, build: _Builder, x: Stream) -> Stream:
-    numbers: Iterator[int] = iter(range(1, self.depth))
-    norms: Iterator[int] = iter(range(self.depth))
+    numbers, norms = itertools.count(1), itertools.count()
     drop = functools.partial(nn.Dropout, self.drop_rate, deterministic=not build.train)
 
     def normed(x: Stream) -> Stream:
@@ -311,12 +297,112 @@ class NarrowDenseNet(_Narrow):
     return build.dense('Dense_0', normed(x).map(lambda value: value.mean((1, 2))))
 
 
+class _Attention(nn.Module):
+  """Self-attention of the heads that are left."""
+
+  build: _Builder
+  head_dim: int
+
+  @nn.compact
+  def __call__(self, x: Stream) -> Stream:
+    size = (*x.value.shape[:2], -1, self.head_dim)
+    split = lambda name: self.build.dense(name, x).value.reshape(size)
+    parts = split('query'), split('key'), split('value')
+    y = nn.dot_product_attention(parts[0], parts[1], parts[2], dtype=self.build.dtype)
+    left = np.asarray(self.build.layer('query')['writes'], int)
+    return self.build.dense('out', Stream(y.reshape(*x.value.shape[:2], -1), left))
+
+
+class _Encoder(nn.Module):
+  """A block of a transformer."""
+
+  build: _Builder
+  head_dim: int
+  drop_rate: float
+
+  @nn.compact
+  def __call__(self, x: Stream) -> Stream:
+    norm, dense = self.build.layer_norm, self.build.dense
+    drop = nn.Dropout(self.drop_rate, deterministic=not self.build.train)
+    attention = _Attention(self.build.part('Attention_0'), self.head_dim, name='Attention_0')
+    x = x.add(attention(norm('LayerNorm_0', x)).map(drop))
+    y = dense('Dense_0', norm('LayerNorm_1', x)).map(nn.gelu)
+    return x.add(dense('Dense_1', y).map(drop))
+
+
+class NarrowViT(_Narrow):
+  """A thin `ViT`; `heads` and `neurons` are those of the full network."""
+
+  patch: int = 4
+  heads: Sequence[int] = ()
+  head_dim: int = 64
+  neurons: Sequence[int] = ()
+  drop_rate: float = 0.0
+
+  positions_init = staticmethod(nn.initializers.normal(0.02))
+
+  def _logits(self, build: _Builder, x: Stream) -> Stream:
+    x = build.conv('patches', x, self.patch, stride=self.patch, bias=True)
+    x = x.map(lambda value: value.reshape(value.shape[0], -1, value.shape[-1]))
+    positions = self.param('positions', self.positions_init, (1, *x.value.shape[1:]))
+    x = x.map(lambda value: value + jnp.asarray(positions, self.dtype))
+    for i in range(len(self.heads)):
+      name = f'Block_{i}'
+      x = _Encoder(build.part(name), self.head_dim, self.drop_rate, name=name)(x)
+    x = build.layer_norm('LayerNorm_0', x).map(lambda value: value.mean(1))
+    return build.dense('Dense_0', x)
+
+
+class _ConvNeXtBlock(nn.Module):
+  """A depthwise convolution, LayerNorm, two dense layers and a scale, added to the input."""
+
+  build: _Builder
+  kernel: int
+  layer_scale: float
+
+  @nn.compact
+  def __call__(self, x: Stream) -> Stream:
+    dtype, width = self.build.dtype, len(x.channels)
+    conv = nn.Conv(
+      width, (self.kernel,) * 2, feature_group_count=width, dtype=dtype, name='depthwise'
+    )
+    y = self.build.layer_norm('LayerNorm_0', x.map(conv))
+    y = self.build.dense('Dense_1', self.build.dense('Dense_0', y).map(nn.gelu))
+    gamma = self.param('gamma', nn.initializers.constant(self.layer_scale), (width,))
+    return x.add(y.map(lambda value: value * jnp.asarray(gamma, dtype)[None, None, None]))
+
+
+class NarrowConvNeXt(_Narrow):
+  """A thin `ConvNeXt`; `widths` and `neurons` are those of the full network."""
+
+  patch: int = 4
+  widths: Sequence[int] = ()
+  neurons: Sequence[Sequence[int]] = ()
+  kernel: int = 7
+  layer_scale: float = 1e-6
+
+  def _logits(self, build: _Builder, x: Stream) -> Stream:
+    blocks, norms = itertools.count(), itertools.count()
+    norm = lambda x: build.layer_norm(f'LayerNorm_{next(norms)}', x)
+    for stage, neurons in enumerate(self.neurons):
+      size = 2 if stage else self.patch
+      x = norm(x) if stage else x
+      x = build.conv(f'Conv_{stage}', x, size, stride=size, bias=True)
+      x = x if stage else norm(x)
+      for _ in neurons:
+        name = f'Block_{next(blocks)}'
+        x = _ConvNeXtBlock(build.part(name), self.kernel, self.layer_scale, name=name)(x)
+    return build.dense('Dense_0', norm(x.map(lambda value: value.mean((1, 2)))))
+
+
 CLASSES = {
   'MLP': NarrowMLP,
   'VGG': NarrowVGG,
   'PreResNet': NarrowPreResNet,
   'ResNet': NarrowResNet,
   'DenseNet': NarrowDenseNet,
+  'ViT': NarrowViT,
+  'ConvNeXt': NarrowConvNeXt,
 }
 
 
@@ -353,7 +439,8 @@ def layers_of(
   for name, axes in kept.items():
     _, *path, variable = name.split('/')
     layer = functools.reduce(lambda inner, key: inner.setdefault(key, {}), path, layers)
-    found = {'writes' if _has_kernel(kept, name) else 'reads': tuple(map(int, axes[-1]))}
+    has_kernel = f'{name.rpartition("/")[0]}/kernel' in kept
+    found = {'writes' if has_kernel else 'reads': tuple(map(int, axes[-1]))}
     if variable == 'kernel':
       found['reads'] = tuple(map(int, axes[-2]))
     if variable == 'scale':
@@ -401,10 +488,6 @@ def _flat(x: Stream, width: int) -> Stream:
   pixels = x.value.shape[1] * x.value.shape[2]
   flat = x.value.reshape(x.value.shape[0], pixels * len(x.channels))
   return Stream(flat, (width * np.arange(pixels)[:, None] + x.channels).reshape(-1))
-
-
-def _has_kernel(kept: Mapping[str, Any], name: str) -> bool:
-  return name.rpartition('/')[0] + '/kernel' in kept
 
 
 def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def about(workdir: files.PathLike) -> dict[str, Any]:
     the metrics of the run's loss (accuracy, 0 to 1, for classification), params, macs (of one
     image) and widths (channels by path of the scale) of its stage; module: class and arguments of
     its Linen module as in `narrow.describe`, None if widths do not describe it; full_module: those
-    of the full network, None for a person's own model.
+    of the full network, None for a person's own model, and where no narrow module is the thin one.
 
   Raises:
     WorkdirError: the directory holds no run with a complete stage.
@@ -129,7 +129,7 @@ def about(workdir: files.PathLike) -> dict[str, Any]:
   config, dataset = _read(here, stage)
   described = full = None
   if not parts.is_name(config.model.name):
-    full = narrow.describe(_linen_module(config, dataset))
+    full = _narrowed(_linen_module(config, dataset), here.plan_after(stage))
     with contextlib.suppress(narrow.NarrowError):
       described = narrow.describe(module(here.path))
   record = here.record(stage)
@@ -142,6 +142,16 @@ def about(workdir: files.PathLike) -> dict[str, Any]:
     'module': described,
     'full_module': full,
   }
+
+
+def _narrowed(model: nn.Module, pruned: Plan | None) -> dict[str, Any] | None:
+  """Returns the description of the full network; None if no narrow module computes the thin one."""
+  try:
+    if pruned is not None:
+      narrow.with_indices(model, pruned)
+    return narrow.describe(model)
+  except narrow.NarrowError:
+    return None
 
 
 def config_of(workdir: files.PathLike) -> tuple[Config, dict[str, Any]]:
