@@ -22,7 +22,7 @@ ALIKE = ('linen_loop', 'equinox_loop')  # the functions they call have tests of 
 
 
 def test_there_are_no_others():
-  assert {path.stem for path in EXAMPLES.glob('*.py')} == {*LOOPS, *ALIKE, 'serve'}
+  assert {path.stem for path in EXAMPLES.glob('*.py')} == {*LOOPS, *ALIKE, 'vit_loop', 'serve'}
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,17 @@ def test_loops_run(name, monkeypatch, capsys):
   words = r'sparse: [\d.]+%.*\nchannels -5.*MACs.*\npruned: .*\nfine-tuned: [\d.]+%'
   assert re.match(words, capsys.readouterr().out)
   assert made['info'].after.macs < 0.3 * made['info'].before.macs
+
+
+@pytest.mark.slow
+def test_the_loop_with_gates_runs(monkeypatch, capsys):
+  path = EXAMPLES / 'vit_loop.py'
+  assert len(path.read_text().splitlines()) <= 60
+  monkeypatch.setattr(sys, 'argv', [str(path), '1'])
+  with jax.numpy_rank_promotion('allow'):  # JAX's default
+    runpy.run_path(str(path))
+  macs = [int(n.replace(',', '')) for n in re.findall(r'([\d,]+) MACs', capsys.readouterr().out)]
+  assert len(macs) == 3 and macs[1] == macs[2] < 0.51 * macs[0]
 
 
 def test_the_server_answers(two_passes):
