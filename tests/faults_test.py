@@ -380,12 +380,12 @@ def test_full_disk_ends_with_a_line_and_what_is_complete_stays(digits_dir, tmp_p
 
 
 @pytest.mark.slow
-def test_a_hundred_kills_at_random_moments_lose_nothing(digits_dir, tmp_path):
+def test_kills_at_random_moments_lose_nothing(digits_dir, tmp_path):
   """Over the whole pipeline with two passes, the result is bit for bit that of no kills."""
   fields = {**commands.TINY, 'data_dir': digits_dir, 'model.name': 'mlp', 'model.widths': (12, 8)}
   commands.run(commands.main(tmp_path / 'whole', **fields))
   random, kills, runs = np.random.default_rng(0), 0, 0
-  while kills < 100:
+  while kills < 20:  # attacks_test.py has hundreds
     runs += 1
     name = tmp_path / f'run{runs}'
     while True:
