@@ -7,6 +7,7 @@ Trains with sparsity, removes channels, fine-tunes and evaluates, as the config 
 command continues a run that was stopped, and says so if the run is complete.
 """
 
+from collections.abc import Callable
 import functools
 
 from absl import flags
@@ -14,7 +15,6 @@ import jax
 
 from slim_jax import command
 from slim_jax.display import tables
-from slim_jax.report import page
 from slim_jax.runs import pipeline, schema, stages
 from slim_jax.runtime import interrupt, processes
 
@@ -47,15 +47,23 @@ def main() -> None:
     interrupt.end_after(interrupt.seconds_of(flags.FLAGS.budget))
   config, workdir = schema.complete(flags.FLAGS.config), flags.FLAGS.workdir
   last = stages.named(config, flags.FLAGS.until) if flags.FLAGS.until else None
+  write_page = _page() if flags.FLAGS.report else None
   after_stage = None
   # Several processes read checkpoints together; one that failed to would hold up the others' run.
-  if flags.FLAGS.report and jax.process_count() == 1:
-    after_stage = functools.partial(page.at_end, workdir)
+  if write_page and jax.process_count() == 1:
+    after_stage = functools.partial(write_page, workdir)
   records = pipeline.run(config, workdir, last=last, after_stage=after_stage)
   if processes.is_first():
     tables.show(records)
-  if flags.FLAGS.report:
-    page.at_end(workdir, timed=last is None)
+  if write_page:
+    write_page(workdir, timed=last is None)
+
+
+def _page() -> Callable[..., None]:
+  """Returns what writes the page; its imports take half a second."""
+  from slim_jax.report import page
+
+  return page.at_end
 
 
 if __name__ == '__main__':

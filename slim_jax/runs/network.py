@@ -76,7 +76,9 @@ def model_of(config: Config, num_classes: int) -> Model:
       models.create(name, num_classes=num_classes, **computation, **arguments)
     )
   constructor = parts.find(name, field='model.name')
-  return model_functions.of_part(
+  from slim_jax.runs import own_model  # imports NNX
+
+  return own_model.of_part(
     constructor,
     f'config.model.name={name!r}',
     num_classes=num_classes,
