@@ -16,7 +16,9 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import sys
+import time
 import warnings
 
 from helpers import commands, compiling, configs, pages, pictures
@@ -135,6 +137,43 @@ def test_several_runs_want_one_workdir(digits_dir, tmp_path):
   assert all('WorkdirError: another run is at work' in output for output in refused), refused
   commands.run(commands.main(tmp_path / 'alone', **fields))
   assert records_of(tmp_path / 'run') == records_of(tmp_path / 'alone')
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_a_process_that_is_stopped_for_a_while_changes_nothing(
+  processes, digits_dir, venv, tmp_path
+):
+  """SIGSTOP and SIGCONT, as batch systems suspend jobs; of two processes, the second one."""
+  environ = {'VENV': str(venv), **(TWO if processes > 1 else {})}
+
+  def start(workdir):
+    command = programs(workdir, digits_dir, processes)['train']
+    return commands.start([*command, '--noreport'], **environ)
+
+  commands.finish(start(tmp_path / 'whole'))
+  run = start(tmp_path / 'run')
+  while not (tmp_path / 'run' / 'metrics.jsonl').exists():
+    assert run.poll() is None, run.communicate()[0]
+    time.sleep(0.01)
+  stopped = run.pid if processes == 1 else _trainers(run.pid)[-1]
+  for _ in range(3):
+    os.kill(stopped, signal.SIGSTOP)
+    time.sleep(3)
+    os.kill(stopped, signal.SIGCONT)
+    time.sleep(0.5)
+    if run.poll() is not None:
+      break
+  commands.finish(run)
+  assert records_of(tmp_path / 'run') == records_of(tmp_path / 'whole')
+
+
+def _trainers(pid):
+  """Returns the processes below one that are Python, by number."""
+  below = []
+  for child in pathlib.Path(f'/proc/{pid}/task/{pid}/children').read_text().split():
+    name = pathlib.Path(f'/proc/{child}/cmdline').read_bytes()
+    below += [int(child)] * (b'slim_jax.main' in name.split(b'\0')) + _trainers(child)
+  return sorted(set(below))
 
 
 def test_a_study_that_is_killed_goes_on(digits_dir, tmp_path):

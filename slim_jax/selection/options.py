@@ -38,7 +38,9 @@ class SelectionOptions:
       and channels tied to them, are not ranked: a fraction refers to the others.
     multiple_of: widths are rounded up to a multiple of this (or to all channels that the layer
       has). Those taken back have the largest scores. A layer that loses every channel stays empty.
-    per_layer: whether the cutoff is applied to each layer separately instead of to all at once.
+    per_layer: whether the cutoff is applied to each layer separately instead of to all at once. A
+      fraction then removes `int(n * fraction) + 1` of each: at 0.5, 3 of 4 heads; `multiple_of=2`
+      leaves 2 of them.
     strict: whether channels stay only if their score is strictly greater than the largest that is
       removed, as in the paper: all that equal it are removed, which can be many more than were
       asked for, such as all scales that are exactly 0. By default as many are removed as if no
