@@ -7,6 +7,7 @@ another norm's. In a tree of parameters alone, the module's name decides.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -63,7 +64,8 @@ def scales(variables: Any) -> Any:
   Args:
     variables: variables or parameters of a Flax (Linen or NNX), Haiku, Equinox or Keras model.
       Give all variables if you can: running statistics distinguish BatchNorm from LayerNorm. Among
-      parameters alone, a scale counts unless its module is named like another norm.
+      parameters alone, a scale counts unless its module is named like another norm, or has modules
+      inside.
       Keras: a tree of `keras.Variable`s, or of arrays keyed by `variable.path`.
 
   Returns:
@@ -128,7 +130,7 @@ def pulled_only(variables: Any) -> str:
   pulled = [
     tree.show(path)
     for path, names in named.names.items()
-    if names[-1] in SCALES and path not in found and _is_named_batch_norm(names, named.leaves[path])
+    if names[-1] in SCALES and path not in found and _is_named_batch_norm(named, path)
   ]
   if not pulled:
     return ''
@@ -180,6 +182,11 @@ class _Named:
   paths: Mapping[Path, Path]
   statistics: Mapping[Path, Sequence[Path]]
   equinox: Mapping[Path, Sequence[Path]]
+
+  @functools.cached_property
+  def blocks(self) -> set[Path]:
+    """Names of the modules that have modules inside."""
+    return {names[:n] for names in self.names.values() for n in range(len(names) - 1)}
 
   @classmethod
   def of(cls, variables: Any) -> '_Named':
@@ -286,16 +293,22 @@ def _is_batch_norm(named: _Named, path: Path, statistics: Sequence[Path]) -> boo
   if path[:-1] in named.equinox:
     return True
   if not named.statistics and not named.equinox:
-    return _is_named_batch_norm(named.names[path], leaf)
+    return _is_named_batch_norm(named, path)
   if _is_vector(leaf):
     return bool(statistics)
   # `scan` and `vmap` over layers stack their scales, and their statistics alike.
   return any(named.leaves[other].shape == leaf.shape for other in statistics)
 
 
-def _is_named_batch_norm(names: Path, leaf: Any) -> bool:
-  """Returns whether a scale among parameters alone is BatchNorm's, by its module's name."""
+def _is_named_batch_norm(named: _Named, path: Path) -> bool:
+  """Returns whether a scale among parameters alone is BatchNorm's, by its module's name.
+
+  A module that has modules inside is no norm, so the scale of a block, as of ConvNeXt, is not one.
+  """
+  names, leaf = named.names[path], named.leaves[path]
   *_, module, name = ('', *names)
+  if names[:-1] in named.blocks:
+    return False
   if name == 'weight' or not _is_vector(leaf):  # other layers have such leaves, too
     return bool(_BATCH_NORM.search(module))
   return not _OTHER_NORM.search(module)

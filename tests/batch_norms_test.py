@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import slim_jax
-from slim_jax import batch_norms, tree
+from slim_jax import batch_norms, models, tree
 
 IMAGE = jnp.ones((2, 8, 8, 3))
 
@@ -36,6 +36,18 @@ class Linen(nn.Module):
     x = nn.GroupNorm(2)(nn.LayerNorm()(x))
     x = nn.BatchNorm(True, use_scale=False)(x)
     return nn.BatchNorm(True, use_bias=False, name='last')(x)
+
+
+def test_the_scale_of_a_block_is_no_norm():
+  """ConvNeXt has one beside its layers; a norm has nothing inside."""
+  net = models.ConvNeXt(num_classes=2, patch=2, widths=(4,), neurons=((8,),), kernel=3)
+  shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), IMAGE, train=False))
+  assert shapes['params']['Block_0']['gamma'].shape == (4,)
+  assert not scales(shapes) and not scales(shapes['params'])
+  block = {'BatchNorm_0': {'scale': jnp.ones(4)}, 'scale': jnp.ones(4), 'bias': jnp.ones(4)}
+  assert scales({'Block_0': block}) == ['Block_0/BatchNorm_0/scale']
+  with pytest.raises(ValueError, match='no BatchNorm scale'):
+    slim_jax.add_l1(1e-4).init(shapes['params'])
 
 
 def test_linen():
