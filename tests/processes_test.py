@@ -259,7 +259,7 @@ def test_processes_with_different_configs_end_with_a_reason(venv, tmp_path):
   other = tmp_path / 'venv'
   commands.make_venv(other)
   (other / 'bin' / 'python').write_text(
-    f'#!/bin/sh\nexec {venv}/bin/python "$@" --config.batch_size=1$JAX_PROCESS_ID\n'
+    f'#!/bin/sh\nexec {venv}/bin/python "$@" --config.seed=1$JAX_PROCESS_ID\n'
   )
   fields = {**STEPS, 'data_dir': str(tmp_path / 'tfds')}
   process = together(other, 2, *commands.flags_of(tmp_path / 'run', **fields))
