@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import slim_jax
 from slim_jax import jaxprs
 from slim_jax.channels import analysis, regions, rule
 from slim_jax.channels.rule import RULES, Fact
@@ -88,6 +89,24 @@ def test_nothing_dead_adds_nothing(case):
   ran = [e for e, reads in zip(program.equations, needed.reads, strict=True) if reads is not None]
   if not any(0 in aval.shape for aval in program.avals):
     assert (steps(same.equations) == steps(ran)) == (case.name not in CUT_BY_CONSTANTS)
+
+
+def test_a_right_hand_side_that_becomes_constant_has_a_derivative():
+  """JAX transposes a solution only if all of its right-hand sides have one."""
+  (solved,) = (c.f for c in CASES if c.name == 'custom_linear_solve of two')
+  x, scale = jnp.arange(12.0).reshape(3, 4) + 1, jnp.array([0.5, 2.0, 3.0, 4.0])
+
+  def f(variables, x):
+    first, second = solved(x, x * variables['norm']['scale'][None])
+    return first[:, 2:].sum() + second[:, :2].sum()
+
+  variables = {'norm': {'scale': scale}}
+  dead = {'norm': {'scale': np.arange(4) < 2}}
+  plan = slim_jax.plan(f, variables, x, dead=dead)
+  got = jax.jit(jax.value_and_grad(slim_jax.thin(f, plan)))(plan.slice(variables), x)
+  want = jax.jit(jax.value_and_grad(f))(slim_jax.mask(variables, dead), x)
+  np.testing.assert_allclose(got[0], want[0])
+  np.testing.assert_allclose(got[1]['norm']['scale'], want[1]['norm']['scale'][2:])
 
 
 def test_every_primitive_of_the_table_has_a_case():

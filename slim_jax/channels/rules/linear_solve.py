@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from jax import lax
+import jax.numpy as jnp
 
 from slim_jax import jaxprs
 from slim_jax.channels import analysis, programs, regions
@@ -120,6 +121,8 @@ def _evaluate(ctx: Context, *arrays: Any) -> list[Any]:
     return FULL_WIDTH.evaluate(ctx, *arrays)
   closed = ctx.reads[at]
   held = nonempty(closed)
+  if sum(map(bool, held)) > 1:
+    arrays = _alike(arrays)
 
   def thin(name: str) -> Callable[[list[Any]], list[Any]]:
     program, where = bodies[name]
@@ -140,6 +143,22 @@ def _evaluate(ctx: Context, *arrays: Any) -> list[Any]:
     None if transposed is None else lambda _, sides: transposed(sides),
   )
   return live_parts(ctx, restore(solved, held), closed)
+
+
+def _alike(arrays: Sequence[Any]) -> Sequence[Any]:
+  """Arrays that all have a derivative if one of them has, though it may be zero.
+
+  JAX transposes a solution only if all of its right-hand sides have one. In the full network they
+  may, and a part of one may be constant.
+  """
+  is_float = [x is not None and jnp.issubdtype(x.dtype, jnp.inexact) for x in arrays]
+  first = sum(jnp.real(x[(0,) * x.ndim]) for x, floats in zip(arrays, is_float) if floats)
+
+  def tied(x: Any) -> Any:
+    other = jnp.broadcast_to(jnp.asarray(first, x.dtype), x.shape)
+    return lax.select(jnp.zeros(x.shape, bool), other, x)
+
+  return [tied(x) if floats else x for x, floats in zip(arrays, is_float, strict=True)]
 
 
 register([p.linear_solve_p], Rule(_support, _reads, _evaluate))
