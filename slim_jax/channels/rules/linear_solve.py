@@ -122,7 +122,7 @@ def _evaluate(ctx: Context, *arrays: Any) -> list[Any]:
   closed = ctx.reads[at]
   held = nonempty(closed)
   if sum(map(bool, held)) > 1:
-    arrays = _alike(arrays)
+    arrays = tuple(_alike(arrays))
 
   def thin(name: str) -> Callable[[list[Any]], list[Any]]:
     program, where = bodies[name]
