@@ -1,12 +1,13 @@
 """Attacks on whole runs; all are long. Each prints what it tried.
 
   python -m pytest --slow -s tests/attacks_test.py -k kills          ATTACKS=200
+  python -m pytest --slow -s tests/attacks_test.py -k "want_one or stopped or study or switches or odd"
   python -m pytest --slow -s tests/attacks_test.py -k torn           ATTACKS=500
   python -m pytest --slow -s tests/attacks_test.py -k image_files    (80)
   python -m pytest --slow -s tests/attacks_test.py -k mistakes       (40)
   python -m pytest --slow -s tests/readers_test.py                   (10,000 for each reader)
 
-The variable ATTACKS of the environment sets the number of the first two.
+The variable ATTACKS of the environment sets how many kills and damaged files there are.
 """
 
 import collections

@@ -61,9 +61,9 @@ def test_notebook(tmp_path):
   assert float(re.search(r'masked network: (\S+)', text)[1]) < 1e-4
   for place in ('right after the cut', 'after fine-tuning'):
     assert float(re.search(rf'accuracy {place}: ([\d.]+)%', text)[1]) > 95
-  assert (
-    text.count('epoch 5 of') == 2 and 'sparse, pass 1: epoch 12 of 12, loss' in text
-  )  # progress
+  # Progress of the loops in cells, and of a run.
+  assert text.count('epoch 5 of') == 2
+  assert 'sparse, pass 1: epoch 12 of 12, loss' in text
   runs = re.findall(r'baseline +([\d.]+)%.*?finetuned +([\d.]+)%', text, re.S)
   assert len(runs) == 2
   for baseline, finetuned in runs:

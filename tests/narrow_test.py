@@ -146,7 +146,6 @@ def test_statistics_and_gradients_with_lists_of_channels(name, bias, x64):
   check_training(model, narrow.with_indices(model, plan), plan, variables, x)
 
 
-@pytest.mark.slow
 def cut_units(model, variables, x, where):
   units = slim_jax.units(infer(model), variables, x, where=where)
   rng = np.random.default_rng(0)
@@ -182,6 +181,7 @@ def test_what_heads_and_neurons_do_not_describe_is_refused(name, x64):
       make(model, plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bottleneck', [True, False])
 def test_branches_that_are_gone(bottleneck, x64):
   """Block 1 has no channel left between its convolutions."""

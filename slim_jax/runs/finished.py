@@ -104,9 +104,7 @@ def module(workdir: files.PathLike) -> nn.Module:
   here = Workdir(files.path_of(workdir))
   stage = _last(here)
   config, dataset = _read(here, stage)
-  pruned = here.plan_after(stage)
-  model = _linen_module(config, dataset)
-  return model if pruned is None else narrow.module(model, pruned)
+  return _thin_module(_linen_module(config, dataset), here.plan_after(stage))
 
 
 def about(workdir: files.PathLike) -> dict[str, Any]:
@@ -129,9 +127,13 @@ def about(workdir: files.PathLike) -> dict[str, Any]:
   config, dataset = _read(here, stage)
   described = full = None
   if not parts.is_name(config.model.name):
-    full = _narrowed(_linen_module(config, dataset), here.plan_after(stage))
+    model, pruned = _linen_module(config, dataset), here.plan_after(stage)
     with contextlib.suppress(narrow.NarrowError):
-      described = narrow.describe(module(here.path))
+      if pruned is not None:
+        narrow.with_indices(model, pruned)  # raises if no narrow module computes the thin network
+      full = narrow.describe(model)
+    with contextlib.suppress(narrow.NarrowError):
+      described = narrow.describe(_thin_module(model, pruned))
   record = here.record(stage)
   figures = (*quantities.metrics_of(record), 'loss', 'params', 'macs')
   return {
@@ -144,14 +146,9 @@ def about(workdir: files.PathLike) -> dict[str, Any]:
   }
 
 
-def _narrowed(model: nn.Module, pruned: Plan | None) -> dict[str, Any] | None:
-  """Returns the description of the full network; None if no narrow module computes the thin one."""
-  try:
-    if pruned is not None:
-      narrow.with_indices(model, pruned)
-    return narrow.describe(model)
-  except narrow.NarrowError:
-    return None
+def _thin_module(model: nn.Module, pruned: Plan | None) -> nn.Module:
+  """Returns the module itself if it is not pruned, else its narrow form."""
+  return model if pruned is None else narrow.module(model, pruned)
 
 
 def config_of(workdir: files.PathLike) -> tuple[Config, dict[str, Any]]:

@@ -63,10 +63,8 @@ def remove_weight_norm(
       'no kernel is normalised: the function reads every variable of two axes or more directly, or '
       'inside a loop'
     )
-  values = jax.jit(lambda arrays: _values(program, normalised.values(), arrays))(
-    list(leaves.values())
-  )
   arrays = list(leaves.values())
+  values = jax.jit(lambda arrays: _values(program, normalised.values(), arrays))(arrays)
   for n, value in zip(normalised, values, strict=True):
     arrays[n] = value.astype(arrays[n].dtype)
 
@@ -101,10 +99,7 @@ def _normalised(program: Program, count: int, states: Sequence[tree.Path | None]
     shape = program.avals[leaf].shape
     if len(shape) < 2 or math.prod(shape) < 2 or leaf in data:
       continue
-    family = _dependents(program, [leaf])
-    within = family - data
-    if len(within) == 1:
-      continue
+    within = _dependents(program, [leaf]) - data
     used = _used(program, within, data, states)
     for value in sorted(within - {leaf}):
       fits = program.avals[value].shape == shape

@@ -12,5 +12,5 @@ if metadata.version('jaxlib').startswith('0.10.'):
 
 
 def flags(devices: int = 1) -> str:
-  """Returns what XLA_FLAGS is to be, for so many CPU devices."""
+  """Returns the value of XLA_FLAGS for a number of CPU devices."""
   return ' '.join([*_FLAGS, f'--xla_force_host_platform_device_count={devices}'])
